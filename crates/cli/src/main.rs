@@ -1,0 +1,2 @@
+//! The `sparamx` command.
+fn main() {}

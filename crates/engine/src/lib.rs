@@ -1,0 +1,1 @@
+//! Tokenizer, sampling, KV cache and generation.

@@ -1,0 +1,1 @@
+//! The strip16 packed weight layout and its safetensors container.

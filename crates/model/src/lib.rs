@@ -1,0 +1,1 @@
+//! Llama-family models read from Hugging Face directories.

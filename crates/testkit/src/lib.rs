@@ -1,0 +1,1 @@
+//! Oracles, matrix generators, tolerances and the skip policy of the tests.
