@@ -1,0 +1,150 @@
+//! The running CPU, and the tokens that prove what it can do.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::sync::OnceLock;
+
+use crate::{Features, Isa, Machine, Os, Report, UnknownIsa, evaluate};
+
+/// The environment variable that forces a lower level: `portable`, `avx2`, `avx512` or `amx`. Empty is as if not set.
+pub const ISA_VARIABLE: &str = "SPARAMX_ISA";
+
+/// What may be used on the running machine. Made by [`Cpu::detect`] only, so its answers can be relied on for safety.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    report: &'static Report,
+}
+
+impl Cpu {
+    /// Looks at the machine, once per process. Call it before threads are started: it requests the permission for AMX
+    /// tiles, unless [`ISA_VARIABLE`] forces a level below.
+    ///
+    /// # Errors
+    /// The variable holds no level, or one that this machine does not reach.
+    pub fn detect() -> Result<Cpu, CpuError> {
+        static REPORT: OnceLock<Result<Report, CpuError>> = OnceLock::new();
+        let report =
+            REPORT.get_or_init(|| resolve(&Machine, std::env::var_os(ISA_VARIABLE).as_deref()));
+        match report {
+            Ok(report) => Ok(Cpu { report }),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    /// All that kernels may use here.
+    pub fn features(&self) -> Features {
+        self.report.features
+    }
+
+    /// The highest level that kernels may use here.
+    pub fn isa(&self) -> Isa {
+        self.report.isa
+    }
+
+    /// The proof that [`crate::avx2_fns!`] functions may be called.
+    pub fn avx2(&self) -> Option<Avx2> {
+        self.features().contains(Features::AVX2).then_some(Avx2(()))
+    }
+
+    /// The proof that [`crate::avx512_fns!`] functions may be called.
+    pub fn avx512(&self) -> Option<Avx512> {
+        self.features()
+            .contains(Features::AVX512)
+            .then_some(Avx512(()))
+    }
+
+    /// The proof that tiles and `tdpbf16ps` may be used.
+    pub fn amx(&self) -> Option<Amx> {
+        self.features()
+            .contains(Features::AMX_BF16)
+            .then_some(Amx(()))
+    }
+
+    /// What was found, for people to read.
+    pub fn report(&self) -> &'static Report {
+        self.report
+    }
+}
+
+/// Proof of [`Features::AVX2`] on the running machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+/// Proof of [`Features::AVX512`] on the running machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512(());
+
+/// Proof of [`Features::AMX_BF16`] on the running machine, the permission to use tiles included.
+#[derive(Clone, Copy, Debug)]
+pub struct Amx(());
+
+impl Avx512 {
+    /// The level below.
+    pub fn avx2(self) -> Avx2 {
+        Avx2(())
+    }
+}
+
+impl Amx {
+    /// The level below.
+    pub fn avx512(self) -> Avx512 {
+        Avx512(())
+    }
+}
+
+/// Why no level could be chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuError {
+    /// [`ISA_VARIABLE`] holds no level.
+    UnknownLevel(UnknownIsa),
+    /// [`ISA_VARIABLE`] asks for more than the machine has.
+    LevelMissing {
+        /// The level asked for.
+        level: Isa,
+        /// The highest level there is.
+        highest: Isa,
+        /// What is lacking, in words.
+        missing: Vec<String>,
+    },
+}
+
+impl fmt::Display for CpuError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuError::UnknownLevel(error) => write!(f, "{ISA_VARIABLE}: {error}"),
+            CpuError::LevelMissing {
+                level,
+                highest,
+                missing,
+            } => write!(
+                f,
+                "{ISA_VARIABLE}={level}: this machine reaches {highest} and lacks {}; unset the variable or choose {highest} or lower",
+                missing.join(", ")
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CpuError {}
+
+/// [`evaluate`] with the limit read from the value of [`ISA_VARIABLE`].
+fn resolve(os: &dyn Os, setting: Option<&OsStr>) -> Result<Report, CpuError> {
+    let limit = match setting {
+        Some(value) if !value.is_empty() => Some(
+            value
+                .to_string_lossy()
+                .parse::<Isa>()
+                .map_err(CpuError::UnknownLevel)?,
+        ),
+        _ => None,
+    };
+    let report = evaluate(os, limit);
+    match limit {
+        Some(level) if level > report.isa => Err(CpuError::LevelMissing {
+            level,
+            highest: report.isa,
+            missing: report.missing(level),
+        }),
+        _ => Ok(report),
+    }
+}
