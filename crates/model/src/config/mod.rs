@@ -1,0 +1,280 @@
+//! `config.json`: the shape of a model.
+
+mod fields;
+mod scaling;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+use crate::registry::{self, Family};
+
+pub(crate) use fields::{Fields, MAX_SIZE};
+pub use scaling::RopeScaling;
+
+/// More layers than any model has; a limit so that a damaged file cannot ask for terabytes of bookkeeping.
+const MAX_LAYERS: usize = 4096;
+
+/// A family of models, by the name that `config.json` calls its `model_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arch {
+    /// Llama 1, 2 and 3, and what shares their architecture.
+    Llama,
+    /// Mistral: Llama with a sliding window on every layer.
+    Mistral,
+    /// Qwen2 and Qwen2.5: bias on q, k and v; a sliding window on some layers.
+    Qwen2,
+    /// Qwen3: norms on the heads of q and k; a sliding window on some layers.
+    Qwen3,
+}
+
+/// The shape of a model. Fields have the names of Hugging Face's `config.json`; what is absent there is filled in with the
+/// default that Transformers has for the family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The family.
+    pub arch: Arch,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width between gate/up and down.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Width of a head, even. Need not be `hidden_size / num_attention_heads`.
+    pub head_dim: usize,
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Positions that the model was made for. See [`Config::context_length`].
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Base of the rotary frequencies, above 1.
+    pub rope_theta: f64,
+    /// How the rotary frequencies are stretched to longer contexts.
+    pub rope_scaling: RopeScaling,
+    /// The output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// The q, k and v projections have a bias.
+    pub qkv_bias: bool,
+    /// The o projection has a bias.
+    pub o_bias: bool,
+    /// The gate, up and down projections have a bias.
+    pub mlp_bias: bool,
+    /// The heads of q and k are normalized before they are rotated.
+    pub qk_norm: bool,
+    /// Per layer: a token attends to this many tokens, itself counted; `None` is all before it.
+    pub windows: Vec<Option<usize>>,
+    /// The token a text starts with.
+    pub bos_token_id: Option<u32>,
+    /// Tokens that end a text.
+    pub eos_token_id: Vec<u32>,
+    /// Weights are packed in the layout `strip16`, version 1.
+    pub packed: bool,
+}
+
+impl Config {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`] and those of [`Config::from_json`].
+    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+        let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
+        Self::from_json(&bytes, path)
+    }
+
+    /// Reads the text of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// [`ModelError::Json`], [`ModelError::MissingField`], [`ModelError::BadField`],
+    /// [`ModelError::UnsupportedArchitecture`] or [`ModelError::UnsupportedQuantization`].
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ModelError> {
+        let map: Map<String, Value> = serde_json::from_slice(json)
+            .map_err(|e| ModelError::Json { path: path.to_owned(), error: e.to_string() })?;
+        let fields = Fields::new(path, &map);
+        let family = family(&fields)?;
+        let packed = is_packed(&fields)?;
+        let config = read(&fields, family, packed)?;
+        check(&fields, &config)?;
+        Ok(config)
+    }
+
+    /// Width of the queries of all heads.
+    pub fn q_width(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of the keys, and of the values, of all heads.
+    pub fn kv_width(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// The longest sequence that the model was made for, in tokens: `max_position_embeddings`, or what the scaling of the
+    /// rotary frequencies stretches it to where that is known.
+    pub fn context_length(&self) -> usize {
+        let stretched = match self.rope_scaling {
+            // Defined by how far max_position_embeddings is exceeded.
+            RopeScaling::Dynamic { factor } => self.max_position_embeddings as f64 * factor,
+            // Qwen's instructions add yarn to config.json and leave max_position_embeddings.
+            RopeScaling::Yarn { factor, original_max_position_embeddings, .. } => {
+                original_max_position_embeddings as f64 * factor
+            }
+            RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 0.0,
+        };
+        self.max_position_embeddings.max((stretched as usize).min(MAX_SIZE))
+    }
+}
+
+/// The family that `architectures` names, or `model_type` where that is absent.
+fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
+    let unsupported = |found: &str| ModelError::UnsupportedArchitecture {
+        path: fields.path().to_owned(),
+        found: found.to_owned(),
+    };
+    if let Some(list) = fields.get("architectures") {
+        let name = list.get(0).and_then(Value::as_str);
+        let name = name.ok_or_else(|| fields.bad("architectures", list, "a list of one name"))?;
+        return registry::by_architecture(name).ok_or_else(|| unsupported(name));
+    }
+    let name = fields.optional_text("model_type")?.ok_or_else(|| fields.missing("architectures"))?;
+    registry::by_model_type(name).ok_or_else(|| unsupported(name))
+}
+
+/// Whether `quantization_config` says that weights are packed by this program; any other method is refused.
+fn is_packed(fields: &Fields) -> Result<bool, ModelError> {
+    let Some(quantization) = fields.object("quantization_config")? else { return Ok(false) };
+    let method = match quantization.optional_text("quant_method")? {
+        Some("sparamx") => None,
+        Some(other) => Some(format!("'{other}'")),
+        None => Some("a method that quantization_config does not name".to_owned()),
+    };
+    if let Some(method) = method {
+        return Err(ModelError::UnsupportedQuantization { path: fields.path().to_owned(), method });
+    }
+    let layout = quantization.optional_text("layout")?.ok_or_else(|| quantization.missing("layout"))?;
+    if layout != "strip16" {
+        return Err(quantization.bad("layout", layout, "strip16"));
+    }
+    let version = quantization.size("version")?;
+    if version != 1 {
+        return Err(quantization.bad("version", version, "1: this file is from a newer sparamx"));
+    }
+    Ok(true)
+}
+
+fn read(fields: &Fields, family: &Family, packed: bool) -> Result<Config, ModelError> {
+    let defaults = &family.defaults;
+    let num_hidden_layers = fields.size("num_hidden_layers")?;
+    if num_hidden_layers > MAX_LAYERS {
+        return Err(fields.bad("num_hidden_layers", num_hidden_layers, format!("at most {MAX_LAYERS}")));
+    }
+    let max_position_embeddings =
+        fields.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+    let num_attention_heads = fields.size("num_attention_heads")?;
+    let hidden_size = fields.size("hidden_size")?;
+    let vocab_size = fields.size("vocab_size")?;
+    let (rope_theta, rope_scaling) = scaling::read(fields, max_position_embeddings)?;
+    let parts = (family.parts)(fields, num_hidden_layers)?;
+    Ok(Config {
+        arch: family.arch,
+        hidden_size,
+        intermediate_size: fields.size("intermediate_size")?,
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads: key_value_heads(fields, defaults.num_key_value_heads, num_attention_heads)?,
+        head_dim: head_dim(fields, defaults.head_dim, hidden_size, num_attention_heads)?,
+        vocab_size,
+        max_position_embeddings,
+        rms_norm_eps: fields.number_above("rms_norm_eps", 0.0, Some(1e-6))? as f32,
+        rope_theta,
+        rope_scaling,
+        tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
+        qkv_bias: parts.qkv_bias,
+        o_bias: parts.o_bias,
+        mlp_bias: parts.mlp_bias,
+        qk_norm: parts.qk_norm,
+        windows: parts.windows,
+        bos_token_id: token_ids(fields, "bos_token_id", defaults.bos_token_id, vocab_size)?.first().copied(),
+        eos_token_id: token_ids(fields, "eos_token_id", defaults.eos_token_id, vocab_size)?,
+        packed,
+    })
+}
+
+fn key_value_heads(fields: &Fields, default: Option<usize>, heads: usize) -> Result<usize, ModelError> {
+    match fields.optional_size("num_key_value_heads")? {
+        Some(found) => Ok(found),
+        None if fields.is_null("num_key_value_heads") => Ok(heads),
+        None => Ok(default.unwrap_or(heads)),
+    }
+}
+
+fn head_dim(
+    fields: &Fields,
+    default: Option<usize>,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<usize, ModelError> {
+    let given = fields.optional_size("head_dim")?;
+    match given.or(default.filter(|_| !fields.is_null("head_dim"))) {
+        Some(head_dim) => Ok(head_dim),
+        None if hidden_size.is_multiple_of(heads) => Ok(hidden_size / heads),
+        None => Err(fields.bad(
+            "num_attention_heads",
+            heads,
+            format!("a divisor of hidden_size {hidden_size}, as there is no head_dim"),
+        )),
+    }
+}
+
+/// One id, a list of ids, or none. Absent is the default, if the vocabulary has it; null is none.
+fn token_ids(
+    fields: &Fields,
+    field: &str,
+    default: Option<u32>,
+    vocab_size: usize,
+) -> Result<Vec<u32>, ModelError> {
+    let in_range = |id: u32| (id as usize) < vocab_size;
+    let one = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|&id| in_range(id));
+        id.ok_or_else(|| fields.bad(field, value, format!("token ids below vocab_size {vocab_size}")))
+    };
+    match fields.get(field) {
+        None if fields.is_null(field) => Ok(Vec::new()),
+        None => Ok(default.filter(|&id| in_range(id)).into_iter().collect()),
+        Some(Value::Array(list)) => list.iter().map(one).collect(),
+        Some(value) => Ok(vec![one(value)?]),
+    }
+}
+
+/// Checks what fields say together, and that nothing is asked for that the forward pass does not do.
+fn check(fields: &Fields, c: &Config) -> Result<(), ModelError> {
+    if !c.num_attention_heads.is_multiple_of(c.num_key_value_heads) {
+        let expected = format!("a divisor of num_attention_heads {}", c.num_attention_heads);
+        return Err(fields.bad("num_key_value_heads", c.num_key_value_heads, expected));
+    }
+    if !c.head_dim.is_multiple_of(2) {
+        return Err(fields.bad("head_dim", c.head_dim, "an even number: rotary embeddings turn pairs"));
+    }
+    // Both factors are at most 2^24, so this is the product and not what is left of it.
+    if c.q_width() > MAX_SIZE {
+        let expected = format!("at most {MAX_SIZE} together with num_attention_heads {}", c.num_attention_heads);
+        return Err(fields.bad("head_dim", c.head_dim, expected));
+    }
+    if matches!(c.rope_scaling, RopeScaling::Dynamic { .. }) && c.head_dim < 4 {
+        return Err(fields.bad("head_dim", c.head_dim, "at least 4 for dynamic rope scaling"));
+    }
+    if let Some(act) = fields.optional_text("hidden_act")?.filter(|&act| act != "silu") {
+        return Err(fields.bad("hidden_act", act, "silu"));
+    }
+    let rotated = fields.optional_number("partial_rotary_factor")?;
+    if let Some(part) = rotated.filter(|&part| part != 1.0) {
+        return Err(fields.bad("partial_rotary_factor", part, "1.0 for this architecture"));
+    }
+    Ok(())
+}

@@ -1,0 +1,295 @@
+//! What can be wrong with a checkpoint or with a call into this crate.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use sparamx_format::FormatError;
+use sparamx_kernels::KernelError;
+
+/// Errors of this crate. Every message names the file and the tensor or field, and where there is one the way out.
+#[derive(Debug)]
+pub enum ModelError {
+    /// A file or folder cannot be read.
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
+    /// A folder holds neither `model.safetensors` nor `model.safetensors.index.json`.
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+        /// What to do about it.
+        hint: &'static str,
+    },
+    /// A file is not JSON, or not an object.
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        error: String,
+    },
+    /// A field that has no default is absent or null.
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// The field, with the objects around it: `rope_scaling.factor`.
+        field: String,
+    },
+    /// A field holds what it cannot hold, or contradicts another one.
+    BadField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it holds.
+        found: String,
+        /// What it may hold.
+        expected: String,
+    },
+    /// The architecture is none of those that this crate runs.
+    UnsupportedArchitecture {
+        /// The file.
+        path: PathBuf,
+        /// The architecture's name.
+        found: String,
+    },
+    /// The weights are quantized or packed by a method that this crate does not read.
+    UnsupportedQuantization {
+        /// The file.
+        path: PathBuf,
+        /// The method, or what stands in its place.
+        method: String,
+    },
+    /// A container or a packed tensor is not valid.
+    Format(FormatError),
+    /// The index names a file that is not there.
+    MissingShard {
+        /// The index.
+        index: PathBuf,
+        /// The file it names.
+        shard: String,
+        /// A tensor that should be in it.
+        tensor: String,
+    },
+    /// A tensor that `config.json` asks for is in none of the files.
+    MissingTensor {
+        /// Folder of the checkpoint.
+        dir: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor that the model described by `config.json` has no place for.
+    UnexpectedTensor {
+        /// Folder of the checkpoint.
+        dir: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor's shape is not the one that follows from `config.json`.
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that `config.json` asks for.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor's element type is none of F32, F16 and BF16.
+    Dtype {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// A tensor holds NaN, infinity, or a value that becomes infinity in bf16.
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Index of the first such element, counted row by row.
+        element: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// The model does not fit in memory.
+    NotEnoughMemory {
+        /// Bytes the model needs.
+        needed_bytes: u64,
+        /// Bytes this process may still use.
+        available_bytes: u64,
+    },
+    /// The share of zeros asked for is not in `0.0 ..= 1.0`.
+    Sparsity {
+        /// The share.
+        found: f64,
+    },
+    /// A shape was asked for by a name that the table of shapes does not have.
+    UnknownShape {
+        /// The name.
+        name: String,
+    },
+    /// An input without tokens.
+    EmptyInput {
+        /// Index of the input.
+        input: usize,
+    },
+    /// A token id that the vocabulary does not have.
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Number of ids.
+        vocab_size: usize,
+    },
+    /// The KV cache has no room for the tokens.
+    CacheFull {
+        /// Tokens it would hold.
+        needed: usize,
+        /// Tokens it can hold.
+        capacity: usize,
+    },
+    /// A kernel refused its operands.
+    Kernel(KernelError),
+}
+
+impl ModelError {
+    pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), error }
+    }
+}
+
+impl From<FormatError> for ModelError {
+    fn from(e: FormatError) -> Self {
+        Self::Format(e)
+    }
+}
+
+impl From<KernelError> for ModelError {
+    fn from(e: KernelError) -> Self {
+        Self::Kernel(e)
+    }
+}
+
+/// Bytes as GiB with two digits, or as they are when few.
+struct Bytes(u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 < 1 << 24 {
+            write!(f, "{} bytes", self.0)
+        } else {
+            write!(f, "{:.2} GiB", self.0 as f64 / (1u64 << 30) as f64)
+        }
+    }
+}
+
+impl fmt::Display for ModelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use ModelError::*;
+        match self {
+            Format(e) => write!(f, "{e}"),
+            Kernel(e) => write!(f, "{e}"),
+            NotEnoughMemory { needed_bytes, available_bytes } => write!(
+                f,
+                "the model needs {} of memory and {} is available: free some, or pack the model at a higher sparsity",
+                Bytes(*needed_bytes),
+                Bytes(*available_bytes)
+            ),
+            Sparsity { found } => write!(f, "a sparsity of {found} is not in 0.0 to 1.0"),
+            UnknownShape { name } => {
+                write!(f, "no shape is called '{name}': there are {}", crate::shapes::names().join(", "))
+            }
+            EmptyInput { input } => write!(f, "input {input} has no tokens: give at least one"),
+            TokenOutOfRange { token, vocab_size } => write!(
+                f,
+                "token id {token} is not in a vocabulary of {vocab_size}: the tokenizer belongs to another model"
+            ),
+            CacheFull { needed, capacity } => write!(
+                f,
+                "{needed} tokens do not fit in a context of {capacity}: shorten the prompt or ask for fewer tokens"
+            ),
+            of_files => of_files.fmt_of_files(f),
+        }
+    }
+}
+
+impl ModelError {
+    /// The variants that name a file or folder.
+    fn fmt_of_files(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use ModelError::*;
+        match self {
+            Io { path, error } => write!(f, "{}: {error}", path.display()),
+            NoWeights { dir, hint } => write!(f, "{}: {hint}", dir.display()),
+            Json { path, error } => write!(f, "{}: not a JSON object: {error}", path.display()),
+            MissingField { path, field } => write!(
+                f,
+                "{}: field '{field}' is missing: take config.json from where the weights come from",
+                path.display()
+            ),
+            BadField { path, field, found, expected } => {
+                write!(f, "{}: field '{field}' is {found}, expected {expected}", path.display())
+            }
+            UnsupportedArchitecture { path, found } => write!(
+                f,
+                "{}: architecture '{found}' is not supported: supported are {}",
+                path.display(),
+                crate::registry::names().join(", ")
+            ),
+            UnsupportedQuantization { path, method } => write!(
+                f,
+                "{}: weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, or one packed \
+                 by `sparamx compress`",
+                path.display()
+            ),
+            MissingShard { index, shard, tensor } => write!(
+                f,
+                "{}: it names '{shard}' for tensor '{tensor}' and there is no such file: download it again",
+                index.display()
+            ),
+            MissingTensor { dir, tensor } => write!(
+                f,
+                "{}: tensor '{tensor}' is missing: config.json asks for it and no safetensors file has it",
+                dir.display()
+            ),
+            UnexpectedTensor { dir, tensor } => write!(
+                f,
+                "{}: the model that config.json describes has no place for tensor '{tensor}': one of the two is wrong",
+                dir.display()
+            ),
+            Shape { path, tensor, expected, found } => write!(
+                f,
+                "{}: tensor '{tensor}' has shape {found:?}, config.json asks for {expected:?}",
+                path.display()
+            ),
+            Dtype { path, tensor, found } => write!(
+                f,
+                "{}: tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16",
+                path.display()
+            ),
+            NotFinite { path, tensor, element, value } => write!(
+                f,
+                "{}: tensor '{tensor}' has {value} at element {element}, which bf16 cannot hold as a number: the file is \
+                 damaged or the training diverged",
+                path.display()
+            ),
+            other => unreachable!("{other:?} is not about a file"),
+        }
+    }
+}
+
+impl std::error::Error for ModelError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::Format(e) => Some(e),
+            Self::Kernel(e) => Some(e),
+            _ => None,
+        }
+    }
+}

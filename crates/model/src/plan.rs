@@ -1,0 +1,92 @@
+//! The tensors that a configuration asks for: names, shapes, and what they are used as.
+
+use crate::Config;
+
+/// What a tensor is used as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Rows are looked up by token id; stays dense. With tied embeddings also the output head.
+    Embedding,
+    /// The matrix `[N, K]` of a linear layer inside a decoder layer; may be packed.
+    Projection,
+    /// The output head `[vocab_size, hidden_size]`; may be packed.
+    Head,
+    /// A norm or a bias, `[N]`; kept in f32.
+    Vector,
+}
+
+impl Role {
+    /// The tensor is a matrix that `linear` multiplies with and that may be stored packed.
+    pub fn may_be_packed(self) -> bool {
+        matches!(self, Self::Projection | Self::Head)
+    }
+}
+
+/// A tensor that a model has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorPlan {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// `[N, K]`, or `[N]` for a vector.
+    pub shape: Vec<usize>,
+    /// Its use.
+    pub role: Role,
+}
+
+/// Name of the embedding.
+pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the last norm.
+pub(crate) const FINAL_NORM: &str = "model.norm.weight";
+/// Name of the output head, when it is not the embedding.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// Name of a tensor in a layer: `layer(3, "mlp.up_proj.weight")`.
+pub(crate) fn layer(layer: usize, part: &str) -> String {
+    format!("model.layers.{layer}.{part}")
+}
+
+/// Every tensor of the model, in the order of the forward pass.
+pub fn tensors(c: &Config) -> Vec<TensorPlan> {
+    let mut plan = vec![TensorPlan {
+        name: EMBEDDING.to_owned(),
+        shape: vec![c.vocab_size, c.hidden_size],
+        role: Role::Embedding,
+    }];
+    for l in 0..c.num_hidden_layers {
+        layer_tensors(c, l, &mut plan);
+    }
+    plan.push(TensorPlan { name: FINAL_NORM.to_owned(), shape: vec![c.hidden_size], role: Role::Vector });
+    if !c.tie_word_embeddings {
+        plan.push(TensorPlan { name: HEAD.to_owned(), shape: vec![c.vocab_size, c.hidden_size], role: Role::Head });
+    }
+    plan
+}
+
+fn layer_tensors(c: &Config, l: usize, plan: &mut Vec<TensorPlan>) {
+    let vector = |part: &str, n| TensorPlan { name: layer(l, part), shape: vec![n], role: Role::Vector };
+    let projection = |module: &str, n, k, bias: bool| {
+        let weight =
+            TensorPlan { name: layer(l, &format!("{module}.weight")), shape: vec![n, k], role: Role::Projection };
+        std::iter::once(weight).chain(bias.then(|| vector(&format!("{module}.bias"), n)))
+    };
+    let (hidden, q, kv, inter) = (c.hidden_size, c.q_width(), c.kv_width(), c.intermediate_size);
+    plan.push(vector("input_layernorm.weight", hidden));
+    plan.extend(projection("self_attn.q_proj", q, hidden, c.qkv_bias));
+    plan.extend(projection("self_attn.k_proj", kv, hidden, c.qkv_bias));
+    plan.extend(projection("self_attn.v_proj", kv, hidden, c.qkv_bias));
+    if c.qk_norm {
+        plan.push(vector("self_attn.q_norm.weight", c.head_dim));
+        plan.push(vector("self_attn.k_norm.weight", c.head_dim));
+    }
+    plan.extend(projection("self_attn.o_proj", hidden, q, c.o_bias));
+    plan.push(vector("post_attention_layernorm.weight", hidden));
+    plan.extend(projection("mlp.gate_proj", inter, hidden, c.mlp_bias));
+    plan.extend(projection("mlp.up_proj", inter, hidden, c.mlp_bias));
+    plan.extend(projection("mlp.down_proj", hidden, inter, c.mlp_bias));
+}
+
+/// Whether a checkpoint may hold this tensor though no model uses it: rotary frequencies that old versions of Transformers
+/// saved, and a copy of tied embeddings.
+pub(crate) fn is_ignored(config: &Config, name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD)
+}
