@@ -118,7 +118,8 @@ impl fmt::Display for CpuError {
                 missing,
             } => write!(
                 f,
-                "{ISA_VARIABLE}={level}: this machine reaches {highest} and lacks {}; unset the variable or choose {highest} or lower",
+                "{ISA_VARIABLE}={level}: this machine reaches {highest} and lacks {}; \
+                 unset the variable or choose {highest} or lower",
                 missing.join(", ")
             ),
         }
@@ -127,7 +128,7 @@ impl fmt::Display for CpuError {
 
 impl std::error::Error for CpuError {}
 
-/// [`evaluate`] with the limit read from the value of [`ISA_VARIABLE`].
+/// [`evaluate()`] with the limit read from the value of [`ISA_VARIABLE`].
 fn resolve(os: &dyn Os, setting: Option<&OsStr>) -> Result<Report, CpuError> {
     let limit = match setting {
         Some(value) if !value.is_empty() => Some(
@@ -146,5 +147,79 @@ fn resolve(os: &dyn Os, setting: Option<&OsStr>) -> Result<Report, CpuError> {
             missing: report.missing(level),
         }),
         _ => Ok(report),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pretend::Pretend;
+
+    fn resolve_text(machine: &Pretend, value: &str) -> Result<Report, CpuError> {
+        resolve(machine, Some(OsStr::new(value)))
+    }
+
+    #[test]
+    fn the_variable_forces_a_lower_level() {
+        for isa in Isa::ALL {
+            let report = resolve_text(&Pretend::sapphire_rapids(), &isa.to_string()).unwrap();
+            assert_eq!((report.isa, report.limit), (isa, Some(isa)));
+        }
+        for unset in [None, Some(OsStr::new(""))] {
+            let report = resolve(&Pretend::sapphire_rapids(), unset).unwrap();
+            assert_eq!((report.isa, report.limit), (Isa::Amx, None));
+        }
+    }
+
+    #[test]
+    fn an_unknown_level_is_refused_before_anything_is_requested() {
+        for value in ["AVX2", "avx-512", "fastest", " amx", "\u{1f980}"] {
+            let machine = Pretend::sapphire_rapids();
+            let error = resolve_text(&machine, value).unwrap_err();
+            assert_eq!(error, CpuError::UnknownLevel(UnknownIsa(value.to_owned())));
+            let text = error.to_string();
+            assert!(
+                text.starts_with("SPARAMX_ISA: unknown")
+                    && text.contains("portable, avx2, avx512 or amx"),
+                "{text}"
+            );
+            assert!(machine.requests.borrow().is_empty());
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_level_that_is_no_text_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let error = resolve(&Pretend::zen3(), Some(OsStr::from_bytes(b"amx\xff"))).unwrap_err();
+        assert!(matches!(error, CpuError::UnknownLevel(_)));
+    }
+
+    #[test]
+    fn a_level_out_of_reach_is_refused_with_what_is_missing() {
+        let error = resolve_text(&Pretend::ice_lake(), "amx").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "SPARAMX_ISA=amx: this machine reaches avx512 and lacks avx512bf16, amx-tile, amx-bf16; \
+             unset the variable or choose avx512 or lower"
+        );
+        let machine = Pretend {
+            request: Err(1),
+            ..Pretend::sapphire_rapids()
+        };
+        let text = resolve_text(&machine, "amx").unwrap_err().to_string();
+        assert!(text.contains("lacks permission to use tiles"), "{text}");
+        assert!(resolve_text(&Pretend::zen3(), "avx512").is_err());
+        assert!(resolve_text(&Pretend::sandy_bridge(), "avx2").is_err());
+        assert!(resolve_text(&Pretend::sandy_bridge(), "portable").is_ok());
+    }
+
+    #[test]
+    fn tokens_follow_the_features() {
+        let cpu = Cpu::detect().expect("a level that this machine has");
+        assert_eq!(cpu.avx2().is_some(), cpu.isa() >= Isa::Avx2);
+        assert_eq!(cpu.avx512().is_some(), cpu.isa() >= Isa::Avx512);
+        assert_eq!(cpu.amx().is_some(), cpu.isa() >= Isa::Amx);
+        assert_eq!(cpu.features(), cpu.report().features);
     }
 }

@@ -1,6 +1,7 @@
 //! The CPUID bits we know by name.
 //!
-//! Source: Intel Software Developer's Manual volume 2, CPUID; AMD64 Architecture Programmer's Manual volume 3, appendix E.
+//! Source: Intel Software Developer's Manual volume 2, CPUID; AMD64 Architecture Programmer's Manual volume 3,
+//! appendix E.
 
 use crate::Os;
 

@@ -15,6 +15,8 @@ mod flags;
 mod isa;
 mod levels;
 mod os;
+#[cfg(test)]
+mod pretend;
 pub mod topology;
 
 pub use cpu::{Amx, Avx2, Avx512, Cpu, CpuError, ISA_VARIABLE};

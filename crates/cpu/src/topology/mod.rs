@@ -99,3 +99,85 @@ pub fn brand() -> String {
 fn available_parallelism() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
+
+#[cfg(test)]
+mod testing {
+    use std::fs;
+
+    /// A temporary root with these files, to be read in place of `/`.
+    pub(super) fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        for (path, text) in files {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().expect("a relative path")).expect("a directory");
+            fs::write(path, text).expect("a file");
+        }
+        root
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_follow_cores_and_quota() {
+        let table = [
+            ((8, None), 8),
+            ((8, Some(2.0)), 2),
+            ((8, Some(2.1)), 3),
+            ((8, Some(0.05)), 1),
+            ((8, Some(64.0)), 8),
+            ((1, None), 1),
+            ((0, None), 1),
+            ((8, Some(f64::MAX)), 8),
+        ];
+        for ((cores, quota), threads) in table {
+            assert_eq!(
+                threads_for(cores, quota),
+                threads,
+                "{cores} cores, quota {quota:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_running_machine_is_described() {
+        let cpus = allowed_cpus();
+        assert!(!cpus.is_empty() && cpus.is_sorted());
+        let mut by_core = cpus_by_core();
+        by_core.sort_unstable();
+        assert_eq!(by_core, cpus);
+        assert!((1..=cpus.len()).contains(&default_threads()));
+        assert!(numa_nodes().iter().all(|node| !node.cpus.is_empty()));
+        assert!(!numa_nodes().is_empty());
+        assert!(!brand().is_empty());
+        assert!(cgroup_cpu_quota().is_none_or(|cpus| cpus > 0.0));
+        #[cfg(target_os = "linux")]
+        assert!(available_memory_bytes().is_some_and(|bytes| bytes > 0));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_thread_is_pinned_and_later_answers_stay() {
+        let cpus = allowed_cpus();
+        let pinned =
+            |cpu: usize| move || (pin_current_thread(cpu), affinity::current(), allowed_cpus());
+        for &cpu in &cpus {
+            let (result, now, allowed) = std::thread::spawn(pinned(cpu)).join().expect("no panic");
+            result.expect("an allowed CPU");
+            assert_eq!(now, Some(vec![cpu]));
+            assert_eq!(allowed, cpus);
+        }
+        let absent = cpus[cpus.len() - 1] + 1000;
+        for cpu in [absent, usize::MAX] {
+            let (result, now, _) = std::thread::spawn(pinned(cpu)).join().expect("no panic");
+            assert_eq!(
+                result.expect_err("no such CPU").kind(),
+                io::ErrorKind::InvalidInput,
+                "{cpu}"
+            );
+            assert_eq!(now, Some(cpus.clone()));
+        }
+    }
+}

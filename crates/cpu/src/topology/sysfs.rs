@@ -152,3 +152,209 @@ fn parse_size(text: &str) -> Option<usize> {
     };
     digits.parse::<usize>().ok()?.checked_mul(unit_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::tree;
+    use super::*;
+
+    #[test]
+    fn lists_are_read() {
+        let list = |text| parse_cpu_list(text).unwrap();
+        assert_eq!(list(""), []);
+        assert_eq!(list("5"), [5]);
+        assert_eq!(list("0-3,8,10-11"), [0, 1, 2, 3, 8, 10, 11]);
+        assert_eq!(list("2,0-2,1"), [0, 1, 2]);
+    }
+
+    #[test]
+    fn hostile_lists_are_refused() {
+        let wrong = [
+            ",",
+            "1,",
+            "-",
+            "1-",
+            "-1",
+            "3-2",
+            "1-2-3",
+            "a",
+            "0x1",
+            "1 2",
+            "0-18446744073709551615",
+            "0-16384",
+            "99999999999999999999",
+            "\u{0}",
+            "1;2",
+        ];
+        for text in wrong {
+            assert_eq!(parse_cpu_list(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read() {
+        assert_eq!(parse_size("48K"), Some(48 << 10));
+        assert_eq!(parse_size("2M"), Some(2 << 20));
+        assert_eq!(parse_size("1G"), Some(1 << 30));
+        assert_eq!(parse_size("512"), Some(512));
+        for wrong in [
+            "",
+            "K",
+            "-1K",
+            "1T",
+            "1.5M",
+            "K1",
+            "1KK",
+            "18446744073709551615K",
+            "é",
+        ] {
+            assert_eq!(parse_size(wrong), None, "{wrong:?}");
+        }
+    }
+
+    fn siblings(groups: &[&[usize]]) -> tempfile::TempDir {
+        let file =
+            |cpu: usize| format!("sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        let list = |group: &[usize]| {
+            group
+                .iter()
+                .map(usize::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        };
+        let pairs = groups
+            .iter()
+            .flat_map(|group| group.iter().map(|&cpu| (file(cpu), list(group))));
+        let files: Vec<(String, String)> = pairs.collect();
+        tree(
+            &files
+                .iter()
+                .map(|(path, text)| (path.as_str(), text.as_str()))
+                .collect::<Vec<_>>(),
+        )
+    }
+
+    #[test]
+    fn cores_come_before_their_second_threads() {
+        let neighbors = siblings(&[&[0, 1], &[2, 3], &[4, 5]]);
+        assert_eq!(
+            by_core(neighbors.path(), &[0, 1, 2, 3, 4, 5]),
+            (vec![0, 2, 4, 1, 3, 5], 3)
+        );
+        // Only one thread of the last core is allowed, and it is the second.
+        assert_eq!(by_core(neighbors.path(), &[2, 3, 5]), (vec![2, 5, 3], 2));
+        let halves = siblings(&[&[0, 2], &[1, 3]]);
+        assert_eq!(by_core(halves.path(), &[0, 1, 2, 3]), (vec![0, 1, 2, 3], 2));
+        let four = siblings(&[&[0, 1, 2, 3]]);
+        assert_eq!(by_core(four.path(), &[0, 1, 2, 3]), (vec![0, 1, 2, 3], 1));
+    }
+
+    #[test]
+    fn without_siblings_each_cpu_is_a_core() {
+        let cpus = [0, 1, 7];
+        assert_eq!(by_core(tree(&[]).path(), &cpus), (cpus.to_vec(), 3));
+        let path = "sys/devices/system/cpu/cpu7/topology/thread_siblings_list";
+        for hostile in ["", "7-0", "0-4294967295", "9000", "\u{0}"] {
+            assert_eq!(
+                by_core(tree(&[(path, hostile)]).path(), &cpus),
+                (cpus.to_vec(), 3),
+                "{hostile:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn nodes_with_cpus_are_listed() {
+        let files = [
+            ("sys/devices/system/node/online", "0-2,4\n"),
+            ("sys/devices/system/node/node0/cpulist", "0-1,4-5\n"),
+            ("sys/devices/system/node/node1/cpulist", "2-3\n"),
+            ("sys/devices/system/node/node2/cpulist", "\n"),
+        ];
+        let nodes = [
+            Node {
+                id: 0,
+                cpus: vec![0, 1, 4, 5],
+            },
+            Node {
+                id: 1,
+                cpus: vec![2, 3],
+            },
+        ];
+        assert_eq!(numa_nodes(tree(&files).path()), nodes);
+        assert_eq!(numa_nodes(tree(&files[1..]).path()), []);
+        let hostile = [
+            ("sys/devices/system/node/online", "0"),
+            ("sys/devices/system/node/node0/cpulist", "1-0"),
+        ];
+        assert_eq!(numa_nodes(tree(&hostile).path()), []);
+    }
+
+    #[test]
+    fn caches_are_read_and_damaged_ones_left_out() {
+        let base = "sys/devices/system/cpu/cpu0/cache";
+        let index = |i: u32, fields: [&str; 5]| {
+            let names = [
+                "level",
+                "type",
+                "size",
+                "coherency_line_size",
+                "shared_cpu_list",
+            ];
+            let file = |name: &str| format!("{base}/index{i}/{name}");
+            names
+                .into_iter()
+                .zip(fields)
+                .map(|(name, value)| (file(name), format!("{value}\n")))
+                .collect::<Vec<_>>()
+        };
+        let files = [
+            index(0, ["2", "Unified", "2048K", "64", "0,112"]),
+            index(1, ["1", "Data", "48K", "64", "0,112"]),
+            index(2, ["1", "Instruction", "32K", "64", "0,112"]),
+            index(3, ["3", "Unified", "lots", "64", "0-111"]),
+            index(4, ["3", "Trace", "1K", "64", "0-111"]),
+            index(5, ["-3", "Unified", "1K", "64", "0-111"]),
+            // 6 is missing, so 7 is not reached.
+            index(7, ["4", "Unified", "1K", "64", "0-111"]),
+        ]
+        .concat();
+        let files: Vec<(&str, &str)> = files
+            .iter()
+            .map(|(path, text)| (path.as_str(), text.as_str()))
+            .collect();
+        let cache = |level, kind, kib: usize| Cache {
+            level,
+            kind,
+            bytes: kib << 10,
+            line_bytes: 64,
+            shared_by: 2,
+        };
+        let expected = [
+            cache(1, CacheKind::Data, 48),
+            cache(1, CacheKind::Instruction, 32),
+            cache(2, CacheKind::Unified, 2048),
+        ];
+        assert_eq!(caches(tree(&files).path()), expected);
+        assert_eq!(caches(tree(&[]).path()), []);
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        let memory = |text| memory_available(tree(&[("proc/meminfo", text)]).path());
+        assert_eq!(
+            memory("MemTotal:  100 kB\nMemFree: 1 kB\nMemAvailable:    2048 kB\n"),
+            Some(2 << 20)
+        );
+        for wrong in [
+            "",
+            "MemAvailable:",
+            "MemAvailable: 5",
+            "MemAvailable: -1 kB",
+            "MemAvailable: 18446744073709551615 kB",
+        ] {
+            assert_eq!(memory(wrong), None, "{wrong:?}");
+        }
+        assert_eq!(memory_available(tree(&[]).path()), None);
+    }
+}
