@@ -142,7 +142,7 @@ FIXTURES = [
         length=70,
         ablations={
             "no scaling": {"rope_scaling": None},
-            "other factor": {"rope_scaling": {"type": "dynamic", "factor": 3.0}},
+            "other factor": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
         },
     ),
     Fixture(
@@ -224,7 +224,7 @@ def random_weights(fixture: Fixture, model: torch.nn.Module) -> dict[str, torch.
 
     All are bf16 values, so that F32 and F16 files hold exactly what sparamx computes with.
     """
-    gains = {"q_proj": 1.5, "k_proj": 1.5, "lm_head": 2.0}
+    gains = {"q_proj": 1.2, "k_proj": 1.2, "lm_head": 2.0}
     weights = {}
     for name, parameter in model.state_dict().items():
         if "norm" in name:

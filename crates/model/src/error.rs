@@ -160,7 +160,10 @@ pub enum ModelError {
 
 impl ModelError {
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), error }
+        Self::Io {
+            path: path.to_owned(),
+            error,
+        }
     }
 }
 
@@ -191,11 +194,44 @@ impl fmt::Display for Bytes {
 
 impl fmt::Display for ModelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = self.path() {
+            write!(f, "{}: ", path.display())?;
+        }
+        self.fmt_call(f)
+    }
+}
+
+/// Messages, without the path before them. Each function passes on what is not its own.
+impl ModelError {
+    /// The file or folder that the error is about.
+    fn path(&self) -> Option<&Path> {
+        use ModelError::*;
+        match self {
+            Io { path, .. }
+            | Json { path, .. }
+            | MissingField { path, .. }
+            | BadField { path, .. } => Some(path),
+            UnsupportedArchitecture { path, .. } | UnsupportedQuantization { path, .. } => {
+                Some(path)
+            }
+            Shape { path, .. } | Dtype { path, .. } | NotFinite { path, .. } => Some(path),
+            NoWeights { dir, .. } | MissingTensor { dir, .. } | UnexpectedTensor { dir, .. } => {
+                Some(dir)
+            }
+            MissingShard { index, .. } => Some(index),
+            _ => None,
+        }
+    }
+
+    fn fmt_call(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ModelError::*;
         match self {
             Format(e) => write!(f, "{e}"),
             Kernel(e) => write!(f, "{e}"),
-            NotEnoughMemory { needed_bytes, available_bytes } => write!(
+            NotEnoughMemory {
+                needed_bytes,
+                available_bytes,
+            } => write!(
                 f,
                 "the model needs {} of memory and {} is available: free some, or pack the model at a higher sparsity",
                 Bytes(*needed_bytes),
@@ -203,7 +239,8 @@ impl fmt::Display for ModelError {
             ),
             Sparsity { found } => write!(f, "a sparsity of {found} is not in 0.0 to 1.0"),
             UnknownShape { name } => {
-                write!(f, "no shape is called '{name}': there are {}", crate::shapes::names().join(", "))
+                let names = crate::shapes::names().join(", ");
+                write!(f, "no shape is called '{name}': there are {names}")
             }
             EmptyInput { input } => write!(f, "input {input} has no tokens: give at least one"),
             TokenOutOfRange { token, vocab_size } => write!(
@@ -214,71 +251,85 @@ impl fmt::Display for ModelError {
                 f,
                 "{needed} tokens do not fit in a context of {capacity}: shorten the prompt or ask for fewer tokens"
             ),
-            of_files => of_files.fmt_of_files(f),
+            _ => self.fmt_config(f),
         }
     }
-}
 
-impl ModelError {
-    /// The variants that name a file or folder.
-    fn fmt_of_files(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn fmt_config(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ModelError::*;
         match self {
-            Io { path, error } => write!(f, "{}: {error}", path.display()),
-            NoWeights { dir, hint } => write!(f, "{}: {hint}", dir.display()),
-            Json { path, error } => write!(f, "{}: not a JSON object: {error}", path.display()),
-            MissingField { path, field } => write!(
+            Io { error, .. } => write!(f, "{error}"),
+            NoWeights { hint, .. } => write!(f, "{hint}"),
+            Json { error, .. } => write!(f, "not a JSON object: {error}"),
+            MissingField { field, .. } => write!(
                 f,
-                "{}: field '{field}' is missing: take config.json from where the weights come from",
-                path.display()
+                "field '{field}' is missing: take the file from where the weights come from"
             ),
-            BadField { path, field, found, expected } => {
-                write!(f, "{}: field '{field}' is {found}, expected {expected}", path.display())
+            BadField {
+                field,
+                found,
+                expected,
+                ..
+            } => {
+                write!(f, "field '{field}' is {found}, expected {expected}")
             }
-            UnsupportedArchitecture { path, found } => write!(
+            UnsupportedArchitecture { found, .. } => {
+                let names = crate::registry::names().join(", ");
+                write!(
+                    f,
+                    "architecture '{found}' is not supported: supported are {names}"
+                )
+            }
+            UnsupportedQuantization { method, .. } => write!(
                 f,
-                "{}: architecture '{found}' is not supported: supported are {}",
-                path.display(),
-                crate::registry::names().join(", ")
+                "weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, or one \
+                 packed by `sparamx compress`"
             ),
-            UnsupportedQuantization { path, method } => write!(
+            _ => self.fmt_tensor(f),
+        }
+    }
+
+    fn fmt_tensor(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use ModelError::*;
+        match self {
+            MissingShard { shard, tensor, .. } => write!(
                 f,
-                "{}: weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, or one packed \
-                 by `sparamx compress`",
-                path.display()
+                "it names '{shard}' for tensor '{tensor}' and there is no such file: download it again"
             ),
-            MissingShard { index, shard, tensor } => write!(
+            MissingTensor { tensor, .. } => write!(
                 f,
-                "{}: it names '{shard}' for tensor '{tensor}' and there is no such file: download it again",
-                index.display()
+                "tensor '{tensor}' is missing: config.json or the index asks for it and no safetensors file has it"
             ),
-            MissingTensor { dir, tensor } => write!(
+            UnexpectedTensor { tensor, .. } => write!(
                 f,
-                "{}: tensor '{tensor}' is missing: config.json asks for it and no safetensors file has it",
-                dir.display()
+                "the model that config.json describes has no place for tensor '{tensor}': one of the two is wrong"
             ),
-            UnexpectedTensor { dir, tensor } => write!(
+            Shape {
+                tensor,
+                expected,
+                found,
+                ..
+            } => {
+                write!(
+                    f,
+                    "tensor '{tensor}' has shape {found:?}, config.json asks for {expected:?}"
+                )
+            }
+            Dtype { tensor, found, .. } => write!(
                 f,
-                "{}: the model that config.json describes has no place for tensor '{tensor}': one of the two is wrong",
-                dir.display()
+                "tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16"
             ),
-            Shape { path, tensor, expected, found } => write!(
+            NotFinite {
+                tensor,
+                element,
+                value,
+                ..
+            } => write!(
                 f,
-                "{}: tensor '{tensor}' has shape {found:?}, config.json asks for {expected:?}",
-                path.display()
+                "tensor '{tensor}' has {value} at element {element}, which bf16 cannot hold as a number: the file \
+                 is damaged or the training diverged"
             ),
-            Dtype { path, tensor, found } => write!(
-                f,
-                "{}: tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16",
-                path.display()
-            ),
-            NotFinite { path, tensor, element, value } => write!(
-                f,
-                "{}: tensor '{tensor}' has {value} at element {element}, which bf16 cannot hold as a number: the file is \
-                 damaged or the training diverged",
-                path.display()
-            ),
-            other => unreachable!("{other:?} is not about a file"),
+            other => write!(f, "{other:?}"),
         }
     }
 }

@@ -1,13 +1,36 @@
-//! Llama-family models read from Hugging Face directories.
+//! Llama-family models: read from Hugging Face directories, run on the kernels of this project.
+//!
+//! [`Checkpoint::open`] reads a folder, [`Model::load`] its weights, [`Model::forward`] computes logits. Keys and values of
+//! earlier tokens are the caller's: see [`KvCache`].
+//!
+//! There is one forward pass. What sets families apart is data ([`Config`]), filled in by one small file each; see
+//! `docs/adding-a-model.md`.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod checkpoint;
 mod config;
+mod convert;
 mod error;
+mod forward;
+mod layers;
 mod llama;
+mod load;
 mod mistral;
 pub mod plan;
 mod qwen;
+mod random;
 mod registry;
 mod rope;
 pub mod shapes;
+mod workspace;
 
+pub use cache::{Input, KvCache, Want};
+pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::{Arch, Config, RopeScaling};
+pub use convert::RawRows;
 pub use error::ModelError;
+pub use load::{Inexact, LoadOptions, Model, Progress};
+pub use random::RandomSpec;
+pub use workspace::Workspace;

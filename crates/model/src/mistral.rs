@@ -17,6 +17,12 @@ pub(crate) static MISTRAL: Family = Family {
     parts: |fields, layers| {
         // Absent is the window of Mistral 7B v0.1; later models write null, which is no window.
         let window = fields.optional_size_or("sliding_window", 4096)?;
-        Ok(Parts { qkv_bias: false, o_bias: false, mlp_bias: false, qk_norm: false, windows: vec![window; layers] })
+        Ok(Parts {
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            windows: vec![window; layers],
+        })
     },
 };

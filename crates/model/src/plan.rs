@@ -33,6 +33,13 @@ pub struct TensorPlan {
     pub role: Role,
 }
 
+impl TensorPlan {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().map(|&n| n as u64).product()
+    }
+}
+
 /// Name of the embedding.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the last norm.
@@ -55,21 +62,41 @@ pub fn tensors(c: &Config) -> Vec<TensorPlan> {
     for l in 0..c.num_hidden_layers {
         layer_tensors(c, l, &mut plan);
     }
-    plan.push(TensorPlan { name: FINAL_NORM.to_owned(), shape: vec![c.hidden_size], role: Role::Vector });
+    plan.push(TensorPlan {
+        name: FINAL_NORM.to_owned(),
+        shape: vec![c.hidden_size],
+        role: Role::Vector,
+    });
     if !c.tie_word_embeddings {
-        plan.push(TensorPlan { name: HEAD.to_owned(), shape: vec![c.vocab_size, c.hidden_size], role: Role::Head });
+        plan.push(TensorPlan {
+            name: HEAD.to_owned(),
+            shape: vec![c.vocab_size, c.hidden_size],
+            role: Role::Head,
+        });
     }
     plan
 }
 
 fn layer_tensors(c: &Config, l: usize, plan: &mut Vec<TensorPlan>) {
-    let vector = |part: &str, n| TensorPlan { name: layer(l, part), shape: vec![n], role: Role::Vector };
+    let vector = |part: &str, n| TensorPlan {
+        name: layer(l, part),
+        shape: vec![n],
+        role: Role::Vector,
+    };
     let projection = |module: &str, n, k, bias: bool| {
-        let weight =
-            TensorPlan { name: layer(l, &format!("{module}.weight")), shape: vec![n, k], role: Role::Projection };
+        let weight = TensorPlan {
+            name: layer(l, &format!("{module}.weight")),
+            shape: vec![n, k],
+            role: Role::Projection,
+        };
         std::iter::once(weight).chain(bias.then(|| vector(&format!("{module}.bias"), n)))
     };
-    let (hidden, q, kv, inter) = (c.hidden_size, c.q_width(), c.kv_width(), c.intermediate_size);
+    let (hidden, q, kv, inter) = (
+        c.hidden_size,
+        c.q_width(),
+        c.kv_width(),
+        c.intermediate_size,
+    );
     plan.push(vector("input_layernorm.weight", hidden));
     plan.extend(projection("self_attn.q_proj", q, hidden, c.qkv_bias));
     plan.extend(projection("self_attn.k_proj", kv, hidden, c.qkv_bias));

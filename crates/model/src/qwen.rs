@@ -20,7 +20,13 @@ pub(crate) static QWEN2: Family = Family {
     },
     parts: |fields, layers| {
         let windows = windows(fields, layers)?;
-        Ok(Parts { qkv_bias: true, o_bias: false, mlp_bias: false, qk_norm: false, windows })
+        Ok(Parts {
+            qkv_bias: true,
+            o_bias: false,
+            mlp_bias: false,
+            qk_norm: false,
+            windows,
+        })
     },
 };
 
@@ -29,11 +35,20 @@ pub(crate) static QWEN3: Family = Family {
     arch: Arch::Qwen3,
     architectures: &["Qwen3ForCausalLM"],
     model_type: "qwen3",
-    defaults: Defaults { head_dim: Some(128), ..QWEN2.defaults },
+    defaults: Defaults {
+        head_dim: Some(128),
+        ..QWEN2.defaults
+    },
     parts: |fields, layers| {
         let bias = fields.flag("attention_bias", false)?;
         let windows = windows(fields, layers)?;
-        Ok(Parts { qkv_bias: bias, o_bias: bias, mlp_bias: false, qk_norm: true, windows })
+        Ok(Parts {
+            qkv_bias: bias,
+            o_bias: bias,
+            mlp_bias: false,
+            qk_norm: true,
+            windows,
+        })
     },
 };
 
@@ -41,16 +56,22 @@ pub(crate) static QWEN3: Family = Family {
 /// `max_window_layers` on.
 fn windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
     let on = fields.flag("use_sliding_window", false)?;
-    let window = fields.optional_size_or("sliding_window", 4096)?.filter(|_| on);
+    let window = fields
+        .optional_size_or("sliding_window", 4096)?
+        .filter(|_| on);
     if let Some(types) = fields.get("layer_types") {
         return layer_types(fields, types, window, layers);
     }
     // Not a size: 0 layers without a window are possible, and more than there are.
     let first = match fields.get("max_window_layers") {
         None => 28,
-        Some(v) => v.as_u64().ok_or_else(|| fields.bad("max_window_layers", v, "a number of layers"))?,
+        Some(v) => v
+            .as_u64()
+            .ok_or_else(|| fields.bad("max_window_layers", v, "a number of layers"))?,
     };
-    Ok((0..layers as u64).map(|layer| window.filter(|_| layer >= first)).collect())
+    Ok((0..layers as u64)
+        .map(|layer| window.filter(|_| layer >= first))
+        .collect())
 }
 
 fn layer_types(
@@ -60,13 +81,16 @@ fn layer_types(
     layers: usize,
 ) -> Result<Vec<Option<usize>>, ModelError> {
     let list = types.as_array().filter(|list| list.len() == layers);
-    let list = list.ok_or_else(|| fields.bad("layer_types", types, format!("a list of {layers} names")))?;
+    let list =
+        list.ok_or_else(|| fields.bad("layer_types", types, format!("a list of {layers} names")))?;
     let one = |name: &Value| match name.as_str() {
         Some("full_attention") => Ok(None),
         Some("sliding_attention") if window.is_some() => Ok(window),
-        Some("sliding_attention") => {
-            Err(fields.bad("layer_types", name, "full_attention, as use_sliding_window or sliding_window is off"))
-        }
+        Some("sliding_attention") => Err(fields.bad(
+            "layer_types",
+            name,
+            "full_attention, as use_sliding_window or sliding_window is off",
+        )),
         _ => Err(fields.bad("layer_types", name, "full_attention or sliding_attention")),
     };
     list.iter().map(one).collect()

@@ -39,7 +39,10 @@ pub(crate) struct Parts {
 }
 
 pub(crate) fn by_architecture(name: &str) -> Option<&'static Family> {
-    FAMILIES.iter().copied().find(|f| f.architectures.contains(&name))
+    FAMILIES
+        .iter()
+        .copied()
+        .find(|f| f.architectures.contains(&name))
 }
 
 pub(crate) fn by_model_type(name: &str) -> Option<&'static Family> {

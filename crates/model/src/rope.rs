@@ -37,22 +37,30 @@ impl Rope {
     }
 
     /// Writes cosine and sine of positions `start ..`, `[tokens, head_dim / 2]` each, `tokens` given by their length.
+    /// `scratch` is `[head_dim / 2]`.
     ///
     /// With dynamic scaling the frequencies follow from the end of this sequence, as they do in Transformers; keys that are
     /// in the cache keep the rotation they got there.
-    pub(crate) fn angles(&self, start: usize, cos: &mut [f32], sin: &mut [f32], scratch: &mut Vec<f32>) {
+    pub(crate) fn angles(
+        &self,
+        start: usize,
+        cos: &mut [f32],
+        sin: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         let half = self.head_dim / 2;
         let end = start + cos.len() / half;
         let frequencies = match self.scaling {
             RopeScaling::Dynamic { factor } if end > self.max_position_embeddings => {
-                scratch.resize(half, 0.0);
                 self.fill_frequencies(self.dynamic_base(factor, end), scratch);
                 &*scratch
             }
             _ => &self.frequencies,
         };
         let attention_factor = match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor as f32,
             _ => 1.0,
         };
         let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
@@ -69,7 +77,8 @@ impl Rope {
     /// The base that makes the longest wavelength `factor` times longer when the sequence is.
     fn dynamic_base(&self, factor: f64, sequence: usize) -> f32 {
         let d = self.head_dim as f64;
-        let stretch = factor * sequence as f64 / self.max_position_embeddings as f64 - (factor - 1.0);
+        let stretch =
+            factor * sequence as f64 / self.max_position_embeddings as f64 - (factor - 1.0);
         (self.theta * stretch.powf(d / (d - 2.0))) as f32
     }
 
@@ -82,10 +91,16 @@ impl Rope {
         match self.scaling {
             RopeScaling::None | RopeScaling::Dynamic { .. } => {}
             RopeScaling::Linear { factor } => out.iter_mut().for_each(|f| *f /= factor as f32),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
                 let original = original_max_position_embeddings as f32;
                 let (low, high) = (low_freq_factor as f32, high_freq_factor as f32);
-                out.iter_mut().for_each(|f| *f = llama3(*f, factor as f32, low, high, original));
+                out.iter_mut()
+                    .for_each(|f| *f = llama3(*f, factor as f32, low, high, original));
             }
             RopeScaling::Yarn { factor, .. } => {
                 let (low, high) = self.yarn_ramp();
@@ -99,14 +114,21 @@ impl Rope {
 
     /// The indices of pairs between which YaRN goes from keeping frequencies to dividing them.
     fn yarn_ramp(&self) -> (f64, f64) {
-        let RopeScaling::Yarn { beta_fast, beta_slow, original_max_position_embeddings, truncate, .. } = self.scaling
+        let RopeScaling::Yarn {
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            truncate,
+            ..
+        } = self.scaling
         else {
             return (0.0, 1.0);
         };
         let d = self.head_dim as f64;
         // The (fractional) pair that turns so many times in the original context.
         let pair = |turns: f64| {
-            d * (original_max_position_embeddings as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
+            d * (original_max_position_embeddings as f64 / (turns * 2.0 * PI)).ln()
+                / (2.0 * self.theta.ln())
         };
         let (mut low, mut high) = (pair(beta_fast), pair(beta_slow));
         if truncate {
@@ -114,7 +136,11 @@ impl Rope {
         }
         (low, high) = (low.max(0.0), high.min(d - 1.0));
         // A ramp of no length is a step.
-        if low == high { (low, high + 0.001) } else { (low, high) }
+        if low == high {
+            (low, high + 0.001)
+        } else {
+            (low, high)
+        }
     }
 }
 
@@ -126,7 +152,8 @@ fn llama3(f: f32, factor: f32, low_freq_factor: f32, high_freq_factor: f32, orig
     } else if wavelength < original / high_freq_factor {
         f
     } else {
-        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+        let smooth =
+            (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
         (1.0 - smooth) * f / factor + smooth * f
     }
 }
@@ -147,7 +174,10 @@ mod tests {
     fn close(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
         for (f, e) in found.iter().zip(expected) {
-            assert!((f - e).abs() <= 1e-6 * e.abs(), "{found:?} is not {expected:?}");
+            assert!(
+                (f - e).abs() <= 1e-6 * e.abs(),
+                "{found:?} is not {expected:?}"
+            );
         }
     }
 
@@ -170,9 +200,15 @@ mod tests {
         };
         for (scaling, expected) in [
             (RopeScaling::None, [1.0, 0.1, 0.01, 0.001]),
-            (RopeScaling::Linear { factor: 4.0 }, [0.25, 0.025, 0.0025, 0.00025]),
-            (RopeScaling::Dynamic { factor: 2.0 }, [1.0, 0.1, 0.01, 0.001]),
-            (llama3, [1.0, 0.042751178, 0.00125, 0.000125]),
+            (
+                RopeScaling::Linear { factor: 4.0 },
+                [0.25, 0.025, 0.0025, 0.00025],
+            ),
+            (
+                RopeScaling::Dynamic { factor: 2.0 },
+                [1.0, 0.1, 0.01, 0.001],
+            ),
+            (llama3, [1.0, 0.042_751_18, 0.00125, 0.000125]),
             (yarn(32.0, 1.0, true), [1.0, 0.0625, 0.0025, 0.00025]),
             (yarn(8.0, 2.0, false), [1.0, 0.06349659, 0.0025, 0.00025]),
             (yarn(4.0, 4.0, false), [1.0, 0.1, 0.0025, 0.00025]),
@@ -186,7 +222,7 @@ mod tests {
         let rope = rope(RopeScaling::Dynamic { factor: 2.0 });
         let angle = |start: usize, tokens: usize| {
             let (mut cos, mut sin) = (vec![0.0; tokens * 4], vec![0.0; tokens * 4]);
-            rope.angles(start, &mut cos, &mut sin, &mut Vec::new());
+            rope.angles(start, &mut cos, &mut sin, &mut [0.0; 4]);
             sin[(tokens - 1) * 4 + 3]
         };
         close(&[angle(60, 4)], &[(63.0f32 * 0.001).sin()]);
@@ -204,7 +240,7 @@ mod tests {
             truncate: true,
         });
         let (mut cos, mut sin) = ([0.0; 8], [0.0; 8]);
-        rope.angles(0, &mut cos, &mut sin, &mut Vec::new());
+        rope.angles(0, &mut cos, &mut sin, &mut [0.0; 4]);
         close(&cos[..4], &[1.5; 4]);
         close(&[sin[4]], &[1.5 * 1f32.sin()]);
     }

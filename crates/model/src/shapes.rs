@@ -71,7 +71,9 @@ pub fn names() -> Vec<&'static str> {
 /// [`ModelError::UnknownShape`] names those there are.
 pub fn config(name: &str) -> Result<Config, ModelError> {
     let shape = SHAPES.iter().find(|(known, _)| *known == name);
-    let (_, json) = shape.ok_or_else(|| ModelError::UnknownShape { name: name.to_owned() })?;
+    let (_, json) = shape.ok_or_else(|| ModelError::UnknownShape {
+        name: name.to_owned(),
+    })?;
     Config::from_json(json.as_bytes(), Path::new(name))
 }
 
@@ -94,7 +96,7 @@ mod tests {
             ("qwen3-8b", 8191),
         ] {
             let tensors = crate::plan::tensors(&config(name).unwrap());
-            let parameters: u64 = tensors.iter().map(|t| t.shape.iter().map(|&d| d as u64).product::<u64>()).sum();
+            let parameters: u64 = tensors.iter().map(|t| t.elements()).sum();
             assert_eq!((parameters + 500_000) / 1_000_000, millions, "{name}");
         }
         assert_eq!(names().len(), 9);
@@ -103,6 +105,9 @@ mod tests {
     #[test]
     fn unknown_names_list_the_known_ones() {
         let message = config("llama-9").unwrap_err().to_string();
-        assert!(message.contains("'llama-9'") && message.contains("tinyllama-1.1b"), "{message}");
+        assert!(
+            message.contains("'llama-9'") && message.contains("tinyllama-1.1b"),
+            "{message}"
+        );
     }
 }

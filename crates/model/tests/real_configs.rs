@@ -10,7 +10,10 @@ fn shared() -> Option<PathBuf> {
     if dir.is_dir() {
         return Some(dir);
     }
-    eprintln!("SKIPPED: {} is absent; the unit tests of config/ cover the same paths", dir.display());
+    eprintln!(
+        "SKIPPED: {} is absent; the unit tests of config/ cover the same paths",
+        dir.display()
+    );
     None
 }
 
@@ -20,22 +23,45 @@ fn real_configs_are_read() {
     for (name, arch, layers, heads, head_dim, context) in [
         ("llama-1-7b-pygmalion", Arch::Llama, 32, (32, 32), 128, 2048),
         ("llama-2-70b-gqa-lzlv", Arch::Llama, 80, (64, 8), 128, 4096),
-        ("llama-3.1-70b-reflection", Arch::Llama, 80, (64, 8), 128, 8192),
+        (
+            "llama-3.1-70b-reflection",
+            Arch::Llama,
+            80,
+            (64, 8),
+            128,
+            8192,
+        ),
         ("llama-3.1-merge", Arch::Llama, 32, (32, 8), 128, 131_072),
         ("llama-7b-kailas", Arch::Llama, 32, (32, 32), 128, 2048),
         ("mistral-devstral", Arch::Mistral, 40, (32, 8), 128, 131_072),
-        ("mistral-dolphin3-24b", Arch::Mistral, 40, (32, 8), 128, 32_768),
+        (
+            "mistral-dolphin3-24b",
+            Arch::Mistral,
+            40,
+            (32, 8),
+            128,
+            32_768,
+        ),
         ("qwen2-cogito-14b", Arch::Qwen2, 48, (40, 8), 128, 131_072),
         ("smollm2-135m", Arch::Llama, 30, (9, 3), 64, 8192),
         ("triangulum", Arch::Llama, 40, (12, 4), 256, 32_768),
     ] {
-        let c = Config::from_file(&dir.join(format!("{name}.json")))
-            .unwrap_or_else(|e| panic!("{e}"));
-        let found = (c.arch, c.num_hidden_layers, (c.num_attention_heads, c.num_key_value_heads), c.head_dim);
+        let c =
+            Config::from_file(&dir.join(format!("{name}.json"))).unwrap_or_else(|e| panic!("{e}"));
+        let found = (
+            c.arch,
+            c.num_hidden_layers,
+            (c.num_attention_heads, c.num_key_value_heads),
+            c.head_dim,
+        );
         assert_eq!(found, (arch, layers, heads, head_dim), "{name}");
         assert_eq!(c.context_length(), context, "{name}");
         assert_eq!(c.windows, vec![None; layers], "{name}");
-        assert_eq!(matches!(c.rope_scaling, RopeScaling::Llama3 { .. }), name == "llama-3.1-merge", "{name}");
+        assert_eq!(
+            matches!(c.rope_scaling, RopeScaling::Llama3 { .. }),
+            name == "llama-3.1-merge",
+            "{name}"
+        );
         assert_eq!(c.qkv_bias, arch == Arch::Qwen2, "{name}");
     }
 }
@@ -44,12 +70,26 @@ fn real_configs_are_read() {
 fn others_are_refused_for_the_right_reason() {
     let Some(dir) = shared() else { return };
     for (name, reason) in [
-        ("granite-3.1-moe-negative", "architecture 'GraniteMoeForCausalLM' is not supported"),
+        (
+            "granite-3.1-moe-negative",
+            "architecture 'GraniteMoeForCausalLM' is not supported",
+        ),
         ("llama-2-13b-8bit", "weights quantized with 'bitsandbytes'"),
-        ("llama-3.1-8b-instruct", "weights quantized with 'bitsandbytes'"),
-        ("qwen3-14b-mlx4", "weights quantized with a method that quantization_config does not name"),
+        (
+            "llama-3.1-8b-instruct",
+            "weights quantized with 'bitsandbytes'",
+        ),
+        (
+            "qwen3-14b-mlx4",
+            "weights quantized with a method that quantization_config does not name",
+        ),
     ] {
-        let message = Config::from_file(&dir.join(format!("{name}.json"))).unwrap_err().to_string();
-        assert!(message.contains(reason) && message.contains(name), "{message}");
+        let message = Config::from_file(&dir.join(format!("{name}.json")))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains(reason) && message.contains(name),
+            "{message}"
+        );
     }
 }

@@ -20,7 +20,11 @@ pub(crate) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(crate) fn new(path: &'a Path, map: &'a Map<String, Value>) -> Self {
-        Self { path, prefix: String::new(), map }
+        Self {
+            path,
+            prefix: String::new(),
+            map,
+        }
     }
 
     /// The field, or nothing if it is absent or null.
@@ -34,10 +38,18 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn missing(&self, field: &str) -> ModelError {
-        ModelError::MissingField { path: self.path.to_owned(), field: format!("{}{field}", self.prefix) }
+        ModelError::MissingField {
+            path: self.path.to_owned(),
+            field: format!("{}{field}", self.prefix),
+        }
     }
 
-    pub(crate) fn bad(&self, field: &str, found: impl ToString, expected: impl Into<String>) -> ModelError {
+    pub(crate) fn bad(
+        &self,
+        field: &str,
+        found: impl ToString,
+        expected: impl Into<String>,
+    ) -> ModelError {
         ModelError::BadField {
             path: self.path.to_owned(),
             field: format!("{}{field}", self.prefix),
@@ -52,12 +64,15 @@ impl<'a> Fields<'a> {
 
     /// A size that must be there.
     pub(crate) fn size(&self, field: &str) -> Result<usize, ModelError> {
-        self.optional_size(field)?.ok_or_else(|| self.missing(field))
+        self.optional_size(field)?
+            .ok_or_else(|| self.missing(field))
     }
 
     /// A size in `1 ..= MAX_SIZE`.
     pub(crate) fn optional_size(&self, field: &str) -> Result<Option<usize>, ModelError> {
-        let Some(value) = self.get(field) else { return Ok(None) };
+        let Some(value) = self.get(field) else {
+            return Ok(None);
+        };
         match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
             Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size)),
             _ => Err(self.bad(field, value, format!("a whole number from 1 to {MAX_SIZE}"))),
@@ -65,13 +80,21 @@ impl<'a> Fields<'a> {
     }
 
     /// A size that null switches off; absent is the default, as Transformers has it.
-    pub(crate) fn optional_size_or(&self, field: &str, default: usize) -> Result<Option<usize>, ModelError> {
-        Ok(self.optional_size(field)?.or((!self.is_null(field)).then_some(default)))
+    pub(crate) fn optional_size_or(
+        &self,
+        field: &str,
+        default: usize,
+    ) -> Result<Option<usize>, ModelError> {
+        Ok(self
+            .optional_size(field)?
+            .or((!self.is_null(field)).then_some(default)))
     }
 
     /// A number that is not NaN or infinite, also not as f32.
     pub(crate) fn optional_number(&self, field: &str) -> Result<Option<f64>, ModelError> {
-        let Some(value) = self.get(field) else { return Ok(None) };
+        let Some(value) = self.get(field) else {
+            return Ok(None);
+        };
         match value.as_f64() {
             Some(number) if (number as f32).is_finite() => Ok(Some(number)),
             _ => Err(self.bad(field, value, "a number")),
@@ -79,37 +102,65 @@ impl<'a> Fields<'a> {
     }
 
     /// A number greater than `least`, or `default` when it is absent or null.
-    pub(crate) fn number_above(&self, field: &str, least: f64, default: Option<f64>) -> Result<f64, ModelError> {
-        let number = self.optional_number(field)?.or(default).ok_or_else(|| self.missing(field))?;
+    pub(crate) fn number_above(
+        &self,
+        field: &str,
+        least: f64,
+        default: Option<f64>,
+    ) -> Result<f64, ModelError> {
+        let number = self
+            .optional_number(field)?
+            .or(default)
+            .ok_or_else(|| self.missing(field))?;
         // Also as f32, the type that the kernels compute with: 1e-60 is zero there.
-        if number as f32 > least as f32 { Ok(number) } else { Err(self.bad(field, number, format!("a number above {least}"))) }
+        if number as f32 > least as f32 {
+            Ok(number)
+        } else {
+            Err(self.bad(field, number, format!("a number above {least}")))
+        }
     }
 
     /// `true`, `false`, or `default` when absent or null.
     pub(crate) fn flag(&self, field: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(field) {
             None => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.bad(field, value, "true or false")),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.bad(field, value, "true or false")),
         }
     }
 
     pub(crate) fn optional_text(&self, field: &str) -> Result<Option<&'a str>, ModelError> {
         match self.get(field) {
             None => Ok(None),
-            Some(value) => value.as_str().map(Some).ok_or_else(|| self.bad(field, value, "a string")),
+            Some(value) => value
+                .as_str()
+                .map(Some)
+                .ok_or_else(|| self.bad(field, value, "a string")),
         }
     }
 
     /// The object in a field, if there is one.
     pub(crate) fn object(&self, field: &str) -> Result<Option<Fields<'a>>, ModelError> {
-        let Some(value) = self.get(field) else { return Ok(None) };
-        let map = value.as_object().ok_or_else(|| self.bad(field, value, "an object"))?;
-        Ok(Some(Fields { path: self.path, prefix: format!("{}{field}.", self.prefix), map }))
+        let Some(value) = self.get(field) else {
+            return Ok(None);
+        };
+        let map = value
+            .as_object()
+            .ok_or_else(|| self.bad(field, value, "an object"))?;
+        Ok(Some(Fields {
+            path: self.path,
+            prefix: format!("{}{field}.", self.prefix),
+            map,
+        }))
     }
 
     /// Names of the fields that hold objects.
     pub(crate) fn objects(&self) -> impl Iterator<Item = &'a str> {
-        self.map.iter().filter(|(_, v)| v.is_object()).map(|(k, _)| k.as_str())
+        self.map
+            .iter()
+            .filter(|(_, v)| v.is_object())
+            .map(|(k, _)| k.as_str())
     }
 }
 

@@ -95,8 +95,11 @@ impl Config {
     /// [`ModelError::Json`], [`ModelError::MissingField`], [`ModelError::BadField`],
     /// [`ModelError::UnsupportedArchitecture`] or [`ModelError::UnsupportedQuantization`].
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ModelError> {
-        let map: Map<String, Value> = serde_json::from_slice(json)
-            .map_err(|e| ModelError::Json { path: path.to_owned(), error: e.to_string() })?;
+        let map: Map<String, Value> =
+            serde_json::from_slice(json).map_err(|e| ModelError::Json {
+                path: path.to_owned(),
+                error: e.to_string(),
+            })?;
         let fields = Fields::new(path, &map);
         let family = family(&fields)?;
         let packed = is_packed(&fields)?;
@@ -122,12 +125,15 @@ impl Config {
             // Defined by how far max_position_embeddings is exceeded.
             RopeScaling::Dynamic { factor } => self.max_position_embeddings as f64 * factor,
             // Qwen's instructions add yarn to config.json and leave max_position_embeddings.
-            RopeScaling::Yarn { factor, original_max_position_embeddings, .. } => {
-                original_max_position_embeddings as f64 * factor
-            }
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                ..
+            } => original_max_position_embeddings as f64 * factor,
             RopeScaling::None | RopeScaling::Linear { .. } | RopeScaling::Llama3 { .. } => 0.0,
         };
-        self.max_position_embeddings.max((stretched as usize).min(MAX_SIZE))
+        self.max_position_embeddings
+            .max((stretched as usize).min(MAX_SIZE))
     }
 }
 
@@ -142,22 +148,31 @@ fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
         let name = name.ok_or_else(|| fields.bad("architectures", list, "a list of one name"))?;
         return registry::by_architecture(name).ok_or_else(|| unsupported(name));
     }
-    let name = fields.optional_text("model_type")?.ok_or_else(|| fields.missing("architectures"))?;
+    let name = fields
+        .optional_text("model_type")?
+        .ok_or_else(|| fields.missing("architectures"))?;
     registry::by_model_type(name).ok_or_else(|| unsupported(name))
 }
 
 /// Whether `quantization_config` says that weights are packed by this program; any other method is refused.
 fn is_packed(fields: &Fields) -> Result<bool, ModelError> {
-    let Some(quantization) = fields.object("quantization_config")? else { return Ok(false) };
+    let Some(quantization) = fields.object("quantization_config")? else {
+        return Ok(false);
+    };
     let method = match quantization.optional_text("quant_method")? {
         Some("sparamx") => None,
         Some(other) => Some(format!("'{other}'")),
         None => Some("a method that quantization_config does not name".to_owned()),
     };
     if let Some(method) = method {
-        return Err(ModelError::UnsupportedQuantization { path: fields.path().to_owned(), method });
+        return Err(ModelError::UnsupportedQuantization {
+            path: fields.path().to_owned(),
+            method,
+        });
     }
-    let layout = quantization.optional_text("layout")?.ok_or_else(|| quantization.missing("layout"))?;
+    let layout = quantization
+        .optional_text("layout")?
+        .ok_or_else(|| quantization.missing("layout"))?;
     if layout != "strip16" {
         return Err(quantization.bad("layout", layout, "strip16"));
     }
@@ -172,10 +187,15 @@ fn read(fields: &Fields, family: &Family, packed: bool) -> Result<Config, ModelE
     let defaults = &family.defaults;
     let num_hidden_layers = fields.size("num_hidden_layers")?;
     if num_hidden_layers > MAX_LAYERS {
-        return Err(fields.bad("num_hidden_layers", num_hidden_layers, format!("at most {MAX_LAYERS}")));
+        return Err(fields.bad(
+            "num_hidden_layers",
+            num_hidden_layers,
+            format!("at most {MAX_LAYERS}"),
+        ));
     }
-    let max_position_embeddings =
-        fields.optional_size("max_position_embeddings")?.unwrap_or(defaults.max_position_embeddings);
+    let max_position_embeddings = fields
+        .optional_size("max_position_embeddings")?
+        .unwrap_or(defaults.max_position_embeddings);
     let num_attention_heads = fields.size("num_attention_heads")?;
     let hidden_size = fields.size("hidden_size")?;
     let vocab_size = fields.size("vocab_size")?;
@@ -187,7 +207,11 @@ fn read(fields: &Fields, family: &Family, packed: bool) -> Result<Config, ModelE
         intermediate_size: fields.size("intermediate_size")?,
         num_hidden_layers,
         num_attention_heads,
-        num_key_value_heads: key_value_heads(fields, defaults.num_key_value_heads, num_attention_heads)?,
+        num_key_value_heads: key_value_heads(
+            fields,
+            defaults.num_key_value_heads,
+            num_attention_heads,
+        )?,
         head_dim: head_dim(fields, defaults.head_dim, hidden_size, num_attention_heads)?,
         vocab_size,
         max_position_embeddings,
@@ -200,13 +224,19 @@ fn read(fields: &Fields, family: &Family, packed: bool) -> Result<Config, ModelE
         mlp_bias: parts.mlp_bias,
         qk_norm: parts.qk_norm,
         windows: parts.windows,
-        bos_token_id: token_ids(fields, "bos_token_id", defaults.bos_token_id, vocab_size)?.first().copied(),
+        bos_token_id: token_ids(fields, "bos_token_id", defaults.bos_token_id, vocab_size)?
+            .first()
+            .copied(),
         eos_token_id: token_ids(fields, "eos_token_id", defaults.eos_token_id, vocab_size)?,
         packed,
     })
 }
 
-fn key_value_heads(fields: &Fields, default: Option<usize>, heads: usize) -> Result<usize, ModelError> {
+fn key_value_heads(
+    fields: &Fields,
+    default: Option<usize>,
+    heads: usize,
+) -> Result<usize, ModelError> {
     match fields.optional_size("num_key_value_heads")? {
         Some(found) => Ok(found),
         None if fields.is_null("num_key_value_heads") => Ok(heads),
@@ -241,8 +271,17 @@ fn token_ids(
 ) -> Result<Vec<u32>, ModelError> {
     let in_range = |id: u32| (id as usize) < vocab_size;
     let one = |value: &Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|&id| in_range(id));
-        id.ok_or_else(|| fields.bad(field, value, format!("token ids below vocab_size {vocab_size}")))
+        let id = value
+            .as_u64()
+            .and_then(|id| u32::try_from(id).ok())
+            .filter(|&id| in_range(id));
+        id.ok_or_else(|| {
+            fields.bad(
+                field,
+                value,
+                format!("token ids below vocab_size {vocab_size}"),
+            )
+        })
     };
     match fields.get(field) {
         None if fields.is_null(field) => Ok(Vec::new()),
@@ -259,17 +298,31 @@ fn check(fields: &Fields, c: &Config) -> Result<(), ModelError> {
         return Err(fields.bad("num_key_value_heads", c.num_key_value_heads, expected));
     }
     if !c.head_dim.is_multiple_of(2) {
-        return Err(fields.bad("head_dim", c.head_dim, "an even number: rotary embeddings turn pairs"));
+        return Err(fields.bad(
+            "head_dim",
+            c.head_dim,
+            "an even number: rotary embeddings turn pairs",
+        ));
     }
     // Both factors are at most 2^24, so this is the product and not what is left of it.
     if c.q_width() > MAX_SIZE {
-        let expected = format!("at most {MAX_SIZE} together with num_attention_heads {}", c.num_attention_heads);
+        let expected = format!(
+            "at most {MAX_SIZE} together with num_attention_heads {}",
+            c.num_attention_heads
+        );
         return Err(fields.bad("head_dim", c.head_dim, expected));
     }
     if matches!(c.rope_scaling, RopeScaling::Dynamic { .. }) && c.head_dim < 4 {
-        return Err(fields.bad("head_dim", c.head_dim, "at least 4 for dynamic rope scaling"));
+        return Err(fields.bad(
+            "head_dim",
+            c.head_dim,
+            "at least 4 for dynamic rope scaling",
+        ));
     }
-    if let Some(act) = fields.optional_text("hidden_act")?.filter(|&act| act != "silu") {
+    if let Some(act) = fields
+        .optional_text("hidden_act")?
+        .filter(|&act| act != "silu")
+    {
         return Err(fields.bad("hidden_act", act, "silu"));
     }
     let rotated = fields.optional_number("partial_rotary_factor")?;

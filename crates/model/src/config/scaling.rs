@@ -49,47 +49,77 @@ pub enum RopeScaling {
 }
 
 /// `(rope_theta, scaling)` from the fields of `config.json`, old or new.
-pub(super) fn read(config: &Fields, max_position_embeddings: usize) -> Result<(f64, RopeScaling), ModelError> {
+pub(super) fn read(
+    config: &Fields,
+    max_position_embeddings: usize,
+) -> Result<(f64, RopeScaling), ModelError> {
     // As in Transformers, the old object wins when there are both.
     let object = match config.object("rope_scaling")? {
         Some(object) => Some(object),
         None => config.object("rope_parameters")?,
     };
     let theta = config.number_above("rope_theta", 1.0, Some(10_000.0))?;
-    let Some(rope) = object else { return Ok((theta, RopeScaling::None)) };
+    let Some(rope) = object else {
+        return Ok((theta, RopeScaling::None));
+    };
     if let Some(layer_type) = rope.objects().next() {
-        return Err(rope.bad(layer_type, "an object", "one set of parameters for all layers"));
+        return Err(rope.bad(
+            layer_type,
+            "an object",
+            "one set of parameters for all layers",
+        ));
     }
     let theta = rope.number_above("rope_theta", 1.0, Some(theta))?;
-    let field = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let field = if rope.get("rope_type").is_some() {
+        "rope_type"
+    } else {
+        "type"
+    };
     let scaling = match rope.optional_text(field)?.unwrap_or("default") {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: factor(&rope)? },
-        "dynamic" => RopeScaling::Dynamic { factor: factor(&rope)? },
+        "linear" => RopeScaling::Linear {
+            factor: factor(&rope)?,
+        },
+        "dynamic" => RopeScaling::Dynamic {
+            factor: factor(&rope)?,
+        },
         "llama3" => llama3(&rope, original(config, &rope, max_position_embeddings)?)?,
         "yarn" => yarn(&rope, original(config, &rope, max_position_embeddings)?)?,
         other => return Err(rope.bad(field, other, "default, linear, dynamic, llama3 or yarn")),
     };
-    if let Some(part) = rope.optional_number("partial_rotary_factor")?.filter(|&part| part != 1.0) {
+    if let Some(part) = rope
+        .optional_number("partial_rotary_factor")?
+        .filter(|&part| part != 1.0)
+    {
         return Err(rope.bad("partial_rotary_factor", part, "1.0 for this architecture"));
     }
     Ok((theta, scaling))
 }
 
 fn factor(rope: &Fields) -> Result<f64, ModelError> {
-    match rope.optional_number("factor")?.ok_or_else(|| rope.missing("factor"))? {
+    match rope
+        .optional_number("factor")?
+        .ok_or_else(|| rope.missing("factor"))?
+    {
         factor if factor >= 1.0 => Ok(factor),
         factor => Err(rope.bad("factor", factor, "at least 1")),
     }
 }
 
-fn original(config: &Fields, rope: &Fields, max_position_embeddings: usize) -> Result<usize, ModelError> {
+fn original(
+    config: &Fields,
+    rope: &Fields,
+    max_position_embeddings: usize,
+) -> Result<usize, ModelError> {
     const FIELD: &str = "original_max_position_embeddings";
     let given = config.optional_size(FIELD)?.or(rope.optional_size(FIELD)?);
     Ok(given.unwrap_or(max_position_embeddings))
 }
 
-fn llama3(rope: &Fields, original_max_position_embeddings: usize) -> Result<RopeScaling, ModelError> {
+fn llama3(
+    rope: &Fields,
+    original_max_position_embeddings: usize,
+) -> Result<RopeScaling, ModelError> {
     let low_freq_factor = rope.number_above("low_freq_factor", 0.0, None)?;
     let high_freq_factor = rope.number_above("high_freq_factor", 0.0, None)?;
     if high_freq_factor as f32 <= low_freq_factor as f32 {
@@ -107,9 +137,18 @@ fn llama3(rope: &Fields, original_max_position_embeddings: usize) -> Result<Rope
 fn yarn(rope: &Fields, original_max_position_embeddings: usize) -> Result<RopeScaling, ModelError> {
     let factor = factor(rope)?;
     // The paper's temperature of the softmax, 0.1 ln(s) + 1 on queries and on keys.
-    let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    let mscale = |m: f64| {
+        if factor <= 1.0 {
+            1.0
+        } else {
+            0.1 * m * factor.ln() + 1.0
+        }
+    };
     let given = rope.optional_number("attention_factor")?;
-    let mscales = (rope.optional_number("mscale")?, rope.optional_number("mscale_all_dim")?);
+    let mscales = (
+        rope.optional_number("mscale")?,
+        rope.optional_number("mscale_all_dim")?,
+    );
     let attention_factor = match (given, mscales) {
         (Some(given), _) => given,
         (None, (Some(m), Some(all))) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),

@@ -34,30 +34,69 @@ fn parse(config: &Value) -> Result<Config, ModelError> {
 /// The message for a config that is refused.
 fn refused(config: &Value) -> String {
     let message = parse(config).expect_err(&config.to_string()).to_string();
-    assert!(message.starts_with("some/config.json: ") && !message.contains('\n'), "{message}");
+    assert!(
+        message.starts_with("some/config.json: ") && !message.contains('\n'),
+        "{message}"
+    );
     message
 }
 
 #[test]
 fn absent_fields_have_the_defaults_of_transformers() {
     let c = parse(&llama()).unwrap();
-    assert_eq!((c.arch, c.num_key_value_heads, c.head_dim), (Arch::Llama, 8, 8));
-    assert_eq!((c.rms_norm_eps, c.rope_theta, c.max_position_embeddings), (1e-6, 10_000.0, 2048));
-    assert_eq!((c.bos_token_id, c.eos_token_id.as_slice()), (Some(1), &[2][..]));
-    assert_eq!((c.rope_scaling, c.tie_word_embeddings, c.packed), (RopeScaling::None, false, false));
-    assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm), (false, false, false, false));
+    assert_eq!(
+        (c.arch, c.num_key_value_heads, c.head_dim),
+        (Arch::Llama, 8, 8)
+    );
+    assert_eq!(
+        (c.rms_norm_eps, c.rope_theta, c.max_position_embeddings),
+        (1e-6, 10_000.0, 2048)
+    );
+    assert_eq!(
+        (c.bos_token_id, c.eos_token_id.as_slice()),
+        (Some(1), &[2][..])
+    );
+    assert_eq!(
+        (c.rope_scaling, c.tie_word_embeddings, c.packed),
+        (RopeScaling::None, false, false)
+    );
+    assert_eq!(
+        (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm),
+        (false, false, false, false)
+    );
 
-    let c = parse(&with(json!({"architectures": ["MistralForCausalLM"], "num_attention_heads": 16}))).unwrap();
-    assert_eq!((c.arch, c.num_key_value_heads, c.max_position_embeddings), (Arch::Mistral, 8, 131_072));
+    let c = parse(&with(
+        json!({"architectures": ["MistralForCausalLM"], "num_attention_heads": 16}),
+    ))
+    .unwrap();
+    assert_eq!(
+        (c.arch, c.num_key_value_heads, c.max_position_embeddings),
+        (Arch::Mistral, 8, 131_072)
+    );
     assert_eq!(c.windows, vec![Some(4096); 3]);
 
-    let c = parse(&with(json!({"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 32}))).unwrap();
-    assert_eq!((c.arch, c.num_key_value_heads, c.head_dim), (Arch::Qwen2, 32, 2));
-    assert_eq!((c.qkv_bias, c.o_bias, c.bos_token_id, c.eos_token_id.len()), (true, false, None, 0));
+    let c = parse(&with(
+        json!({"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 32}),
+    ))
+    .unwrap();
+    assert_eq!(
+        (c.arch, c.num_key_value_heads, c.head_dim),
+        (Arch::Qwen2, 32, 2)
+    );
+    assert_eq!(
+        (c.qkv_bias, c.o_bias, c.bos_token_id, c.eos_token_id.len()),
+        (true, false, None, 0)
+    );
     assert_eq!(c.windows, vec![None; 3]);
 
-    let c = parse(&with(json!({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 32}))).unwrap();
-    assert_eq!((c.arch, c.head_dim, c.qk_norm, c.qkv_bias), (Arch::Qwen3, 128, true, false));
+    let c = parse(&with(
+        json!({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 32}),
+    ))
+    .unwrap();
+    assert_eq!(
+        (c.arch, c.head_dim, c.qk_norm, c.qkv_bias),
+        (Arch::Qwen3, 128, true, false)
+    );
 }
 
 #[test]
@@ -67,9 +106,14 @@ fn null_is_not_absent() {
         "bos_token_id": null, "eos_token_id": null, "rope_scaling": null
     })))
     .unwrap();
-    assert_eq!((c.num_key_value_heads, c.windows[0], c.head_dim), (8, None, 8));
+    assert_eq!(
+        (c.num_key_value_heads, c.windows[0], c.head_dim),
+        (8, None, 8)
+    );
     assert_eq!((c.bos_token_id, c.eos_token_id.len()), (None, 0));
-    let c = parse(&with(json!({"architectures": ["Qwen3ForCausalLM"], "num_key_value_heads": 4, "head_dim": null})));
+    let c = parse(&with(
+        json!({"architectures": ["Qwen3ForCausalLM"], "num_key_value_heads": 4, "head_dim": null}),
+    ));
     assert_eq!(c.unwrap().head_dim, 8);
 }
 
@@ -81,15 +125,26 @@ fn the_family_comes_from_architectures_or_else_from_model_type() {
     assert_eq!(parse(&config).unwrap().arch, Arch::Qwen3);
     config.as_object_mut().unwrap().remove("model_type");
     assert!(refused(&config).contains("'architectures' is missing"));
-    assert!(refused(&with(json!({"architectures": "LlamaForCausalLM"}))).contains("'architectures'"));
+    assert!(
+        refused(&with(json!({"architectures": "LlamaForCausalLM"}))).contains("'architectures'")
+    );
     let message = refused(&with(json!({"architectures": ["GraniteMoeForCausalLM"]})));
-    assert!(message.contains("GraniteMoeForCausalLM") && message.contains("Qwen3ForCausalLM"), "{message}");
+    assert!(
+        message.contains("GraniteMoeForCausalLM") && message.contains("Qwen3ForCausalLM"),
+        "{message}"
+    );
 }
 
 #[test]
 fn bias_and_tied_embeddings() {
-    let c = parse(&with(json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true}))).unwrap();
-    assert_eq!((c.qkv_bias, c.o_bias, c.mlp_bias, c.tie_word_embeddings), (true, true, true, true));
+    let c = parse(&with(
+        json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true}),
+    ))
+    .unwrap();
+    assert_eq!(
+        (c.qkv_bias, c.o_bias, c.mlp_bias, c.tie_word_embeddings),
+        (true, true, true, true)
+    );
 }
 
 #[test]
@@ -105,14 +160,31 @@ fn qwen_windows_are_on_the_layers_that_the_fields_name() {
     };
     let windows = |changes| parse(&qwen(changes)).unwrap().windows;
     assert_eq!(windows(json!({})), [None, None, None]);
-    assert_eq!(windows(json!({"use_sliding_window": true})), [None, Some(32), Some(32)]);
-    assert_eq!(windows(json!({"use_sliding_window": true, "max_window_layers": 70})), [None, None, None]);
-    assert_eq!(windows(json!({"use_sliding_window": true, "max_window_layers": 0})), [Some(32); 3]);
-    assert_eq!(windows(json!({"use_sliding_window": true, "sliding_window": null})), [None, None, None]);
+    assert_eq!(
+        windows(json!({"use_sliding_window": true})),
+        [None, Some(32), Some(32)]
+    );
+    assert_eq!(
+        windows(json!({"use_sliding_window": true, "max_window_layers": 70})),
+        [None, None, None]
+    );
+    assert_eq!(
+        windows(json!({"use_sliding_window": true, "max_window_layers": 0})),
+        [Some(32); 3]
+    );
+    assert_eq!(
+        windows(json!({"use_sliding_window": true, "sliding_window": null})),
+        [None, None, None]
+    );
     let types = json!(["full_attention", "sliding_attention", "full_attention"]);
-    assert_eq!(windows(json!({"use_sliding_window": true, "layer_types": types})), [None, Some(32), None]);
+    assert_eq!(
+        windows(json!({"use_sliding_window": true, "layer_types": types})),
+        [None, Some(32), None]
+    );
     assert!(refused(&qwen(json!({"layer_types": types}))).contains("use_sliding_window"));
-    assert!(refused(&qwen(json!({"layer_types": ["full_attention"]}))).contains("a list of 3 names"));
+    assert!(
+        refused(&qwen(json!({"layer_types": ["full_attention"]}))).contains("a list of 3 names")
+    );
     let unknown = json!(["full_attention", "linear_attention", "full_attention"]);
     assert!(refused(&qwen(json!({"layer_types": unknown}))).contains("linear_attention"));
 }
@@ -124,16 +196,26 @@ fn rope_scaling_old_and_new() {
         (c.rope_theta, c.rope_scaling)
     };
     let linear = RopeScaling::Linear { factor: 4.0 };
-    assert_eq!(rope(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})), (10_000.0, linear.clone()));
     assert_eq!(
-        rope(json!({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "type": "x", "factor": 4}})),
+        rope(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})),
+        (10_000.0, linear.clone())
+    );
+    assert_eq!(
+        rope(
+            json!({"rope_theta": 5e5, "rope_scaling": {"rope_type": "linear", "type": "x", "factor": 4}})
+        ),
         (5e5, linear.clone())
     );
     assert_eq!(
-        rope(json!({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 1e6}, "rope_theta": 5e5})),
+        rope(
+            json!({"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 1e6}, "rope_theta": 5e5})
+        ),
         (1e6, linear)
     );
-    assert_eq!(rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})), (1e6, RopeScaling::None));
+    assert_eq!(
+        rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}})),
+        (1e6, RopeScaling::None)
+    );
     assert_eq!(
         rope(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).1,
         RopeScaling::Dynamic { factor: 2.0 }
@@ -153,18 +235,34 @@ fn rope_scaling_old_and_new() {
 
 #[test]
 fn yarn_infers_what_is_absent() {
-    let yarn = |rope: Value| match parse(&with(json!({"rope_scaling": rope}))).unwrap().rope_scaling {
-        RopeScaling::Yarn { attention_factor, original_max_position_embeddings, beta_fast, beta_slow, .. } => {
+    let yarn = |rope: Value| match parse(&with(json!({"rope_scaling": rope})))
+        .unwrap()
+        .rope_scaling
+    {
+        RopeScaling::Yarn {
+            attention_factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            ..
+        } => {
             assert_eq!((beta_fast, beta_slow), (32.0, 1.0));
             (attention_factor, original_max_position_embeddings)
         }
         other => panic!("{other:?}"),
     };
     let near = |found: (f64, usize), factor: f64, original| {
-        assert!((found.0 - factor).abs() < 1e-9 && found.1 == original, "{found:?}");
+        assert!(
+            (found.0 - factor).abs() < 1e-9 && found.1 == original,
+            "{found:?}"
+        );
     };
     // Attention factors as Transformers computes them.
-    near(yarn(json!({"type": "yarn", "factor": 4.0})), 1.138629436111989, 2048);
+    near(
+        yarn(json!({"type": "yarn", "factor": 4.0})),
+        1.138629436111989,
+        2048,
+    );
     let given = json!({"type": "yarn", "factor": 4.0, "attention_factor": 0.5, "original_max_position_embeddings": 64});
     near(yarn(given), 0.5, 64);
     let mscale = json!({"type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.3});
@@ -174,21 +272,54 @@ fn yarn_infers_what_is_absent() {
 #[test]
 fn rope_fields_that_make_no_sense_are_refused_by_name() {
     for (rope, expected) in [
-        (json!({"type": "longrope", "factor": 4.0}), "'rope_scaling.type' is longrope"),
-        (json!({"type": "linear"}), "'rope_scaling.factor' is missing"),
-        (json!({"type": "linear", "factor": 0.5}), "'rope_scaling.factor' is 0.5, expected at least 1"),
-        (json!({"type": "linear", "factor": "4"}), "'rope_scaling.factor' is \"4\", expected a number"),
-        (json!({"type": "llama3", "factor": 8.0}), "'rope_scaling.low_freq_factor' is missing"),
+        (
+            json!({"type": "longrope", "factor": 4.0}),
+            "'rope_scaling.type' is longrope",
+        ),
+        (
+            json!({"type": "linear"}),
+            "'rope_scaling.factor' is missing",
+        ),
+        (
+            json!({"type": "linear", "factor": 0.5}),
+            "'rope_scaling.factor' is 0.5, expected at least 1",
+        ),
+        (
+            json!({"type": "linear", "factor": "4"}),
+            "'rope_scaling.factor' is \"4\", expected a number",
+        ),
+        (
+            json!({"type": "llama3", "factor": 8.0}),
+            "'rope_scaling.low_freq_factor' is missing",
+        ),
         (
             json!({"type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0}),
             "'rope_scaling.high_freq_factor' is 4, expected above low_freq_factor 4",
         ),
-        (json!({"type": "yarn", "factor": 4.0, "attention_factor": 0}), "'rope_scaling.attention_factor' is 0"),
-        (json!({"type": "yarn", "factor": 4.0, "beta_fast": -1}), "'rope_scaling.beta_fast' is -1"),
-        (json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 0}), "original_max_position"),
-        (json!({"rope_theta": 1.0}), "'rope_scaling.rope_theta' is 1, expected a number above 1"),
-        (json!({"partial_rotary_factor": 0.5}), "'rope_scaling.partial_rotary_factor' is 0.5"),
-        (json!({"full_attention": {"rope_type": "default"}}), "one set of parameters"),
+        (
+            json!({"type": "yarn", "factor": 4.0, "attention_factor": 0}),
+            "'rope_scaling.attention_factor' is 0",
+        ),
+        (
+            json!({"type": "yarn", "factor": 4.0, "beta_fast": -1}),
+            "'rope_scaling.beta_fast' is -1",
+        ),
+        (
+            json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 0}),
+            "original_max_position",
+        ),
+        (
+            json!({"rope_theta": 1.0}),
+            "'rope_scaling.rope_theta' is 1, expected a number above 1",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.5}),
+            "'rope_scaling.partial_rotary_factor' is 0.5",
+        ),
+        (
+            json!({"full_attention": {"rope_type": "default"}}),
+            "one set of parameters",
+        ),
         (json!([1, 2]), "'rope_scaling' is [1,2], expected an object"),
     ] {
         let message = refused(&with(json!({"rope_scaling": rope})));
@@ -198,15 +329,34 @@ fn rope_fields_that_make_no_sense_are_refused_by_name() {
 
 #[test]
 fn sizes_without_which_there_is_no_model_are_required() {
-    let required =
-        ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"];
+    let required = [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+    ];
     for field in required {
         let message = refused(&without(field));
-        assert!(message.contains(&format!("field '{field}' is missing")), "{message}");
+        assert!(
+            message.contains(&format!("field '{field}' is missing")),
+            "{message}"
+        );
         assert!(refused(&with(json!({field: null}))).contains("is missing"));
-        for hostile in [json!(0), json!(-1), json!(1e18), json!(u64::MAX), json!(1.5), json!("64"), json!([64])] {
+        for hostile in [
+            json!(0),
+            json!(-1),
+            json!(1e18),
+            json!(u64::MAX),
+            json!(1.5),
+            json!("64"),
+            json!([64]),
+        ] {
             let message = refused(&with(json!({field: hostile})));
-            assert!(message.contains(&format!("field '{field}' is")), "{message}");
+            assert!(
+                message.contains(&format!("field '{field}' is")),
+                "{message}"
+            );
         }
     }
 }
@@ -214,43 +364,102 @@ fn sizes_without_which_there_is_no_model_are_required() {
 #[test]
 fn contradictions_are_refused_by_name() {
     for (changes, expected) in [
-        (json!({"num_attention_heads": 7}), "'num_attention_heads' is 7, expected a divisor of hidden_size 64"),
-        (json!({"num_key_value_heads": 3}), "'num_key_value_heads' is 3, expected a divisor of num_attention_heads 8"),
-        (json!({"num_key_value_heads": 16}), "'num_key_value_heads' is 16"),
-        (json!({"num_key_value_heads": 0}), "'num_key_value_heads' is 0"),
-        (json!({"head_dim": 7}), "'head_dim' is 7, expected an even number"),
-        (json!({"head_dim": 1 << 24}), "'head_dim' is 16777216, expected at most"),
-        (json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}), "'head_dim' is 2, expected at least 4"),
-        (json!({"num_hidden_layers": 5000}), "'num_hidden_layers' is 5000, expected at most 4096"),
+        (
+            json!({"num_attention_heads": 7}),
+            "'num_attention_heads' is 7, expected a divisor of hidden_size 64",
+        ),
+        (
+            json!({"num_key_value_heads": 3}),
+            "'num_key_value_heads' is 3, expected a divisor of num_attention_heads 8",
+        ),
+        (
+            json!({"num_key_value_heads": 16}),
+            "'num_key_value_heads' is 16",
+        ),
+        (
+            json!({"num_key_value_heads": 0}),
+            "'num_key_value_heads' is 0",
+        ),
+        (
+            json!({"head_dim": 7}),
+            "'head_dim' is 7, expected an even number",
+        ),
+        (
+            json!({"head_dim": 1 << 24}),
+            "'head_dim' is 16777216, expected at most",
+        ),
+        (
+            json!({"head_dim": 2, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+            "'head_dim' is 2, expected at least 4",
+        ),
+        (
+            json!({"num_hidden_layers": 5000}),
+            "'num_hidden_layers' is 5000, expected at most 4096",
+        ),
         (json!({"rms_norm_eps": 0}), "'rms_norm_eps' is 0"),
         (json!({"rms_norm_eps": -1e-6}), "'rms_norm_eps'"),
         (json!({"rms_norm_eps": 1e-60}), "'rms_norm_eps'"),
         (json!({"rms_norm_eps": 1e60}), "'rms_norm_eps'"),
         (json!({"rope_theta": 0.5}), "'rope_theta' is 0.5"),
         (json!({"rope_theta": "big"}), "'rope_theta'"),
-        (json!({"eos_token_id": 512}), "'eos_token_id' is 512, expected token ids below vocab_size 512"),
+        (
+            json!({"eos_token_id": 512}),
+            "'eos_token_id' is 512, expected token ids below vocab_size 512",
+        ),
         (json!({"eos_token_id": [1, -1]}), "'eos_token_id' is -1"),
         (json!({"bos_token_id": "<s>"}), "'bos_token_id'"),
-        (json!({"hidden_act": "gelu"}), "'hidden_act' is gelu, expected silu"),
-        (json!({"partial_rotary_factor": 0.25}), "'partial_rotary_factor' is 0.25"),
-        (json!({"tie_word_embeddings": "yes"}), "'tie_word_embeddings' is \"yes\", expected true or false"),
-        (json!({"max_position_embeddings": 0}), "'max_position_embeddings' is 0"),
-        (json!({"hidden_act": "x".repeat(10_000)}), "xxx..., expected silu"),
+        (
+            json!({"hidden_act": "gelu"}),
+            "'hidden_act' is gelu, expected silu",
+        ),
+        (
+            json!({"partial_rotary_factor": 0.25}),
+            "'partial_rotary_factor' is 0.25",
+        ),
+        (
+            json!({"tie_word_embeddings": "yes"}),
+            "'tie_word_embeddings' is \"yes\", expected true or false",
+        ),
+        (
+            json!({"max_position_embeddings": 0}),
+            "'max_position_embeddings' is 0",
+        ),
+        (
+            json!({"hidden_act": "x".repeat(10_000)}),
+            "xxx..., expected silu",
+        ),
     ] {
         let message = refused(&with(changes));
-        assert!(message.contains(expected) && message.len() < 200, "{message} lacks {expected}");
+        assert!(
+            message.contains(expected) && message.len() < 200,
+            "{message} lacks {expected}"
+        );
     }
 }
 
 #[test]
 fn text_that_is_not_a_json_object_is_refused() {
     let nested = format!("{{\"a\": {}1{}}}", "[".repeat(100_000), "]".repeat(100_000));
-    for text in ["", "{", "[]", "null", "{\"rms_norm_eps\": NaN}", "{\"a\": 1e999}", "\u{0}\u{1}", nested.as_str()] {
+    for text in [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{\"rms_norm_eps\": NaN}",
+        "{\"a\": 1e999}",
+        "\u{0}\u{1}",
+        nested.as_str(),
+    ] {
         let e = Config::from_json(text.as_bytes(), Path::new("some/config.json")).unwrap_err();
         assert!(matches!(e, ModelError::Json { .. }), "{e}");
-        assert!(e.to_string().starts_with("some/config.json: not a JSON object: "), "{e}");
+        assert!(
+            e.to_string()
+                .starts_with("some/config.json: not a JSON object: "),
+            "{e}"
+        );
     }
-    let invalid_utf8 = Config::from_json(b"{\"model_type\": \"\xff\"}", Path::new("c")).unwrap_err();
+    let invalid_utf8 =
+        Config::from_json(b"{\"model_type\": \"\xff\"}", Path::new("c")).unwrap_err();
     assert!(matches!(invalid_utf8, ModelError::Json { .. }));
 }
 
@@ -261,13 +470,31 @@ fn only_our_own_packing_is_read() {
     assert!(parse(&quantized(ours)).unwrap().packed);
     assert!(!parse(&quantized(Value::Null)).unwrap().packed);
     for (config, expected) in [
-        (json!({"quant_method": "bitsandbytes", "load_in_4bit": true}), "'bitsandbytes'"),
+        (
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+            "'bitsandbytes'",
+        ),
         (json!({"group_size": 64, "bits": 4}), "does not name"),
-        (json!({"quant_method": "sparamx", "version": 1}), "'quantization_config.layout' is missing"),
-        (json!({"quant_method": "sparamx", "layout": "strip32", "version": 1}), "is strip32, expected strip16"),
-        (json!({"quant_method": "sparamx", "layout": "strip16", "version": 2}), "newer sparamx"),
-        (json!({"quant_method": "sparamx", "layout": "strip16"}), "'quantization_config.version' is missing"),
-        (json!("int8"), "'quantization_config' is \"int8\", expected an object"),
+        (
+            json!({"quant_method": "sparamx", "version": 1}),
+            "'quantization_config.layout' is missing",
+        ),
+        (
+            json!({"quant_method": "sparamx", "layout": "strip32", "version": 1}),
+            "is strip32, expected strip16",
+        ),
+        (
+            json!({"quant_method": "sparamx", "layout": "strip16", "version": 2}),
+            "newer sparamx",
+        ),
+        (
+            json!({"quant_method": "sparamx", "layout": "strip16"}),
+            "'quantization_config.version' is missing",
+        ),
+        (
+            json!("int8"),
+            "'quantization_config' is \"int8\", expected an object",
+        ),
     ] {
         let message = refused(&quantized(config));
         assert!(message.contains(expected), "{message}");
@@ -279,10 +506,19 @@ fn the_context_is_what_scaling_stretches_it_to() {
     let context = |changes| parse(&with(changes)).unwrap().context_length();
     assert_eq!(context(json!({"max_position_embeddings": 512})), 512);
     let dynamic = json!({"type": "dynamic", "factor": 2.0});
-    assert_eq!(context(json!({"max_position_embeddings": 512, "rope_scaling": dynamic})), 1024);
+    assert_eq!(
+        context(json!({"max_position_embeddings": 512, "rope_scaling": dynamic})),
+        1024
+    );
     let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512});
-    assert_eq!(context(json!({"max_position_embeddings": 512, "rope_scaling": yarn})), 2048);
-    assert_eq!(context(json!({"max_position_embeddings": 4096, "rope_scaling": yarn})), 4096);
+    assert_eq!(
+        context(json!({"max_position_embeddings": 512, "rope_scaling": yarn})),
+        2048
+    );
+    assert_eq!(
+        context(json!({"max_position_embeddings": 4096, "rope_scaling": yarn})),
+        4096
+    );
     let huge = json!({"type": "dynamic", "factor": 1e30});
     assert_eq!(context(json!({"rope_scaling": huge})), 1 << 24);
 }

@@ -1,0 +1,172 @@
+//! From the element types of checkpoints to those of the kernels: matrices become bf16, vectors f32.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use sparamx_format::container::{Dtype, TensorView};
+
+use crate::ModelError;
+
+/// Elements that one thread converts at a time: enough to make handing them out cheap, few enough to share out a small
+/// matrix.
+const CHUNK: usize = 1 << 16;
+
+/// A matrix in bf16, row-major.
+pub struct RawRows<'a> {
+    /// Number of rows.
+    pub n: usize,
+    /// Elements in a row.
+    pub k: usize,
+    /// `n * k` values as bits, all finite.
+    pub bits: Cow<'a, [u16]>,
+    /// How many bf16 cannot hold, and were rounded to the nearest (ties to even).
+    pub inexact: usize,
+}
+
+/// An element type that weights may have.
+#[derive(Clone, Copy)]
+enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Element {
+    fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The value of one element, little-endian.
+    fn value(self, bytes: &[u8]) -> f32 {
+        match self {
+            Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
+}
+
+/// A tensor and where it is from.
+pub(crate) struct Source<'a> {
+    path: &'a Path,
+    name: &'a str,
+    element: Element,
+    bytes: &'a [u8],
+}
+
+impl<'a> Source<'a> {
+    /// # Errors
+    /// [`ModelError::Dtype`].
+    pub(crate) fn new(
+        path: &'a Path,
+        name: &'a str,
+        view: &TensorView<'a>,
+    ) -> Result<Self, ModelError> {
+        let element = Element::of(view.dtype).ok_or_else(|| ModelError::Dtype {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            found: format!("{:?}", view.dtype),
+        })?;
+        Ok(Self {
+            path,
+            name,
+            element,
+            bytes: view.bytes,
+        })
+    }
+
+    /// The values as f32.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`].
+    pub(crate) fn vector(&self) -> Result<Vec<f32>, ModelError> {
+        let values: Vec<f32> = self
+            .bytes
+            .chunks_exact(self.element.bytes())
+            .map(|b| self.element.value(b))
+            .collect();
+        match values.iter().position(|v| !v.is_finite()) {
+            None => Ok(values),
+            Some(at) => Err(self.not_finite(at)),
+        }
+    }
+
+    /// The values as `n` rows of `k` in bf16, without a copy where they are that already.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`].
+    pub(crate) fn rows(&self, n: usize, k: usize) -> Result<RawRows<'a>, ModelError> {
+        let mapped = match self.element {
+            // Not on a big-endian machine, and not from a file whose header is not padded.
+            Element::Bf16 if cfg!(target_endian = "little") => {
+                bytemuck::try_cast_slice::<u8, u16>(self.bytes).ok()
+            }
+            _ => None,
+        };
+        let (bits, inexact) = match mapped {
+            Some(bits) => (Cow::Borrowed(bits), 0),
+            None => {
+                let (bits, inexact) = self.round(n * k);
+                (Cow::Owned(bits), inexact)
+            }
+        };
+        const INFINITY: u16 = 0x7f80;
+        match bits
+            .par_iter()
+            .position_first(|&b| b & INFINITY == INFINITY)
+        {
+            None => Ok(RawRows {
+                n,
+                k,
+                bits,
+                inexact,
+            }),
+            Some(at) => Err(self.not_finite(at)),
+        }
+    }
+
+    /// All values in bf16, and how many changed.
+    fn round(&self, len: usize) -> (Vec<u16>, usize) {
+        let size = self.element.bytes();
+        let mut bits = vec![0u16; len];
+        let chunks = bits
+            .par_chunks_mut(CHUNK)
+            .zip(self.bytes.par_chunks(CHUNK * size));
+        let round = |(out, bytes): (&mut [u16], &[u8])| {
+            let mut inexact = 0;
+            for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(size)) {
+                let value = self.element.value(bytes);
+                let rounded = bf16::from_f32(value);
+                *out = rounded.to_bits();
+                inexact += usize::from(rounded.to_f32() != value);
+            }
+            inexact
+        };
+        let inexact = chunks.map(round).sum();
+        (bits, inexact)
+    }
+
+    fn not_finite(&self, element: usize) -> ModelError {
+        let size = self.element.bytes();
+        ModelError::NotFinite {
+            path: self.path.to_owned(),
+            tensor: self.name.to_owned(),
+            element,
+            value: self.element.value(&self.bytes[element * size..]),
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The forward pass, the same for every family: embedding, layers, last norm, output head.
+
+use half::bf16;
+use sparamx_kernels::{LinearJob, Rows, RowsMut, Runtime, linear};
+
+use crate::cache::Input;
+use crate::workspace::{Angles, Workspace};
+use crate::{Model, ModelError};
+
+impl Model {
+    /// Runs the tokens of all inputs through the model, adds them to their caches, and returns the wanted logits: rows of
+    /// `vocab_size`, in the order of the inputs and their tokens.
+    ///
+    /// Rows of all inputs are multiplied together; each attends to its own sequence only. The result for a sequence may
+    /// differ in the last bits with what it is batched with, because the kernels are chosen by the number of rows.
+    ///
+    /// # Errors
+    /// [`ModelError::EmptyInput`], [`ModelError::TokenOutOfRange`], and what the caches and kernels report. Caches are then
+    /// as they were.
+    pub fn forward<'w>(
+        &self,
+        rt: &Runtime,
+        inputs: &mut [Input<'_>],
+        ws: &'w mut Workspace,
+    ) -> Result<&'w [f32], ModelError> {
+        self.check(inputs)?;
+        let rows = inputs.iter().map(|input| input.tokens.len()).sum();
+        let wanted = inputs.iter().map(Input::wanted).sum();
+        ws.resize(&self.config, rows, wanted);
+        self.embed(inputs, ws);
+        self.rotations(inputs, &mut ws.angles);
+        for layer in &self.layers {
+            layer
+                .attention
+                .forward(rt, inputs, &ws.angles, &mut ws.stream, &mut ws.attention)?;
+            layer.mlp.forward(rt, &mut ws.stream, &mut ws.mlp)?;
+        }
+        self.head(rt, inputs, ws)?;
+        for input in inputs {
+            input.cache.advance(input.tokens.len());
+        }
+        Ok(&ws.logits)
+    }
+
+    fn check(&self, inputs: &[Input<'_>]) -> Result<(), ModelError> {
+        let vocab_size = self.config.vocab_size;
+        for (i, input) in inputs.iter().enumerate() {
+            if input.tokens.is_empty() {
+                return Err(ModelError::EmptyInput { input: i });
+            }
+            if let Some(&token) = input
+                .tokens
+                .iter()
+                .find(|&&token| token as usize >= vocab_size)
+            {
+                return Err(ModelError::TokenOutOfRange { token, vocab_size });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks up the row of each token.
+    fn embed(&self, inputs: &[Input<'_>], ws: &mut Workspace) {
+        let tokens = inputs.iter().flat_map(|input| input.tokens);
+        for (&token, row) in tokens.zip(ws.stream.x.chunks_exact_mut(self.config.hidden_size)) {
+            self.embedding.row(token as usize, &mut ws.bf16_row);
+            for (x, &bits) in row.iter_mut().zip(&ws.bf16_row) {
+                *x = bf16::from_bits(bits).to_f32();
+            }
+        }
+    }
+
+    /// Cosine and sine for the position of each row: the same in every layer.
+    fn rotations(&self, inputs: &[Input<'_>], angles: &mut Angles) {
+        let half = self.config.head_dim / 2;
+        let mut first = 0;
+        for input in inputs {
+            let part = first..first + input.tokens.len() * half;
+            let (cos, sin) = (&mut angles.cos[part.clone()], &mut angles.sin[part.clone()]);
+            self.rope
+                .angles(input.cache.len(), cos, sin, &mut angles.frequencies);
+            first = part.end;
+        }
+    }
+
+    /// Normalizes the wanted rows side by side and multiplies them with the output head.
+    fn head(
+        &self,
+        rt: &Runtime,
+        inputs: &[Input<'_>],
+        ws: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        let width = self.config.hidden_size;
+        let (mut end_row, mut wanted) = (0, 0);
+        for input in inputs {
+            end_row += input.tokens.len();
+            let rows = input.wanted();
+            let x = &ws.stream.x[(end_row - rows) * width..end_row * width];
+            let out = &mut ws.stream.normed[wanted * width..(wanted + rows) * width];
+            self.norm.forward(
+                rt,
+                Rows::new(x, rows, width),
+                RowsMut::new(out, rows, width),
+            )?;
+            wanted += rows;
+        }
+        if wanted == 0 {
+            return Ok(());
+        }
+        let x = Rows::new(&ws.stream.normed[..wanted * width], wanted, width);
+        let y = RowsMut::new(&mut ws.logits, wanted, self.config.vocab_size);
+        Ok(linear(
+            rt,
+            x,
+            &mut [LinearJob {
+                linear: &self.lm_head,
+                y,
+            }],
+        )?)
+    }
+}

@@ -1,0 +1,162 @@
+//! Grouped-query attention with rotary positions.
+
+use sparamx_kernels::attention::{self, Params, Task};
+use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops};
+
+use super::Norm;
+use crate::ModelError;
+use crate::cache::Input;
+use crate::workspace::{Angles, AttentionBuffers, Stream};
+
+/// `x += o(attend(rope(q(norm(x))), rope(k(norm(x))), v(norm(x))))`
+pub(crate) struct Attention {
+    /// Index of the layer, by which the cache knows it.
+    pub layer: usize,
+    pub norm: Norm,
+    /// `[heads * head_dim, hidden_size]`
+    pub q: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`
+    pub k: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`
+    pub v: Linear,
+    /// `[hidden_size, heads * head_dim]`
+    pub o: Linear,
+    /// Norms of the heads of q and of k, `[head_dim]`, before the rotation.
+    pub head_norms: Option<(Norm, Norm)>,
+    pub params: Params,
+}
+
+impl Attention {
+    pub(crate) fn forward(
+        &self,
+        rt: &Runtime,
+        inputs: &mut [Input<'_>],
+        angles: &Angles,
+        stream: &mut Stream,
+        ws: &mut AttentionBuffers,
+    ) -> Result<(), ModelError> {
+        let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
+        let rows = stream.x.len() / hidden;
+        stream.normalize(rt, &self.norm)?;
+        self.project(rt, Rows::new(&stream.normed, rows, hidden), ws)?;
+        self.rotate(rt, rows, angles, ws)?;
+        self.append(rt, inputs, ws)?;
+        let tasks = self.tasks(inputs);
+        attention::attention(
+            rt,
+            &self.params,
+            Rows::new(&ws.q, rows, q_width),
+            &tasks,
+            RowsMut::new(&mut ws.attended, rows, q_width),
+        )?;
+        linear(
+            rt,
+            Rows::new(&ws.attended, rows, q_width),
+            &mut [LinearJob {
+                linear: &self.o,
+                y: RowsMut::new(&mut stream.delta, rows, hidden),
+            }],
+        )?;
+        stream.add_delta(rt, hidden)
+    }
+
+    /// Queries, keys and values of all rows, in one pass over the pool: they read the same rows.
+    fn project(
+        &self,
+        rt: &Runtime,
+        x: Rows<'_>,
+        ws: &mut AttentionBuffers,
+    ) -> Result<(), ModelError> {
+        let (rows, q_width, kv_width) = (x.rows(), self.q.weight.n(), self.k.weight.n());
+        let mut jobs = [
+            LinearJob {
+                linear: &self.q,
+                y: RowsMut::new(&mut ws.q, rows, q_width),
+            },
+            LinearJob {
+                linear: &self.k,
+                y: RowsMut::new(&mut ws.k, rows, kv_width),
+            },
+            LinearJob {
+                linear: &self.v,
+                y: RowsMut::new(&mut ws.v, rows, kv_width),
+            },
+        ];
+        Ok(linear(rt, x, &mut jobs)?)
+    }
+
+    /// Norms and rotation of queries and keys, in place.
+    fn rotate(
+        &self,
+        rt: &Runtime,
+        rows: usize,
+        angles: &Angles,
+        ws: &mut AttentionBuffers,
+    ) -> Result<(), ModelError> {
+        let (q_width, kv_width) = (self.q.weight.n(), self.k.weight.n());
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            vecops::rms_norm_heads(
+                rt,
+                RowsMut::new(&mut ws.q, rows, q_width),
+                &q_norm.weight,
+                q_norm.eps,
+            )?;
+            vecops::rms_norm_heads(
+                rt,
+                RowsMut::new(&mut ws.k, rows, kv_width),
+                &k_norm.weight,
+                k_norm.eps,
+            )?;
+        }
+        let head_dim = self.params.head_dim;
+        for (heads, width) in [(&mut ws.q, q_width), (&mut ws.k, kv_width)] {
+            vecops::rope(
+                rt,
+                RowsMut::new(heads, rows, width),
+                head_dim,
+                head_dim,
+                &angles.cos,
+                &angles.sin,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Gives every sequence the keys and values of its rows.
+    fn append(
+        &self,
+        rt: &Runtime,
+        inputs: &mut [Input<'_>],
+        ws: &AttentionBuffers,
+    ) -> Result<(), ModelError> {
+        let width = self.k.weight.n();
+        let mut first = 0;
+        for input in inputs {
+            let rows = input.tokens.len();
+            let part = first * width..(first + rows) * width;
+            let (k, v) = (
+                Rows::new(&ws.k[part.clone()], rows, width),
+                Rows::new(&ws.v[part], rows, width),
+            );
+            input.cache.append(rt, self.layer, k, v)?;
+            first += rows;
+        }
+        Ok(())
+    }
+
+    /// One task for each sequence: its rows attend to its own cache.
+    fn tasks<'a>(&self, inputs: &'a [Input<'_>]) -> Vec<Task<'a>> {
+        let mut first_row = 0;
+        let task = |input: &'a Input<'_>| {
+            let rows = input.tokens.len();
+            first_row += rows;
+            Task {
+                first_row: first_row - rows,
+                rows,
+                start: input.cache.len(),
+                kv: input.cache.pages(self.layer),
+            }
+        };
+        inputs.iter().map(task).collect()
+    }
+}

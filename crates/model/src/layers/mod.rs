@@ -1,0 +1,59 @@
+//! The parts of a decoder layer. Each reads a normalized copy of the residual stream and adds its result to the stream.
+
+mod attention;
+mod mlp;
+
+pub(crate) use attention::Attention;
+pub(crate) use mlp::Mlp;
+
+use sparamx_kernels::{Rows, RowsMut, Runtime, vecops};
+
+use crate::ModelError;
+use crate::workspace::Stream;
+
+/// One decoder layer.
+pub(crate) struct Layer {
+    pub attention: Attention,
+    pub mlp: Mlp,
+}
+
+/// RMSNorm, with its weight `[hidden_size]`.
+pub(crate) struct Norm {
+    pub weight: Vec<f32>,
+    pub eps: f32,
+}
+
+impl Norm {
+    /// `out = x / rms(x) * weight`, row by row; both `[rows, hidden_size]`.
+    pub(crate) fn forward(
+        &self,
+        rt: &Runtime,
+        x: Rows<'_>,
+        out: RowsMut<'_>,
+    ) -> Result<(), ModelError> {
+        Ok(vecops::rms_norm(rt, x, &self.weight, self.eps, out)?)
+    }
+}
+
+impl Stream {
+    /// Normalizes the residual stream into `normed`.
+    fn normalize(&mut self, rt: &Runtime, norm: &Norm) -> Result<(), ModelError> {
+        let width = norm.weight.len();
+        let rows = self.x.len() / width;
+        norm.forward(
+            rt,
+            Rows::new(&self.x, rows, width),
+            RowsMut::new(&mut self.normed, rows, width),
+        )
+    }
+
+    /// Adds `delta` to the residual stream.
+    fn add_delta(&mut self, rt: &Runtime, width: usize) -> Result<(), ModelError> {
+        let rows = self.x.len() / width;
+        Ok(vecops::add(
+            rt,
+            RowsMut::new(&mut self.x, rows, width),
+            Rows::new(&self.delta, rows, width),
+        )?)
+    }
+}
