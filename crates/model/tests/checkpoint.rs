@@ -1,0 +1,292 @@
+//! Checkpoints that are right in unusual ways, and a wrong one for each error.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use common::{Files, Tensor, runtime, write_tensors};
+use half::f16;
+use safetensors::Dtype;
+use serde_json::json;
+use sparamx_model::{Checkpoint, Inexact, LoadOptions, Model, ModelError};
+
+const Q_PROJ: &str = "model.layers.1.self_attn.q_proj.weight";
+const NORM: &str = "model.layers.0.input_layernorm.weight";
+
+/// The error that a checkpoint is refused with. Its message is one line that names the folder.
+fn refused(open: Result<Checkpoint, ModelError>) -> ModelError {
+    let error = open.err().expect("it should be refused");
+    let message = error.to_string();
+    assert!(message.contains("/") && !message.contains('\n'), "{message}");
+    error
+}
+
+fn load(checkpoint: &Checkpoint) -> Result<Model, ModelError> {
+    Model::load(&runtime(), checkpoint, &LoadOptions::default(), &mut |_| {})
+}
+
+#[test]
+fn every_tensor_is_listed_with_its_size() {
+    let checkpoint = Files::new(json!({})).open().unwrap();
+    let q = checkpoint.tensors().find(|t| t.name == Q_PROJ).unwrap();
+    assert_eq!((q.shape, q.dtype.as_str(), q.packed, q.bytes), (vec![12, 12], "F32", false, 12 * 12 * 4));
+    assert_eq!(checkpoint.tensors().count(), checkpoint.plan().len());
+    // One value in sixteen is zero: (7 i + 3) % 16 == 8.
+    assert_eq!(checkpoint.nnz(Q_PROJ).unwrap(), 144 - 9);
+    assert_eq!(checkpoint.nnz(NORM).unwrap(), 12 - 1);
+}
+
+#[test]
+fn values_are_rounded_to_nearest_even_and_counted() {
+    let mut files = Files::new(json!({}));
+    let mut values = vec![1.0f32; 144];
+    // Halfway between two bf16 values, above and below an even one, and just off halfway.
+    values[..4].copy_from_slice(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.1 / 256.0, -0.0]);
+    files.tensors.insert(Q_PROJ.to_owned(), Tensor::f32(vec![12, 12], &values));
+    let checkpoint = files.open().unwrap();
+    let rows = checkpoint.raw_rows(Q_PROJ).unwrap();
+    assert_eq!((rows.n, rows.k, rows.inexact), (12, 12, 3));
+    assert_eq!(rows.bits[..5], [0x3f80, 0x3f82, 0x3f81, 0x8000, 0x3f80]);
+    let model = load(&checkpoint).unwrap();
+    let values = checkpoint.plan().iter().filter(|t| t.shape.len() == 2).map(|t| t.elements()).sum();
+    assert_eq!(model.inexact(), Inexact { values, rounded: 3 });
+}
+
+#[test]
+fn f16_and_bf16_are_read() {
+    let mut files = Files::new(json!({}));
+    let f16s: Vec<u8> = (0..144).flat_map(|i| f16::from_f32(i as f32 / 8.0).to_le_bytes()).collect();
+    files.tensors.insert(Q_PROJ.to_owned(), Tensor { dtype: Dtype::F16, shape: vec![12, 12], bytes: f16s });
+    let bf16s: Vec<u8> = (0..12).flat_map(|i| (0x3f80u16 + i).to_le_bytes()).collect();
+    files.tensors.insert(NORM.to_owned(), Tensor { dtype: Dtype::BF16, shape: vec![12], bytes: bf16s });
+    let checkpoint = files.open().unwrap();
+    assert_eq!(checkpoint.raw_rows(Q_PROJ).unwrap().bits[8], 0x3f80);
+    assert_eq!(checkpoint.vector(NORM).unwrap()[1], 1.0 + 1.0 / 128.0);
+    load(&checkpoint).unwrap();
+}
+
+#[test]
+fn tensors_that_old_programs_wrote_beside_the_model_are_ignored() {
+    let mut files = Files::new(json!({"tie_word_embeddings": true}));
+    let odd = Tensor { dtype: Dtype::F64, shape: vec![1], bytes: vec![0; 8] };
+    files.tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), odd.clone());
+    files.tensors.insert("lm_head.weight".to_owned(), odd);
+    load(&files.open().unwrap()).unwrap();
+}
+
+#[test]
+fn names_that_are_no_tensors_of_the_model_are_refused() {
+    let checkpoint = Files::new(json!({})).open().unwrap();
+    assert!(matches!(checkpoint.raw_rows("x"), Err(ModelError::MissingTensor { .. })));
+    assert!(matches!(checkpoint.raw_rows(NORM), Err(ModelError::MissingTensor { .. })));
+    assert!(matches!(checkpoint.vector("x"), Err(ModelError::MissingTensor { .. })));
+    assert!(matches!(checkpoint.packed("x"), Err(ModelError::MissingTensor { .. })));
+    assert!(checkpoint.packed(Q_PROJ).unwrap().is_none());
+}
+
+#[test]
+fn a_missing_folder_or_config_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for dir in [dir.path(), &dir.path().join("nowhere")] {
+        let error = refused(Checkpoint::open(dir));
+        assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("config.json")), "{error}");
+    }
+}
+
+#[test]
+fn a_folder_without_safetensors_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    Files::new(json!({})).write_config(dir.path());
+    let message = refused(Checkpoint::open(dir.path())).to_string();
+    assert!(message.contains("neither model.safetensors"), "{message}");
+    std::fs::write(dir.path().join("pytorch_model.bin"), "").unwrap();
+    let message = refused(Checkpoint::open(dir.path())).to_string();
+    assert!(message.contains("safe_serialization"), "{message}");
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let mut files = Files::new(json!({}));
+    files.tensors.remove(Q_PROJ);
+    let error = refused(files.open());
+    assert!(matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == Q_PROJ), "{error}");
+}
+
+#[test]
+fn a_tensor_without_a_place_is_named() {
+    for name in ["model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "model.extra"] {
+        let mut files = Files::new(json!({}));
+        files.tensors.insert(name.to_owned(), Tensor::f32(vec![12], &[0.0; 12]));
+        let error = refused(files.open());
+        assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if tensor == name), "{error}");
+    }
+}
+
+#[test]
+fn packed_tensors_need_a_config_that_announces_them() {
+    let mut files = Files::new(json!({}));
+    files.tensors.remove(Q_PROJ);
+    let mask = format!("{Q_PROJ}.mask");
+    files.tensors.insert(mask.clone(), Tensor { dtype: Dtype::U32, shape: vec![1], bytes: vec![0; 4] });
+    let error = refused(files.open());
+    assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask), "{error}");
+}
+
+#[test]
+fn a_tensor_cannot_be_dense_and_packed() {
+    let packed = json!({"quant_method": "sparamx", "layout": "strip16", "version": 1});
+    let mut files = Files::new(json!({"quantization_config": packed}));
+    let mask = format!("{Q_PROJ}.mask");
+    files.tensors.insert(mask.clone(), Tensor { dtype: Dtype::U32, shape: vec![1], bytes: vec![0; 4] });
+    let error = refused(files.open());
+    assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask), "{error}");
+}
+
+#[test]
+fn a_wrong_shape_is_told_with_the_right_one() {
+    let mut files = Files::new(json!({}));
+    files.config["num_key_value_heads"] = json!(3);
+    let error = refused(files.open());
+    let message = error.to_string();
+    assert!(matches!(error, ModelError::Shape { .. }), "{message}");
+    assert!(message.contains("k_proj.weight' has shape [4, 12], config.json asks for [12, 12]"), "{message}");
+}
+
+#[test]
+fn other_element_types_are_named() {
+    let mut files = Files::new(json!({}));
+    let int8 = Tensor { dtype: Dtype::I8, shape: vec![12, 12], bytes: vec![0; 144] };
+    files.tensors.insert(Q_PROJ.to_owned(), int8);
+    let error = refused(files.open());
+    let message = error.to_string();
+    assert!(matches!(error, ModelError::Dtype { .. }), "{message}");
+    assert!(message.contains(Q_PROJ) && message.contains("I8"), "{message}");
+}
+
+#[test]
+fn values_that_are_no_numbers_in_bf16_are_named() {
+    // The last is a finite f32 that rounds to infinity.
+    for (name, shape) in [(Q_PROJ, vec![12, 12]), (NORM, vec![12])] {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+            let mut values = vec![0.5; shape.iter().product()];
+            values[7] = value;
+            let mut files = Files::new(json!({}));
+            files.tensors.insert(name.to_owned(), Tensor::f32(shape.clone(), &values));
+            let loaded = load(&files.open().unwrap());
+            if value == f32::MAX && name == NORM {
+                // Norms stay f32.
+                assert!(loaded.is_ok());
+                continue;
+            }
+            let error = loaded.err().unwrap();
+            assert!(matches!(&error, ModelError::NotFinite { tensor, element: 7, .. } if tensor == name), "{error}");
+        }
+    }
+}
+
+/// The files of a sharded checkpoint in a folder.
+fn shards(dir: &Path, index: &str) {
+    let files = Files::new(json!({}));
+    files.write_config(dir);
+    let (mut first, mut second) = (BTreeMap::new(), BTreeMap::new());
+    for (i, (name, tensor)) in files.tensors.into_iter().enumerate() {
+        if i % 2 == 0 { &mut first } else { &mut second }.insert(name, tensor);
+    }
+    write_tensors(&first, &dir.join("a.safetensors"));
+    write_tensors(&second, &dir.join("b.safetensors"));
+    let mut map = serde_json::Map::new();
+    for (file, tensors) in [("a.safetensors", &first), ("b.safetensors", &second)] {
+        map.extend(tensors.keys().map(|name| (name.clone(), json!(file))));
+    }
+    let index = index.replace("MAP", &json!(map).to_string());
+    std::fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+}
+
+#[test]
+fn shards_are_found_through_the_index() {
+    let dir = tempfile::tempdir().unwrap();
+    shards(dir.path(), r#"{"metadata": {}, "weight_map": MAP}"#);
+    load(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+    std::fs::remove_file(dir.path().join("b.safetensors")).unwrap();
+    let error = refused(Checkpoint::open(dir.path()));
+    let message = error.to_string();
+    assert!(matches!(&error, ModelError::MissingShard { shard, .. } if shard == "b.safetensors"), "{message}");
+    assert!(message.contains("model.safetensors.index.json"), "{message}");
+}
+
+#[test]
+fn an_index_that_is_wrong_is_refused() {
+    type Check = fn(&ModelError) -> bool;
+    let cases: [(&str, Check); 7] = [
+        ("", |e| matches!(e, ModelError::Json { .. })),
+        ("[]", |e| matches!(e, ModelError::Json { .. })),
+        ("{}", |e| matches!(e, ModelError::MissingField { .. })),
+        (r#"{"weight_map": {"x": "a.safetensors"}}"#, |e| matches!(e, ModelError::MissingTensor { .. })),
+        (r#"{"weight_map": {"x": "../a.safetensors"}}"#, |e| matches!(e, ModelError::BadField { .. })),
+        (r#"{"weight_map": {"x": "/etc/passwd"}}"#, |e| matches!(e, ModelError::BadField { .. })),
+        (r#"{"weight_map": {"x": 1}}"#, |e| matches!(e, ModelError::BadField { .. })),
+    ];
+    for (index, check) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        shards(dir.path(), index);
+        let error = refused(Checkpoint::open(dir.path()));
+        assert!(check(&error), "{index}: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_container_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    Files::new(json!({})).write(dir.path());
+    let path = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    for keep in [0, 7, 100, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..keep]).unwrap();
+        let error = refused(Checkpoint::open(dir.path()));
+        assert!(matches!(error, ModelError::Format(_)), "{error}");
+        assert!(error.to_string().contains("model.safetensors"), "{error}");
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_before_it_is_read() {
+    let checkpoint = Files::new(json!({})).open().unwrap();
+    let needed = Model::required_bytes(&checkpoint);
+    let load = |available| {
+        let options = LoadOptions { available_bytes: Some(available) };
+        let mut calls = 0;
+        let model = Model::load(&runtime(), &checkpoint, &options, &mut |_| calls += 1);
+        (model, calls)
+    };
+    assert!(load(needed).0.is_ok());
+    let (model, calls) = load(needed - 1);
+    let error = model.err().unwrap();
+    assert_eq!(calls, 0);
+    let ModelError::NotEnoughMemory { needed_bytes, available_bytes } = error else { panic!("{error}") };
+    assert_eq!((needed_bytes, available_bytes), (needed, needed - 1));
+    assert!(error.to_string().contains(&format!("needs {needed} bytes")), "{error}");
+}
+
+#[test]
+fn required_memory_is_that_of_padded_weights() {
+    let checkpoint = Files::new(json!({})).open().unwrap();
+    // Matrices of N x K padded to 16 x 32 in bf16: embedding and head 48 x 32; in each layer q, k, v, o of 16 x 32, gate and up
+    // 32 x 32, down 16 x 32. Norms in f32. The largest once more.
+    let matrices = 2 * 48 * 32 + 2 * (4 * 16 * 32 + 2 * 32 * 32 + 16 * 32);
+    assert_eq!(Model::required_bytes(&checkpoint), (matrices + 48 * 32) * 2 + 5 * 12 * 4);
+}
+
+#[test]
+fn progress_goes_from_the_first_tensor_to_the_last() {
+    let checkpoint = Files::new(json!({"attention_bias": true})).open().unwrap();
+    let mut steps: Vec<(String, u64, u64)> = Vec::new();
+    Model::load(&runtime(), &checkpoint, &LoadOptions::default(), &mut |p| {
+        steps.push((p.tensor.to_owned(), p.done_bytes, p.total_bytes));
+    })
+    .unwrap();
+    assert_eq!(steps.len(), checkpoint.plan().len());
+    assert!(steps.windows(2).all(|w| w[0].1 < w[1].1 && w[0].2 == w[1].2));
+    let (_, done, total) = steps.last().unwrap();
+    assert_eq!(done, total);
+}
