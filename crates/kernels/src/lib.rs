@@ -1,1 +1,23 @@
-//! Linear layers over packed weights, attention and vector operations for every instruction set.
+//! Linear layers over packed weights, attention and vector operations, for every instruction set.
+//!
+//! Words: activations are `[M, K]`, weights `[N, K]` (out, in), outputs `[M, N]`, row-major. A *strip* is 16 output rows of a
+//! weight, a *line* 64 bytes of it (see `docs/weight-format.md`); a *panel* is a strip expanded to dense lines.
+//!
+//! [`linear()`] multiplies; which kernel does it is looked up in the [`catalog`] by weight format, CPU and M.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod error;
+mod pool;
+mod rows;
+mod runtime;
+
+pub mod bandwidth;
+pub mod catalog;
+pub mod linear;
+
+pub use error::KernelError;
+pub use linear::{Linear, LinearJob, Weight, linear};
+pub use pool::Pool;
+pub use rows::{Rows, RowsMut};
+pub use runtime::{Runtime, Scratch};

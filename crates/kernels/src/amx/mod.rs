@@ -1,0 +1,3 @@
+//! The matrix extensions of Intel CPUs from Sapphire Rapids on.
+
+pub(crate) mod tile;

@@ -1,0 +1,344 @@
+//! The table of all linear kernels, and the choice among them.
+//!
+//! Tests, benchmarks, selection and `sparamx inspect --kernels` go over this table. A new kernel is a function in the file of its
+//! instruction set and a row here.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use sparamx_cpu::{Cpu, Features, Isa};
+
+use crate::KernelError;
+use crate::linear::chunk::Chunk;
+use crate::linear::schedule::{no_bytes, panel_bytes};
+use crate::linear::{Activation, WeightFormat, portable};
+
+#[cfg(target_arch = "x86_64")]
+use crate::linear::{amx, avx2, avx512};
+
+/// Kernels of one class give the same bits for the same row of activations, whatever M is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NumericClass {
+    /// f32 products and sums, each rounded; even and odd k summed apart.
+    F32,
+    /// f32 fused multiply-adds; even and odd k summed apart.
+    F32Fma,
+    /// `vdpbf16ps` on bf16 activations; even and odd k-pairs summed apart.
+    Bf16Dot,
+    /// `tdpbf16ps` on bf16 activations.
+    Bf16Tile,
+}
+
+/// One linear kernel.
+///
+/// Any kernel computes any M, N and K; `best_m` is where it is chosen.
+#[derive(Clone)]
+pub struct KernelSpec {
+    /// `linear_<activation>_<weight>_<sum>_<MR>x<NR>_<isa>`; `bmbf16` is bitmap and bf16 values.
+    pub name: &'static str,
+    /// The level of vector instructions it belongs to.
+    pub isa: Isa,
+    /// What the CPU must have.
+    pub features: Features,
+    /// The weights it reads.
+    pub weight: WeightFormat,
+    /// The activations it reads.
+    pub activation: Activation,
+    /// Rows of activations it multiplies at a time.
+    pub mr: usize,
+    /// Outputs it computes at a time.
+    pub nr: usize,
+    /// The M for which it is the best of its level.
+    pub best_m: RangeInclusive<usize>,
+    /// Why it is, in a few words.
+    pub reason: &'static str,
+    /// Which kernels give the same bits.
+    pub class: NumericClass,
+    /// Scratch that a thread needs, by K rounded up.
+    pub(crate) scratch_bytes: fn(usize) -> usize,
+    /// Computes a chunk. Safe to call where `features` are there and the chunk is as its documentation says.
+    pub(crate) run: unsafe fn(&Chunk<'_>, &mut [u8]),
+}
+
+impl fmt::Debug for KernelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl KernelSpec {
+    /// The kernel, if `cpu` can run it.
+    ///
+    /// # Errors
+    /// [`KernelError::Unsuitable`] names what is missing.
+    pub fn on(&'static self, cpu: &Cpu) -> Result<&'static Self, KernelError> {
+        if cpu.features().contains(self.features) {
+            return Ok(self);
+        }
+        let why = format!(
+            "it needs {}, this process may use {}",
+            self.features,
+            cpu.features()
+        );
+        Err(KernelError::Unsuitable {
+            name: self.name,
+            why,
+        })
+    }
+}
+
+/// All kernels, the preferred first.
+pub fn catalog() -> &'static [KernelSpec] {
+    CATALOG
+}
+
+/// The kernel of that name.
+///
+/// # Errors
+/// [`KernelError::UnknownKernel`]
+pub fn by_name(name: &str) -> Result<&'static KernelSpec, KernelError> {
+    let found = CATALOG.iter().find(|spec| spec.name == name);
+    found.ok_or_else(|| KernelError::UnknownKernel {
+        name: name.to_owned(),
+    })
+}
+
+/// The kernel for weights of that form and `m` rows of activations on a CPU with `features`.
+pub fn select(features: Features, weight: WeightFormat, m: usize) -> &'static KernelSpec {
+    let fits = |spec: &&KernelSpec| {
+        features.contains(spec.features) && spec.weight == weight && spec.best_m.contains(&m.max(1))
+    };
+    CATALOG
+        .iter()
+        .find(fits)
+        .expect("the portable rows fit everywhere")
+}
+
+const ANY: RangeInclusive<usize> = 1..=usize::MAX;
+/// AVX2: from 3 rows on, to expand once costs less than to expand for every 2 rows.
+const AVX2_DIRECT: RangeInclusive<usize> = 1..=2;
+/// AVX-512: the expansion of a line is one instruction, so it is done again for every 8 rows up to two blocks of them.
+const AVX512_DIRECT: RangeInclusive<usize> = 1..=16;
+/// AMX: a tile takes 16 rows at the price of one; below, AVX-512 reads as fast and waits for no tile (the peers switch here too).
+const AMX_MANY: RangeInclusive<usize> = 5..=usize::MAX;
+/// AMX: more rows than one block has would expand again.
+const AMX_ONE_BLOCK: RangeInclusive<usize> = 5..=32;
+const AVX2_PANEL: RangeInclusive<usize> = 3..=usize::MAX;
+const AVX512_PANEL: RangeInclusive<usize> = 17..=usize::MAX;
+const AMX_PANEL: RangeInclusive<usize> = 33..=usize::MAX;
+
+const DENSE: &str = "reads the weights once, in memory order";
+const DIRECT: &str = "expands in registers, nothing is written";
+const TILE: &str = "expands tile by tile into the L1 cache, then multiplies 32 rows";
+const PANEL: &str = "expands each strip once for all rows";
+
+static CATALOG: &[KernelSpec] = &[
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bf16_f32_32x32_amx",
+        isa: Isa::Amx,
+        features: Features::AMX_BF16,
+        weight: WeightFormat::DenseBf16,
+        activation: Activation::Bf16,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_MANY,
+        reason: DENSE,
+        class: NumericClass::Bf16Tile,
+        scratch_bytes: amx::group_bytes,
+        run: amx::dense_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bmbf16_f32_32x32_amx",
+        isa: Isa::Amx,
+        features: Features::AMX_BF16,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::Bf16,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_ONE_BLOCK,
+        reason: TILE,
+        class: NumericClass::Bf16Tile,
+        scratch_bytes: amx::group_bytes,
+        run: amx::sparse_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bmbf16_f32_32x32_panel_amx",
+        isa: Isa::Amx,
+        features: Features::AMX_BF16,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::Bf16,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_PANEL,
+        reason: PANEL,
+        class: NumericClass::Bf16Tile,
+        scratch_bytes: amx::panel_pair_bytes,
+        run: amx::sparse_panel_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bf16_f32_8x16_avx512bf16",
+        isa: Isa::Avx512,
+        features: Features::AVX512_BF16,
+        weight: WeightFormat::DenseBf16,
+        activation: Activation::Bf16,
+        mr: 8,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Bf16Dot,
+        scratch_bytes: no_bytes,
+        run: avx512::dense_bf16_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bmbf16_f32_8x16_avx512bf16",
+        isa: Isa::Avx512,
+        features: Features::AVX512_BF16,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::Bf16,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_DIRECT,
+        reason: DIRECT,
+        class: NumericClass::Bf16Dot,
+        scratch_bytes: no_bytes,
+        run: avx512::sparse_bf16_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_bf16_bmbf16_f32_8x16_panel_avx512bf16",
+        isa: Isa::Avx512,
+        features: Features::AVX512_BF16,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::Bf16,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_PANEL,
+        reason: PANEL,
+        class: NumericClass::Bf16Dot,
+        scratch_bytes: panel_bytes,
+        run: avx512::sparse_panel_bf16_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bf16_f32_8x16_avx512",
+        isa: Isa::Avx512,
+        features: Features::AVX512,
+        weight: WeightFormat::DenseBf16,
+        activation: Activation::F32,
+        mr: 8,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::F32Fma,
+        scratch_bytes: no_bytes,
+        run: avx512::dense_f32_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bmbf16_f32_8x16_avx512",
+        isa: Isa::Avx512,
+        features: Features::AVX512,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::F32,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_DIRECT,
+        reason: DIRECT,
+        class: NumericClass::F32Fma,
+        scratch_bytes: no_bytes,
+        run: avx512::sparse_f32_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bmbf16_f32_8x16_panel_avx512",
+        isa: Isa::Avx512,
+        features: Features::AVX512,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::F32,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_PANEL,
+        reason: PANEL,
+        class: NumericClass::F32Fma,
+        scratch_bytes: panel_bytes,
+        run: avx512::sparse_panel_f32_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bf16_f32_3x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::DenseBf16,
+        activation: Activation::F32,
+        mr: 3,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::F32Fma,
+        scratch_bytes: no_bytes,
+        run: avx2::dense_3x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bmbf16_f32_2x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::F32,
+        mr: 2,
+        nr: 16,
+        best_m: AVX2_DIRECT,
+        reason: DIRECT,
+        class: NumericClass::F32Fma,
+        scratch_bytes: no_bytes,
+        run: avx2::sparse_2x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_f32_bmbf16_f32_3x16_panel_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::F32,
+        mr: 3,
+        nr: 16,
+        best_m: AVX2_PANEL,
+        reason: PANEL,
+        class: NumericClass::F32Fma,
+        scratch_bytes: panel_bytes,
+        run: avx2::sparse_panel_3x16,
+    },
+    KernelSpec {
+        name: "linear_f32_bf16_f32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::DenseBf16,
+        activation: Activation::F32,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::F32,
+        scratch_bytes: no_bytes,
+        run: portable::dense_1x16,
+    },
+    KernelSpec {
+        name: "linear_f32_bmbf16_f32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::SparseBf16,
+        activation: Activation::F32,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: PANEL,
+        class: NumericClass::F32,
+        scratch_bytes: panel_bytes,
+        run: portable::sparse_1x16,
+    },
+];

@@ -1,0 +1,269 @@
+//! AVX-512: a line is one register, expanded by `vpexpandw`. Two ways to multiply it: by f32 activations, with the very sums of
+//! the AVX2 kernels, and by bf16 activations with `vdpbf16ps`.
+
+use std::arch::x86_64::*;
+
+use sparamx_cpu::{avx512_bf16_fns, avx512_fns};
+use sparamx_format::{LINE_ELEMS_BF16, STRIP_ROWS};
+
+use super::chunk::Chunk;
+use super::schedule::{dense, panels};
+
+/// How far ahead of use weights are asked for; see avx2.rs.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Most rows at a time: 8 rows x 2 sums take 16 of the 32 registers, enough to keep two FMA units of 4 cycles busy twice over.
+const MR: usize = 8;
+
+/// Lines of a strip, one after the other.
+trait Source: Copy {
+    /// The next line.
+    ///
+    /// # Safety
+    /// AVX-512 level; there is a next line. `#[inline(always)]`.
+    unsafe fn next(&mut self) -> __m512i;
+}
+
+#[derive(Clone, Copy)]
+struct DenseLines(*const u16);
+
+impl Source for DenseLines {
+    #[inline(always)]
+    unsafe fn next(&mut self) -> __m512i {
+        // SAFETY: the caller's promise. A prefetch may name any address.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            let line = _mm512_loadu_si512(self.0.cast());
+            self.0 = self.0.add(LINE_ELEMS_BF16);
+            line
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct SparseLines {
+    mask: *const u32,
+    value: *const u16,
+}
+
+impl Source for SparseLines {
+    /// The register form of the expansion after a plain load of 64 bytes: the memory form is microcoded on Zen and no faster on
+    /// Intel.
+    #[inline(always)]
+    unsafe fn next(&mut self) -> __m512i {
+        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T0>(self.value.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            let mask = *self.mask;
+            let line = _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(self.value.cast()));
+            self.mask = self.mask.add(1);
+            self.value = self.value.add(mask.count_ones() as usize);
+            line
+        }
+    }
+}
+
+fn sparse_source(chunk: &Chunk<'_>, s: usize) -> SparseLines {
+    let (masks, values) = chunk.sparse_strip(s);
+    SparseLines {
+        mask: masks.as_ptr(),
+        value: values.as_ptr(),
+    }
+}
+
+fn dense_source(chunk: &Chunk<'_>, lines: &[u16]) -> DenseLines {
+    assert_eq!(lines.len(), chunk.strip_elems());
+    DenseLines(lines.as_ptr())
+}
+
+/// Calls `$rows::<_, R>(chunk, source, s, i)` for blocks of at most [`MR`] rows. A macro because a function cannot take another
+/// one that is generic in a constant.
+macro_rules! in_row_blocks {
+    ($rows:ident, $chunk:expr, $source:expr, $s:expr) => {{
+        let (chunk, source, s) = ($chunk, $source, $s);
+        let mut i = 0;
+        while i < chunk.m {
+            i += match chunk.m - i {
+                1 => $rows::<_, 1>(chunk, source, s, i),
+                2 => $rows::<_, 2>(chunk, source, s, i),
+                3 => $rows::<_, 3>(chunk, source, s, i),
+                4 => $rows::<_, 4>(chunk, source, s, i),
+                5 => $rows::<_, 5>(chunk, source, s, i),
+                6 => $rows::<_, 6>(chunk, source, s, i),
+                7 => $rows::<_, 7>(chunk, source, s, i),
+                _ => $rows::<_, MR>(chunk, source, s, i),
+            };
+        }
+    }};
+}
+
+/// Dense bf16 weights, f32 activations.
+///
+/// # Safety
+/// AVX-512 level; a chunk as its documentation says.
+pub(crate) unsafe fn dense_f32_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
+    // SAFETY: the caller's promise.
+    unsafe { dense(chunk, multiply_f32) }
+}
+
+/// Packed bf16 weights straight from the packed bytes, f32 activations.
+///
+/// # Safety
+/// AVX-512 level; a chunk as its documentation says.
+pub(crate) unsafe fn sparse_f32_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
+    for s in chunk.strips.clone() {
+        // SAFETY: the caller's promise; strips are valid.
+        unsafe { in_row_blocks!(rows_f32, chunk, sparse_source(chunk, s), s) }
+    }
+}
+
+/// Packed bf16 weights, expanded once to panels, f32 activations.
+///
+/// # Safety
+/// AVX-512 level; a chunk as its documentation says.
+pub(crate) unsafe fn sparse_panel_f32_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
+    // SAFETY: the caller's promise.
+    unsafe { panels(chunk, scratch, expand, multiply_f32) }
+}
+
+/// Dense bf16 weights, bf16 activations.
+///
+/// # Safety
+/// AVX-512 with BF16; a chunk as its documentation says.
+pub(crate) unsafe fn dense_bf16_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
+    // SAFETY: the caller's promise.
+    unsafe { dense(chunk, multiply_bf16) }
+}
+
+/// Packed bf16 weights straight from the packed bytes, bf16 activations.
+///
+/// # Safety
+/// AVX-512 with BF16; a chunk as its documentation says.
+pub(crate) unsafe fn sparse_bf16_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
+    for s in chunk.strips.clone() {
+        // SAFETY: the caller's promise; strips are valid.
+        unsafe { in_row_blocks!(rows_bf16, chunk, sparse_source(chunk, s), s) }
+    }
+}
+
+/// Packed bf16 weights, expanded once to panels, bf16 activations.
+///
+/// # Safety
+/// AVX-512 with BF16; a chunk as its documentation says.
+pub(crate) unsafe fn sparse_panel_bf16_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
+    // SAFETY: the caller's promise.
+    unsafe { panels(chunk, scratch, expand, multiply_bf16) }
+}
+
+/// [`super::schedule::Multiply`]
+unsafe fn multiply_f32(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { in_row_blocks!(rows_f32, chunk, dense_source(chunk, lines), s) }
+}
+
+/// [`super::schedule::Multiply`]
+unsafe fn multiply_bf16(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { in_row_blocks!(rows_bf16, chunk, dense_source(chunk, lines), s) }
+}
+
+avx512_fns!(
+    /// `R` rows from `i` on times strip `s`; returns `R`. Even and odd k are summed apart, as on AVX2.
+    ///
+    /// # Safety
+    /// `source` yields all lines of a strip of the chunk's K.
+    unsafe fn rows_f32<S: Source, const R: usize>(
+        chunk: &Chunk<'_>,
+        mut source: S,
+        s: usize,
+        i: usize,
+    ) -> usize {
+        let x = chunk.f32_rows::<R>(i);
+        let odd_half = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        for l in 0..chunk.lines() {
+            // SAFETY: line l is there, and elements 2 l and 2 l + 1 of each row.
+            unsafe {
+                let w = source.next();
+                let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+                let odd = _mm512_castsi512_ps(_mm512_and_si512(w, odd_half));
+                for r in 0..R {
+                    acc[r][0] = _mm512_fmadd_ps(even, _mm512_set1_ps(*x[r].add(2 * l)), acc[r][0]);
+                    acc[r][1] =
+                        _mm512_fmadd_ps(odd, _mm512_set1_ps(*x[r].add(2 * l + 1)), acc[r][1]);
+                }
+            }
+        }
+        put(chunk, acc, s, i);
+        R
+    }
+
+    /// Writes the two sums of each row, added.
+    fn put<const R: usize>(chunk: &Chunk<'_>, acc: [[__m512; 2]; R], s: usize, i: usize) {
+        for (r, acc) in acc.iter().enumerate() {
+            let sum = _mm512_add_ps(acc[0], acc[1]);
+            // SAFETY: a register holds 16 floats. Row and strip are the chunk's.
+            unsafe {
+                chunk.out.put(
+                    i + r,
+                    s,
+                    std::mem::transmute::<__m512, [f32; STRIP_ROWS]>(sum),
+                )
+            };
+        }
+    }
+
+    /// [`super::schedule::Expand`]
+    ///
+    /// # Safety
+    /// AVX-512 level; the strip is valid.
+    pub(crate) unsafe fn expand(masks: &[u32], values: &[u16], panel: &mut [u16]) {
+        assert_eq!(panel.len(), masks.len() * LINE_ELEMS_BF16);
+        let mut source = SparseLines {
+            mask: masks.as_ptr(),
+            value: values.as_ptr(),
+        };
+        for line in panel.chunks_exact_mut(LINE_ELEMS_BF16) {
+            // SAFETY: as many lines as masks; a line is 64 bytes.
+            unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), source.next()) };
+        }
+    }
+);
+
+avx512_bf16_fns!(
+    /// `R` rows from `i` on times strip `s`; returns `R`. `vdpbf16ps` adds both products of a k-pair to a lane; lines of even
+    /// and odd number are summed apart, because one sum a row would wait for itself (6 cycles).
+    ///
+    /// # Safety
+    /// `source` yields all lines of a strip of the chunk's K.
+    unsafe fn rows_bf16<S: Source, const R: usize>(
+        chunk: &Chunk<'_>,
+        mut source: S,
+        s: usize,
+        i: usize,
+    ) -> usize {
+        let x = chunk.bf16_rows::<R>(i);
+        let mut acc = [[_mm512_setzero_ps(); 2]; R];
+        // K is a multiple of 32, so the number of lines is one of 16.
+        for l in (0..chunk.lines()).step_by(2) {
+            for parity in 0..2 {
+                // SAFETY: line l + parity is there, and its k-pair in each row.
+                unsafe {
+                    let w = std::mem::transmute::<__m512i, __m512bh>(source.next());
+                    for r in 0..R {
+                        let pair =
+                            _mm512_set1_epi32(x[r].cast::<i32>().add(l + parity).read_unaligned());
+                        acc[r][parity] = _mm512_dpbf16_ps(
+                            acc[r][parity],
+                            w,
+                            std::mem::transmute::<__m512i, __m512bh>(pair),
+                        );
+                    }
+                }
+            }
+        }
+        put(chunk, acc, s, i);
+        R
+    }
+);

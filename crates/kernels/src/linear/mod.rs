@@ -1,0 +1,205 @@
+//! `y = x W^T + bias` for dense and packed weights.
+
+pub mod reference;
+
+pub(crate) mod chunk;
+pub(crate) mod portable;
+pub(crate) mod schedule;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+
+use std::fmt;
+
+use sparamx_format::{DenseBf16, SparseBf16};
+
+use crate::catalog::{KernelSpec, select};
+use crate::{KernelError, Rows, RowsMut, Runtime};
+
+pub use chunk::Activation;
+
+/// A weight `[N, K]` in a form that kernels read.
+#[derive(Clone)]
+pub enum Weight {
+    /// All elements, in strip order.
+    DenseBf16(DenseBf16),
+    /// Bitmap and non-zero values.
+    SparseBf16(SparseBf16),
+}
+
+/// The forms of [`Weight`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// [`Weight::DenseBf16`]
+    DenseBf16,
+    /// [`Weight::SparseBf16`]
+    SparseBf16,
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            WeightFormat::DenseBf16 => "dense bf16",
+            WeightFormat::SparseBf16 => "sparse bf16",
+        })
+    }
+}
+
+impl Weight {
+    /// Output features.
+    pub fn n(&self) -> usize {
+        match self {
+            Weight::DenseBf16(w) => w.n(),
+            Weight::SparseBf16(w) => w.n(),
+        }
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        match self {
+            Weight::DenseBf16(w) => w.k(),
+            Weight::SparseBf16(w) => w.k(),
+        }
+    }
+
+    /// Input features, rounded up to the layout's step.
+    pub(crate) fn k_padded(&self) -> usize {
+        match self {
+            Weight::DenseBf16(w) => w.k_padded(),
+            Weight::SparseBf16(w) => w.k_padded(),
+        }
+    }
+
+    /// Groups of 16 output features.
+    pub(crate) fn strips(&self) -> usize {
+        match self {
+            Weight::DenseBf16(w) => w.strips(),
+            Weight::SparseBf16(w) => w.strips(),
+        }
+    }
+
+    /// Bytes that a multiplication reads.
+    pub fn bytes(&self) -> usize {
+        self.bytes_before(self.strips())
+    }
+
+    /// Bytes of the strips before strip `s`.
+    pub(crate) fn bytes_before(&self, s: usize) -> usize {
+        match self {
+            Weight::DenseBf16(w) => s * w.k_padded() * 32,
+            Weight::SparseBf16(w) if s < w.strips() => {
+                s * w.lines_per_strip() * 4 + 2 * w.offsets()[s * w.blocks_per_strip()] as usize
+            }
+            Weight::SparseBf16(w) => w.packed_bytes(),
+        }
+    }
+
+    /// Which form it is.
+    pub fn format(&self) -> WeightFormat {
+        match self {
+            Weight::DenseBf16(_) => WeightFormat::DenseBf16,
+            Weight::SparseBf16(_) => WeightFormat::SparseBf16,
+        }
+    }
+}
+
+/// A linear layer.
+#[derive(Clone)]
+pub struct Linear {
+    /// `[N, K]`
+    pub weight: Weight,
+    /// `[N]`
+    pub bias: Option<Vec<f32>>,
+}
+
+/// One layer of a call of [`linear()`], and where its output goes.
+pub struct LinearJob<'a> {
+    /// The layer.
+    pub linear: &'a Linear,
+    /// `[M, N]`
+    pub y: RowsMut<'a>,
+}
+
+/// `y = x W^T + bias` for every job, in one pass over the threads. x is `[M, K]`.
+///
+/// The result of a row depends neither on the number of threads nor on the other jobs. (It can depend on M: kernels of
+/// different numeric classes serve different ranges of M on a CPU with AMX. See [`crate::catalog`].)
+///
+/// # Errors
+/// [`KernelError::Mismatch`] if sizes do not fit.
+pub fn linear(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>]) -> Result<(), KernelError> {
+    check(x, jobs)?;
+    let kernel = |job: &LinearJob<'_>| {
+        let format = job.linear.weight.format();
+        let forced = rt.forced_kernel().filter(|spec| spec.weight == format);
+        forced.unwrap_or_else(|| select(rt.cpu().features(), format, x.rows()))
+    };
+    let kernels: Vec<_> = jobs.iter().map(kernel).collect();
+    schedule::run(rt, x, jobs, &kernels);
+    Ok(())
+}
+
+/// [`linear()`] by one kernel, for tests and benchmarks.
+///
+/// # Errors
+/// As [`linear()`]; [`KernelError::Unsuitable`] if this CPU cannot run the kernel or a weight is of another format.
+pub fn linear_with(
+    spec: &'static KernelSpec,
+    rt: &Runtime,
+    x: Rows<'_>,
+    jobs: &mut [LinearJob<'_>],
+) -> Result<(), KernelError> {
+    spec.on(rt.cpu())?;
+    check(x, jobs)?;
+    if let Some(job) = jobs
+        .iter()
+        .find(|job| job.linear.weight.format() != spec.weight)
+    {
+        let why = format!(
+            "it reads {} weights, not {}",
+            spec.weight,
+            job.linear.weight.format()
+        );
+        return Err(KernelError::Unsuitable {
+            name: spec.name,
+            why,
+        });
+    }
+    schedule::run(rt, x, jobs, &vec![spec; jobs.len()]);
+    Ok(())
+}
+
+fn check(x: Rows<'_>, jobs: &[LinearJob<'_>]) -> Result<(), KernelError> {
+    let same = |what, left, right| {
+        if left == right {
+            Ok(())
+        } else {
+            Err(KernelError::Mismatch { what, left, right })
+        }
+    };
+    for job in jobs {
+        same(
+            "columns of x and K of the weight",
+            x.cols(),
+            job.linear.weight.k(),
+        )?;
+        same("rows of x and rows of y", x.rows(), job.y.rows())?;
+        same(
+            "columns of y and N of the weight",
+            job.y.cols(),
+            job.linear.weight.n(),
+        )?;
+        if let Some(bias) = &job.linear.bias {
+            same(
+                "length of the bias and N of the weight",
+                bias.len(),
+                job.linear.weight.n(),
+            )?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! The loops around the kernels: activations made ready, strips shared out among the threads, strips expanded to panels.
+
+use std::ops::Range;
+
+use sparamx_format::STRIP_ROWS;
+
+use super::chunk::{Activation, Activations, Chunk, Out, Strips};
+use super::{LinearJob, Weight};
+use crate::catalog::KernelSpec;
+use crate::{Rows, Runtime};
+
+/// Bytes of weights from which a call is shared out. To start the pool and wait for it costs some two microseconds, in which
+/// one thread reads about this much from its L2 cache.
+const PARALLEL_BYTES: usize = 64 << 10;
+/// Elements of activations from which their conversion is shared out, for the same reason.
+const PARALLEL_ELEMS: usize = 64 << 10;
+
+/// Computes all jobs; `kernels[i]` computes `jobs[i]`.
+///
+/// Shapes were checked by the caller, and so was that the CPU can run the kernels.
+pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels: &[&KernelSpec]) {
+    if x.rows() == 0 || jobs.is_empty() {
+        return;
+    }
+    let k_padded = jobs
+        .iter()
+        .map(|job| job.linear.weight.k_padded())
+        .max()
+        .unwrap_or(0);
+    let mut shared = rt.shared_scratch();
+    let ready = Ready::new(rt, x, k_padded, kernels, &mut shared);
+    let chunks: Vec<Chunk<'_>> = jobs
+        .iter_mut()
+        .zip(kernels)
+        .map(|(job, kernel)| Chunk {
+            x: ready.of(kernel.activation),
+            m: x.rows(),
+            k_padded: job.linear.weight.k_padded(),
+            weight: strips_of(&job.linear.weight),
+            strips: 0..job.linear.weight.strips(),
+            out: Out {
+                stride: job.y.stride(),
+                n: job.linear.weight.n(),
+                bias: job.linear.bias.as_deref(),
+                ptr: job.y.as_mut_ptr(),
+            },
+        })
+        .collect();
+    let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
+    let total: usize = weights.iter().map(|w| w.bytes()).sum();
+    let parts = if total * x.rows() < PARALLEL_BYTES {
+        1
+    } else {
+        rt.threads()
+    };
+    let work = |thread: usize| {
+        let mut scratch = rt.scratch(thread);
+        for (i, strips) in share(&weights, total, thread, parts) {
+            let chunk = Chunk {
+                strips,
+                ..chunks[i]
+            };
+            let scratch = scratch.bytes((kernels[i].scratch_bytes)(chunk.k_padded));
+            // SAFETY: the CPU has the kernel's features (`linear` and `linear_with` see to it); x, weight and y were checked;
+            // shares have no strip in common, so this thread alone writes these columns of y.
+            unsafe { (kernels[i].run)(&chunk, scratch) };
+        }
+    };
+    if parts == 1 {
+        work(0)
+    } else {
+        rt.pool().run(&work)
+    }
+}
+
+pub(crate) fn strips_of(weight: &Weight) -> Strips<'_> {
+    match weight {
+        Weight::DenseBf16(w) => w.into(),
+        Weight::SparseBf16(w) => Strips::SparseBf16(w),
+    }
+}
+
+/// The strips that thread `thread` of `threads` computes: an equal part of the bytes of all weights together.
+///
+/// Memory bandwidth is what limits small M, so bytes are the measure; at large M they still are a fair one.
+fn share(
+    weights: &[&Weight],
+    total: usize,
+    thread: usize,
+    threads: usize,
+) -> Vec<(usize, Range<usize>)> {
+    let (from, to) = (total * thread / threads, total * (thread + 1) / threads);
+    let mut shares = Vec::new();
+    let mut before = 0;
+    for (i, w) in weights.iter().enumerate() {
+        // The strip that a boundary falls into belongs to the thread after the boundary.
+        let cut = |bytes: usize| partition(w.strips(), |s| before + w.bytes_before(s) < bytes);
+        let strips = cut(from)..cut(to);
+        if !strips.is_empty() {
+            shares.push((i, strips));
+        }
+        before += w.bytes();
+    }
+    shares
+}
+
+/// The first of `0..count` for which `below` is false; it is true for none after.
+fn partition(count: usize, below: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, count);
+    while low < high {
+        let middle = low.midpoint(high);
+        if below(middle) {
+            low = middle + 1
+        } else {
+            high = middle
+        }
+    }
+    low
+}
+
+/// Activations in the forms that the kernels of a call want.
+struct Ready {
+    f32: Option<Activations>,
+    bf16: Option<Activations>,
+}
+
+impl Ready {
+    fn new(
+        rt: &Runtime,
+        x: Rows<'_>,
+        k_padded: usize,
+        kernels: &[&KernelSpec],
+        scratch: &mut crate::Scratch,
+    ) -> Self {
+        let wants = |kind| kernels.iter().any(|kernel| kernel.activation == kind);
+        let as_is = x.cols() == k_padded;
+        let copy_f32 = wants(Activation::F32) && !as_is;
+        let bytes = |kind: Activation| kind.padded_rows(x.rows()) * k_padded * kind.bytes();
+        let f32_bytes = if copy_f32 { bytes(Activation::F32) } else { 0 };
+        let bf16_bytes = if wants(Activation::Bf16) {
+            bytes(Activation::Bf16)
+        } else {
+            0
+        };
+        let (for_f32, for_bf16) = scratch
+            .bytes(f32_bytes + bf16_bytes)
+            .split_at_mut(f32_bytes);
+        let in_place = Activations {
+            ptr: x.as_ptr().cast(),
+            stride: x.stride(),
+            kind: Activation::F32,
+        };
+        Self {
+            f32: if copy_f32 {
+                Some(convert(rt, x, k_padded, Activation::F32, for_f32))
+            } else {
+                as_is.then_some(in_place)
+            },
+            bf16: (bf16_bytes > 0).then(|| convert(rt, x, k_padded, Activation::Bf16, for_bf16)),
+        }
+    }
+
+    fn of(&self, kind: Activation) -> Activations {
+        match kind {
+            Activation::F32 => self.f32,
+            Activation::Bf16 => self.bf16,
+        }
+        .expect("made in `new` for every kernel of the call")
+    }
+}
+
+fn convert(
+    rt: &Runtime,
+    x: Rows<'_>,
+    k_padded: usize,
+    kind: Activation,
+    out: &mut [u8],
+) -> Activations {
+    let row_bytes = k_padded * kind.bytes();
+    let (rows, fill) = out.split_at_mut(x.rows() * row_bytes);
+    fill.fill(0);
+    if x.rows() * k_padded < PARALLEL_ELEMS {
+        rows.chunks_mut(row_bytes)
+            .enumerate()
+            .for_each(|(i, out)| kind.write_row(x.row(i), out));
+    } else {
+        let per_thread = x.rows().div_ceil(rt.threads());
+        let parts: Vec<_> = rows
+            .chunks_mut(per_thread * row_bytes)
+            .map(std::sync::Mutex::new)
+            .collect();
+        rt.pool().run(&|thread| {
+            let Some(part) = parts.get(thread) else {
+                return;
+            };
+            let mut part = part.lock().expect("each thread locks its own part");
+            for (i, out) in part.chunks_mut(row_bytes).enumerate() {
+                kind.write_row(x.row(thread * per_thread + i), out);
+            }
+        });
+    }
+    Activations {
+        ptr: out.as_ptr(),
+        stride: k_padded,
+        kind,
+    }
+}
+
+/// Expands a packed strip, given by its masks and by the values from its first on, to the dense lines of `panel`.
+pub(crate) type Expand = unsafe fn(masks: &[u32], values: &[u16], panel: &mut [u16]);
+/// Multiplies all rows of the chunk by strip `s`, whose dense lines are given.
+pub(crate) type Multiply = unsafe fn(chunk: &Chunk<'_>, lines: &[u16], s: usize);
+
+/// Bytes of scratch that [`panels`] needs.
+pub(crate) fn panel_bytes(k_padded: usize) -> usize {
+    k_padded * STRIP_ROWS * 2
+}
+
+/// No scratch at all.
+pub(crate) fn no_bytes(_k_padded: usize) -> usize {
+    0
+}
+
+/// Expands each strip once, into a panel that stays in the L2 cache (128 KiB for K = 4096), and multiplies all rows by it.
+///
+/// # Safety
+/// What `expand` and `multiply` ask for.
+pub(crate) unsafe fn panels(
+    chunk: &Chunk<'_>,
+    scratch: &mut [u8],
+    expand: Expand,
+    multiply: Multiply,
+) {
+    let panel = &mut bytemuck::cast_slice_mut(scratch)[..chunk.strip_elems()];
+    for s in chunk.strips.clone() {
+        let (masks, values) = chunk.sparse_strip(s);
+        // SAFETY: the caller's promise.
+        unsafe {
+            expand(masks, values, panel);
+            multiply(chunk, panel, s);
+        }
+    }
+}
+
+/// Multiplies all rows by dense strips where they lie.
+///
+/// # Safety
+/// What `multiply` asks for.
+pub(crate) unsafe fn dense(chunk: &Chunk<'_>, multiply: Multiply) {
+    for s in chunk.strips.clone() {
+        // SAFETY: the caller's promise.
+        unsafe { multiply(chunk, chunk.dense_strip(s), s) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sparamx_format::DenseBf16;
+
+    #[test]
+    fn shares_cover_every_strip_once() {
+        let weights: Vec<Weight> = [(1, 7), (160, 64), (33, 64), (4096, 32)]
+            .map(|(n, k)| Weight::DenseBf16(DenseBf16::from_rows(&vec![0; n * k], n, k).unwrap()))
+            .into();
+        let weights: Vec<&Weight> = weights.iter().collect();
+        let total = weights.iter().map(|w| w.bytes()).sum();
+        for threads in 1..70 {
+            let mut next = vec![0; weights.len()];
+            for thread in 0..threads {
+                for (i, strips) in share(&weights, total, thread, threads) {
+                    assert_eq!(
+                        strips.start, next[i],
+                        "weight {i}, thread {thread} of {threads}"
+                    );
+                    next[i] = strips.end;
+                }
+            }
+            assert!(
+                next.iter().zip(&weights).all(|(&end, w)| end == w.strips()),
+                "{threads} threads: {next:?}"
+            );
+        }
+    }
+}

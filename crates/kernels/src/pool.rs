@@ -1,0 +1,315 @@
+//! The pool of pinned threads that every kernel call runs on.
+//!
+//! A decode step is some hundred short calls, so a call must begin within a microsecond or two: between calls the threads spin
+//! for a while, then park, so that an idle engine burns nothing. The caller works as thread 0. There is no work stealing: who
+//! computes what is decided before a call begins, and results do not depend on it.
+
+use std::any::Any;
+use std::cell::{Cell, UnsafeCell};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use sparamx_cpu::topology;
+
+use crate::KernelError;
+
+/// How long a thread spins for work before it parks: longer than the gaps between the calls of a decode step (some
+/// microseconds of sampling and tokenizing at most), far shorter than anyone notices as burnt power.
+const SPIN: Duration = Duration::from_micros(200);
+/// Spins between looks at the clock.
+const SPINS_PER_LOOK: u32 = 64;
+
+type Job<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// Threads that run one function together, again and again.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held during a run: one run at a time.
+    running: Mutex<()>,
+}
+
+struct Shared {
+    /// Number of runs begun; a change tells the workers that `job` is new.
+    run: AtomicUsize,
+    /// The function of the present run. Written by the caller before `run` changes, and only while `unfinished` is 0.
+    job: UnsafeCell<Option<*const Job<'static>>>,
+    /// Workers that have not finished the present run.
+    unfinished: AtomicUsize,
+    stop: AtomicBool,
+    parked: Box<[AtomicBool]>,
+    caller: Mutex<Option<Thread>>,
+    caller_parked: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `job` is the only field that is not Sync by itself. It is written before the release store to `run` that starts a
+// run and read after the acquire load that sees it; the next write waits until `unfinished` is 0. The function is Sync.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; a raw pointer is all that hinders Send.
+unsafe impl Send for Shared {}
+
+thread_local! {
+    /// Set while this thread works for a pool, so that a run inside a run is found out and does not wait for itself.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// Starts `threads - 1` workers; worker `i` is pinned to the i-th processor that this process may use, if there are as many.
+    ///
+    /// # Errors
+    /// [`KernelError::Thread`] if `threads` is 0 or the system refuses one.
+    pub fn new(threads: usize) -> Result<Self, KernelError> {
+        let error = |error: String| KernelError::Thread { threads, error };
+        if threads == 0 {
+            return Err(error("at least one is needed".into()));
+        }
+        let cpus = topology::allowed_cpus();
+        let shared = Arc::new(Shared {
+            run: AtomicUsize::new(0),
+            job: UnsafeCell::new(None),
+            unfinished: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
+            caller: Mutex::new(None),
+            caller_parked: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let mut pool = Self {
+            shared,
+            workers: Vec::new(),
+            running: Mutex::new(()),
+        };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let cpu = (threads <= cpus.len()).then(|| cpus[index]);
+            let worker = thread::Builder::new()
+                .name(format!("sparamx-{index}"))
+                .spawn(move || work(&shared, index, cpu));
+            pool.workers.push(worker.map_err(|e| error(e.to_string()))?);
+        }
+        Ok(pool)
+    }
+
+    /// Number of threads, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `job(i)` for each thread `i` and returns when all are done. Calls from several threads take turns.
+    ///
+    /// # Panics
+    /// If `job` panics on any thread (after all have finished), or if called from inside a job.
+    pub fn run(&self, job: &Job<'_>) {
+        assert!(
+            !INSIDE.get(),
+            "Pool::run called from inside a job of a pool"
+        );
+        let _turn = lock(&self.running);
+        if self.workers.is_empty() {
+            return inside(|| job(0));
+        }
+        self.start(job);
+        let own = catch_unwind(AssertUnwindSafe(|| inside(|| job(0))));
+        self.wait();
+        let others = lock(&self.shared.panic).take();
+        if let Some(panic) = own.err().or(others) {
+            resume_unwind(panic);
+        }
+    }
+
+    fn start(&self, job: &Job<'_>) {
+        let s = &*self.shared;
+        *lock(&s.caller) = Some(thread::current());
+        s.unfinished.store(self.workers.len(), Ordering::Relaxed);
+        // SAFETY: only the lifetime is changed. `run` does not return before every worker has finished with the job (`wait`),
+        // also when a job panics. No worker reads `job` now: `unfinished` was 0.
+        unsafe {
+            *s.job.get() = Some(std::mem::transmute::<*const Job<'_>, *const Job<'static>>(
+                job,
+            ))
+        };
+        s.run.fetch_add(1, Ordering::SeqCst);
+        for (worker, parked) in self.workers.iter().zip(&s.parked[1..]) {
+            if parked.load(Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let s = &*self.shared;
+        if spin_until(|| s.unfinished.load(Ordering::Acquire) == 0) {
+            return;
+        }
+        s.caller_parked.store(true, Ordering::SeqCst);
+        while s.unfinished.load(Ordering::SeqCst) != 0 {
+            thread::park();
+        }
+        s.caller_parked.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.run.fetch_add(1, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches the panics of jobs, so it has ended well.
+            let _ = worker.join();
+        }
+    }
+}
+
+fn inside<R>(f: impl FnOnce() -> R) -> R {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            INSIDE.set(false);
+        }
+    }
+    INSIDE.set(true);
+    let _leave = Leave;
+    f()
+}
+
+/// Spins until `done` or until it is time to park; says which.
+fn spin_until(done: impl Fn() -> bool) -> bool {
+    let start = Instant::now();
+    loop {
+        for _ in 0..SPINS_PER_LOOK {
+            if done() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > SPIN {
+            return done();
+        }
+    }
+}
+
+fn work(s: &Shared, index: usize, cpu: Option<usize>) {
+    if let Some(cpu) = cpu {
+        // Without a pin the work is the same and a little slower, so a refusal is no error.
+        let _ = topology::pin_current_thread(cpu);
+    }
+    let mut seen = 0;
+    loop {
+        if !spin_until(|| s.run.load(Ordering::Acquire) != seen) {
+            s.parked[index].store(true, Ordering::SeqCst);
+            while s.run.load(Ordering::SeqCst) == seen {
+                thread::park();
+            }
+            s.parked[index].store(false, Ordering::SeqCst);
+        }
+        seen = seen.wrapping_add(1);
+        if s.stop.load(Ordering::SeqCst) {
+            return;
+        }
+        // SAFETY: the caller wrote the job before it changed `run`, and keeps it alive until `unfinished` is 0.
+        let job = unsafe { (*s.job.get()).map(|job| &*job) };
+        if let Some(job) = job
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| inside(|| job(index))))
+        {
+            lock(&s.panic).get_or_insert(panic);
+        }
+        // The caller may go on, and take the pool away, as soon as this reaches 0: its thread is looked up before.
+        let caller = lock(&s.caller).clone();
+        if s.unfinished.fetch_sub(1, Ordering::SeqCst) == 1
+            && s.caller_parked.load(Ordering::SeqCst)
+            && let Some(caller) = caller
+        {
+            caller.unpark();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn every_thread_runs_once_in_each_run() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads).unwrap();
+            let counts: Vec<AtomicU64> = (0..threads).map(|_| AtomicU64::new(0)).collect();
+            for round in 0..2000 {
+                pool.run(&|i| {
+                    counts[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(
+                    counts
+                        .iter()
+                        .all(|c| c.load(Ordering::Relaxed) == round + 1)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn parked_threads_wake_up() {
+        let pool = Pool::new(3).unwrap();
+        for _ in 0..5 {
+            thread::sleep(SPIN * 10);
+            let sum = AtomicU64::new(0);
+            pool.run(&|i| {
+                thread::sleep(SPIN * (1 + i as u32 * 3));
+                sum.fetch_add(1 << (8 * i), Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 0x10101);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
+        let pool = Pool::new(3).unwrap();
+        for bad in 0..3 {
+            let result = catch_unwind(AssertUnwindSafe(|| pool.run(&|i| assert_ne!(i, bad))));
+            assert!(result.is_err(), "thread {bad}");
+            pool.run(&|_| {});
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "inside a job")]
+    fn a_run_inside_a_run_is_refused() {
+        let pool = Pool::new(2).unwrap();
+        pool.run(&|_| pool.run(&|_| {}));
+    }
+
+    #[test]
+    fn callers_take_turns() {
+        let pool = Pool::new(2).unwrap();
+        let busy = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..500 {
+                        pool.run(&|_| {
+                            assert!(busy.fetch_add(1, Ordering::SeqCst) < 2, "two runs at once");
+                            busy.fetch_sub(1, Ordering::SeqCst);
+                        });
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn no_threads_is_an_error() {
+        assert!(matches!(
+            Pool::new(0),
+            Err(KernelError::Thread { threads: 0, .. })
+        ));
+    }
+}

@@ -1,0 +1,109 @@
+//! What every kernel call needs: the CPU, the pool of threads, and memory to work in.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sparamx_cpu::{Cpu, topology};
+
+use crate::catalog::{self, KernelSpec};
+use crate::{KernelError, Pool};
+
+/// The CPU, a pool of threads and their scratch memory. One per process is enough, and more would fight for the cores.
+pub struct Runtime {
+    cpu: Cpu,
+    pool: Pool,
+    scratch: Vec<Mutex<Scratch>>,
+    shared_scratch: Mutex<Scratch>,
+    forced: Option<&'static KernelSpec>,
+}
+
+/// Memory that is kept from call to call, 64-byte aligned, of undefined content.
+#[derive(Default)]
+pub struct Scratch {
+    lines: Vec<Line>,
+}
+
+#[repr(C, align(64))]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Line([u8; 64]);
+
+impl Scratch {
+    /// `bytes` bytes, 64-byte aligned; what they hold is left over from earlier use.
+    pub fn bytes(&mut self, bytes: usize) -> &mut [u8] {
+        let lines = bytes.div_ceil(64);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0; 64]));
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.lines[..lines])[..bytes]
+    }
+
+    /// `len` values of f32, 64-byte aligned; what they hold is left over from earlier use.
+    pub fn f32s(&mut self, len: usize) -> &mut [f32] {
+        bytemuck::cast_slice_mut(self.bytes(len * 4))
+    }
+}
+
+impl Runtime {
+    /// Starts a pool of `threads` threads, the caller counted. The environment variable `SPARAMX_KERNEL` forces one
+    /// kernel of the catalog, by name, wherever it can do the work.
+    ///
+    /// # Errors
+    /// [`KernelError::Thread`] without threads, [`KernelError::UnknownKernel`] and [`KernelError::Unsuitable`] for a forced
+    /// kernel that does not exist or needs another CPU.
+    pub fn new(cpu: Cpu, threads: usize) -> Result<Self, KernelError> {
+        let forced = match std::env::var("SPARAMX_KERNEL") {
+            Ok(name) if !name.is_empty() => Some(catalog::by_name(&name)?.on(&cpu)?),
+            _ => None,
+        };
+        Ok(Self {
+            cpu,
+            pool: Pool::new(threads)?,
+            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            shared_scratch: Mutex::default(),
+            forced,
+        })
+    }
+
+    /// Pins the calling thread to the first processor that this process may use, as the pool's threads are pinned to the
+    /// others. For programs whose main thread makes all calls; a library leaves its caller's threads alone.
+    pub fn pin_caller(&self) {
+        let cpus = topology::allowed_cpus();
+        if self.threads() <= cpus.len() {
+            // Without a pin the work is the same and a little slower, so a refusal is no error.
+            let _ = topology::pin_current_thread(cpus[0]);
+        }
+    }
+
+    /// The CPU.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// The kernel that `SPARAMX_KERNEL` forces.
+    pub fn forced_kernel(&self) -> Option<&'static KernelSpec> {
+        self.forced
+    }
+
+    /// Scratch memory of one thread of the pool, for use inside a run. Another thread's is not to be touched: it would wait.
+    pub fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
+        self.scratch[thread]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Scratch memory that a caller fills before a run and all threads read in it. It is locked for the length of a call.
+    pub(crate) fn shared_scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.shared_scratch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,72 @@
+//! Which kernel is chosen on which CPU: runs anywhere.
+
+use sparamx_cpu::Features;
+use sparamx_kernels::KernelError;
+use sparamx_kernels::catalog::{by_name, catalog, select};
+use sparamx_kernels::linear::WeightFormat::{self, DenseBf16, SparseBf16};
+
+#[test]
+fn each_cpu_gets_its_kernel() {
+    #[rustfmt::skip]
+    let table: &[(&str, Features, WeightFormat, usize, &str)] = &[
+        ("any", Features::NONE, DenseBf16, 1, "linear_f32_bf16_f32_1x16_portable"),
+        ("any", Features::NONE, SparseBf16, 500, "linear_f32_bmbf16_f32_1x16_portable"),
+        ("Zen 3", Features::AVX2, DenseBf16, 1, "linear_f32_bf16_f32_3x16_avx2"),
+        ("Zen 3", Features::AVX2, SparseBf16, 2, "linear_f32_bmbf16_f32_2x16_avx2"),
+        ("Zen 3", Features::AVX2, SparseBf16, 3, "linear_f32_bmbf16_f32_3x16_panel_avx2"),
+        ("Ice Lake", Features::AVX512, SparseBf16, 1, "linear_f32_bmbf16_f32_8x16_avx512"),
+        ("Ice Lake", Features::AVX512, SparseBf16, 17, "linear_f32_bmbf16_f32_8x16_panel_avx512"),
+        ("Zen 4", Features::AVX512_BF16, DenseBf16, 100, "linear_bf16_bf16_f32_8x16_avx512bf16"),
+        ("Zen 4", Features::AVX512_BF16, SparseBf16, 16, "linear_bf16_bmbf16_f32_8x16_avx512bf16"),
+        ("Sapphire Rapids", Features::AMX_BF16, SparseBf16, 1, "linear_bf16_bmbf16_f32_8x16_avx512bf16"),
+        ("Sapphire Rapids", Features::AMX_BF16, SparseBf16, 5, "linear_bf16_bmbf16_f32_32x32_amx"),
+        ("Sapphire Rapids", Features::AMX_BF16, SparseBf16, 33, "linear_bf16_bmbf16_f32_32x32_panel_amx"),
+        ("Sapphire Rapids", Features::AMX_BF16, DenseBf16, 512, "linear_bf16_bf16_f32_32x32_amx"),
+    ];
+    for &(cpu, features, weight, m, want) in table {
+        if by_name(want).is_ok() || cfg!(target_arch = "x86_64") {
+            assert_eq!(
+                select(features, weight, m).name,
+                want,
+                "{cpu}, {weight}, m {m}"
+            );
+        }
+    }
+}
+
+#[test]
+fn names_are_unique_and_every_row_is_chosen_somewhere() {
+    let levels = [
+        Features::NONE,
+        Features::AVX2,
+        Features::AVX512,
+        Features::AVX512_BF16,
+        Features::AMX_BF16,
+        Features::AMX_INT8,
+    ];
+    for spec in catalog() {
+        assert_eq!(
+            catalog()
+                .iter()
+                .filter(|other| other.name == spec.name)
+                .count(),
+            1,
+            "{}",
+            spec.name
+        );
+        let chosen = levels
+            .iter()
+            .any(|&level| (1..200).any(|m| select(level, spec.weight, m).name == spec.name));
+        assert!(chosen, "{} is never chosen: delete it", spec.name);
+    }
+}
+
+#[test]
+fn an_unknown_name_is_an_error() {
+    assert_eq!(
+        by_name("linear_fast").unwrap_err(),
+        KernelError::UnknownKernel {
+            name: "linear_fast".into()
+        }
+    );
+}
