@@ -13,6 +13,7 @@ pub const ISA_VARIABLE: &str = "SPARAMX_ISA";
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     report: &'static Report,
+    features: Features,
 }
 
 impl Cpu {
@@ -26,19 +27,31 @@ impl Cpu {
         let report =
             REPORT.get_or_init(|| resolve(&Machine, std::env::var_os(ISA_VARIABLE).as_deref()));
         match report {
-            Ok(report) => Ok(Cpu { report }),
+            Ok(report) => Ok(Cpu {
+                report,
+                features: report.features,
+            }),
             Err(error) => Err(error.clone()),
+        }
+    }
+
+    /// The same CPU without what is above `isa`: tests run every level of a machine in one process.
+    #[must_use]
+    pub fn at_most(self, isa: Isa) -> Cpu {
+        Cpu {
+            features: self.features.intersection(isa.ceiling()),
+            ..self
         }
     }
 
     /// All that kernels may use here.
     pub fn features(&self) -> Features {
-        self.report.features
+        self.features
     }
 
     /// The highest level that kernels may use here.
     pub fn isa(&self) -> Isa {
-        self.report.isa
+        self.features.isa()
     }
 
     /// The proof that [`crate::avx2_fns!`] functions may be called.
@@ -60,7 +73,7 @@ impl Cpu {
             .then_some(Amx(()))
     }
 
-    /// What was found, for people to read.
+    /// What was found, for people to read; the same for a limited CPU.
     pub fn report(&self) -> &'static Report {
         self.report
     }
@@ -221,5 +234,18 @@ mod tests {
         assert_eq!(cpu.avx512().is_some(), cpu.isa() >= Isa::Avx512);
         assert_eq!(cpu.amx().is_some(), cpu.isa() >= Isa::Amx);
         assert_eq!(cpu.features(), cpu.report().features);
+    }
+
+    #[test]
+    fn a_limited_cpu_has_no_higher_tokens() {
+        let cpu = Cpu::detect().expect("a level that this machine has");
+        for isa in Isa::ALL {
+            let limited = cpu.at_most(isa);
+            assert_eq!(limited.isa(), isa.min(cpu.isa()));
+            assert!(cpu.features().contains(limited.features()));
+            assert_eq!(limited.avx2().is_some(), limited.isa() >= Isa::Avx2);
+            assert_eq!(limited.avx512().is_some(), limited.isa() >= Isa::Avx512);
+            assert_eq!(limited.amx().is_some(), limited.isa() >= Isa::Amx);
+        }
     }
 }
