@@ -1,0 +1,29 @@
+//! Packed and dense tensors in safetensors files.
+//!
+//! A file is opened as a map and its tensors are used in place: [`write()`] starts every tensor whose size allows
+//! it on a 64-byte boundary. A packed weight `NAME` (by custom `<module>.weight`) is three tensors, `NAME.mask`,
+//! `NAME.values` and `NAME.offsets`, and an entry `NAME.shape` of the header's `__metadata__` that gives the
+//! logical shape as `[n, k]`. See `docs/weight-format.md`.
+
+mod packed;
+mod read;
+mod write;
+
+pub use packed::{packed_shapes, sparse_bf16, sparse_bf16_tensors};
+pub use read::{TensorFile, TensorView};
+pub use safetensors::Dtype;
+pub use write::{TensorOut, write};
+
+/// Longest header that is read or written, as in the safetensors crate.
+const MAX_HEADER_BYTES: usize = 100_000_000;
+/// Bytes of the header's length in front of it.
+const HEADER_LENGTH_BYTES: usize = 8;
+
+/// Bytes of a tensor, or `None` if they overflow or are not whole.
+fn tensor_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape
+        .iter()
+        .try_fold(1usize, |all, &size| all.checked_mul(size))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}

@@ -1,0 +1,316 @@
+//! What can be wrong with a packed weight or its file.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+/// One of the arrays of a packed weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The dense rows a weight is packed from.
+    Rows,
+    /// One bit for every element.
+    Masks,
+    /// The elements that are not zero.
+    Values,
+    /// Where the values of every (strip, block) start.
+    Offsets,
+}
+
+impl fmt::Display for Field {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Field::Rows => "rows",
+            Field::Masks => "masks",
+            Field::Values => "values",
+            Field::Offsets => "offsets",
+        })
+    }
+}
+
+/// Everything this crate refuses.
+#[derive(Debug)]
+pub enum FormatError {
+    /// A file could not be opened, mapped, written or renamed.
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not safetensors: the header is missing, too long, not JSON, or does not describe the file.
+    Header {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Memory for an array could not be had.
+    OutOfMemory {
+        /// Size of the array.
+        bytes: usize,
+    },
+    /// A shape with no elements.
+    EmptyShape {
+        /// Output rows.
+        n: usize,
+        /// Input columns.
+        k: usize,
+    },
+    /// A shape whose padded size does not fit the address space.
+    ShapeTooLarge {
+        /// Output rows.
+        n: usize,
+        /// Input columns.
+        k: usize,
+    },
+    /// An array has not the number of elements its shape asks for.
+    Length {
+        /// The array.
+        field: Field,
+        /// Elements by the shape.
+        expected: usize,
+        /// Elements found.
+        found: usize,
+    },
+    /// An element is NaN or infinite.
+    NotFinite {
+        /// Row of the weight.
+        row: usize,
+        /// Column of the weight.
+        col: usize,
+        /// The bf16 bits.
+        bits: u16,
+    },
+    /// A stored value is NaN, infinite, or a zero that should not have been stored.
+    BadValue {
+        /// Index into the values.
+        index: usize,
+        /// The bf16 bits.
+        bits: u16,
+    },
+    /// An offset is not where the set bits of the masks before it put it.
+    Offset {
+        /// The strip.
+        strip: usize,
+        /// The block of 512 columns, or the number of blocks for the end of the strip.
+        block: usize,
+        /// Offset by the masks, in elements.
+        expected: u64,
+        /// Offset found.
+        found: u64,
+    },
+    /// Padding that must be zero is not.
+    Padding {
+        /// The array.
+        field: Field,
+        /// Index of the first such element of the array.
+        index: usize,
+    },
+    /// The file lacks a tensor.
+    MissingTensor {
+        /// Its name.
+        tensor: String,
+    },
+    /// The file does not record the logical shape of a packed weight.
+    MissingShape {
+        /// The key that the header's `__metadata__` lacks or whose text is not `[n, k]`.
+        key: String,
+    },
+    /// The logical shape in the file is not the one the model asks for.
+    LogicalShape {
+        /// Asked for, `[n, k]`.
+        expected: [usize; 2],
+        /// In the file, `[n, k]`.
+        found: [usize; 2],
+    },
+    /// A tensor has the wrong element type.
+    Dtype {
+        /// What the layout asks for.
+        expected: Dtype,
+        /// What the file says.
+        found: Dtype,
+    },
+    /// An element type has not the size of the type it is to be read as.
+    ElementSize {
+        /// What the file says.
+        dtype: Dtype,
+        /// Size of an element asked for.
+        expected_bytes: usize,
+    },
+    /// A tensor has the wrong shape.
+    Shape {
+        /// By the layout and the logical shape.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// Data handed to the writer has not the size its shape and type ask for.
+    DataSize {
+        /// Bytes by shape and type; `None` when the product overflows.
+        expected: Option<usize>,
+        /// Bytes handed over.
+        found: usize,
+    },
+    /// Two tensors handed to the writer have one name.
+    DuplicateTensor,
+    /// An error in one tensor.
+    InTensor {
+        /// Its name.
+        tensor: String,
+        /// The error.
+        source: Box<FormatError>,
+    },
+    /// An error in one file.
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        source: Box<FormatError>,
+    },
+}
+
+impl FormatError {
+    /// Says which tensor the error is about.
+    #[must_use]
+    pub fn in_tensor(self, tensor: impl Into<String>) -> Self {
+        FormatError::InTensor {
+            tensor: tensor.into(),
+            source: Box::new(self),
+        }
+    }
+
+    /// Says which file the error is about.
+    #[must_use]
+    pub fn in_file(self, path: &Path) -> Self {
+        FormatError::InFile {
+            path: path.to_path_buf(),
+            source: Box::new(self),
+        }
+    }
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use FormatError as E;
+        match self {
+            E::Io {
+                action,
+                path,
+                source,
+            } => write!(f, "cannot {action} {}: {source}", path.display()),
+            E::Header { reason } => write!(
+                f,
+                "not a valid safetensors file: {reason}; download or pack it again"
+            ),
+            E::OutOfMemory { bytes } => write!(f, "no memory for an array of {bytes} bytes"),
+            E::EmptyShape { n, k } => write!(f, "shape [{n}, {k}] has no elements"),
+            E::ShapeTooLarge { n, k } => {
+                write!(f, "shape [{n}, {k}] does not fit the address space")
+            }
+            E::Length {
+                field,
+                expected,
+                found,
+            } => {
+                write!(
+                    f,
+                    "{field} have {found} elements, the shape asks for {expected}"
+                )
+            }
+            E::NotFinite { row, col, bits } => write!(
+                f,
+                "element at row {row}, column {col} is {} (bf16 bits {bits:#06x}); weights must be finite",
+                class(*bits)
+            ),
+            E::BadValue { index, bits } => write!(
+                f,
+                "stored value {index} is {} (bf16 bits {bits:#06x}); stored values are finite and not +0; pack the model again",
+                class(*bits)
+            ),
+            E::Offset {
+                strip,
+                block,
+                expected,
+                found,
+            } => write!(
+                f,
+                "offset of strip {strip}, block {block} is {found}, the masks put it at {expected}; pack the model again"
+            ),
+            E::Padding { field, index } => {
+                write!(
+                    f,
+                    "padding in {field} at element {index} is not zero; pack the model again"
+                )
+            }
+            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing"),
+            E::MissingShape { key } => {
+                write!(
+                    f,
+                    "the header's __metadata__ has no entry {key} of the form [n, k]; pack the model again"
+                )
+            }
+            E::LogicalShape { expected, found } => {
+                write!(
+                    f,
+                    "packed shape is {found:?}, the model asks for {expected:?}"
+                )
+            }
+            E::Dtype { expected, found } => {
+                write!(f, "element type is {found}, expected {expected}")
+            }
+            E::ElementSize {
+                dtype,
+                expected_bytes,
+            } => {
+                write!(
+                    f,
+                    "element type {dtype} cannot be read as elements of {expected_bytes} bytes"
+                )
+            }
+            E::Shape { expected, found } => write!(f, "shape is {found:?}, expected {expected:?}"),
+            E::DataSize {
+                expected: Some(expected),
+                found,
+            } => {
+                write!(
+                    f,
+                    "data has {found} bytes, shape and element type ask for {expected}"
+                )
+            }
+            E::DataSize {
+                expected: None,
+                found,
+            } => {
+                write!(
+                    f,
+                    "data has {found} bytes, but the size of the shape overflows"
+                )
+            }
+            E::DuplicateTensor => write!(f, "two tensors have this name"),
+            E::InTensor { tensor, source } => write!(f, "tensor {tensor}: {source}"),
+            E::InFile { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+/// The word for bf16 bits that are refused.
+fn class(bits: u16) -> &'static str {
+    match (bits & 0x7f80 == 0x7f80, bits & 0x007f) {
+        (true, 0) => "infinite",
+        (true, _) => "nan",
+        (false, _) => "zero",
+    }
+}
+
+impl std::error::Error for FormatError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // InTensor and InFile print what they hold, so a chain that shows every source would say it twice.
+        match self {
+            FormatError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
