@@ -1,0 +1,356 @@
+//! Whole checkpoints, from the fixtures of the model crate to a packed folder and back.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sparamx_compress::{CompressError, Options, Report, Scope, compress, prune, zeros_for};
+use sparamx_model::Checkpoint;
+use sparamx_model::plan::Role;
+use tempfile::TempDir;
+
+const SPARSITY: f64 = 0.5;
+
+fn fixtures() -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let entries = fs::read_dir(folder).expect("the fixtures of the model crate");
+    let mut found: Vec<PathBuf> = entries
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    found.retain(|path| path.join("config.json").is_file());
+    found.sort();
+    assert!(found.len() >= 5, "{found:?}");
+    found
+}
+
+fn fixture(name: &str) -> PathBuf {
+    let found = fixtures().into_iter().find(|path| path.ends_with(name));
+    found.unwrap_or_else(|| panic!("no fixture {name}"))
+}
+
+fn open(dir: &Path) -> Checkpoint {
+    Checkpoint::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
+}
+
+fn half() -> Options {
+    Options {
+        sparsity: SPARSITY,
+        ..Options::default()
+    }
+}
+
+fn pack(from: &Path, to: &Path, options: &Options) -> Result<Report, CompressError> {
+    compress(&open(from), to, options, &mut |_| ControlFlow::Continue(()))
+}
+
+fn packed(from: &Path, options: &Options) -> (TempDir, PathBuf, Report) {
+    let root = tempfile::tempdir().expect("a directory");
+    let output = root.path().join("packed");
+    let report =
+        pack(from, &output, options).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+    (root, output, report)
+}
+
+/// Names and bytes of everything in a folder.
+fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(dir).expect("a directory");
+    let file = |path: PathBuf| {
+        let name = path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        (name, fs::read(&path).expect("a file"))
+    };
+    let mut files: Vec<_> = entries
+        .map(|entry| file(entry.expect("an entry").path()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn every_weight_is_what_pruning_makes_of_it() {
+    for from in fixtures() {
+        for scope in [Scope::Tensor, Scope::Row] {
+            let (_root, output, report) = packed(&from, &Options { scope, ..half() });
+            let (dense, sparse) = (open(&from), open(&output));
+            let mut packed_tensors = 0;
+            for (tensor, info) in dense.plan().iter().zip(sparse.tensors()) {
+                if tensor.role == Role::Vector {
+                    assert_eq!(
+                        dense.vector(&tensor.name).ok(),
+                        sparse.vector(&tensor.name).ok()
+                    );
+                    continue;
+                }
+                let rows = dense.raw_rows(&tensor.name).expect("rows");
+                let mut wanted = rows.bits.into_owned();
+                if tensor.role == Role::Projection {
+                    prune(&mut wanted, rows.k, SPARSITY, scope);
+                }
+                packed_tensors += usize::from(info.packed);
+                assert!(
+                    !info.packed || tensor.role == Role::Projection,
+                    "{}",
+                    tensor.name
+                );
+                let found = sparse.raw_rows(&tensor.name).expect("rows");
+                assert!(
+                    found.bits[..] == wanted[..],
+                    "{}: {}",
+                    from.display(),
+                    tensor.name
+                );
+            }
+            assert_eq!(packed_tensors, report.packed.tensors);
+            assert!(packed_tensors > 0, "{}", from.display());
+        }
+    }
+}
+
+#[test]
+fn the_report_counts_exactly() {
+    let from = fixture("llama-gqa");
+    let (_root, output, report) = packed(&from, &half());
+    let checkpoint = open(&from);
+    let projections = checkpoint
+        .plan()
+        .iter()
+        .filter(|tensor| tensor.role == Role::Projection);
+    let zeros: u64 = projections
+        .map(|tensor| zeros_for(SPARSITY, tensor.elements() as usize) as u64)
+        .sum();
+    assert_eq!(report.packed.zeros, zeros);
+    assert_eq!(report.all().tensors, checkpoint.plan().len());
+    assert_eq!(
+        report.all().bytes_before,
+        checkpoint.tensors().map(|tensor| tensor.bytes).sum::<u64>()
+    );
+    assert_eq!(
+        report.all().bytes_after,
+        open(&output)
+            .tensors()
+            .map(|tensor| tensor.bytes)
+            .sum::<u64>()
+    );
+    assert!(report.packed.bytes_after < report.packed.bytes_before);
+}
+
+#[test]
+fn the_configuration_keeps_its_fields_and_their_order() {
+    let from = fixture("llama3-rope");
+    let (_root, output, report) = packed(&from, &half());
+    let read = |dir: &Path| -> Value {
+        serde_json::from_slice(&fs::read(dir.join("config.json")).expect("a file")).expect("JSON")
+    };
+    let (before, mut after) = (read(&from), read(&output));
+    let quantization = after
+        .as_object_mut()
+        .expect("an object")
+        .remove("quantization_config")
+        .expect("added");
+    let text = |value: &Value| serde_json::to_string(value).expect("JSON");
+    assert_eq!(text(&before), text(&after), "fields or their order");
+    assert_eq!(quantization["quant_method"], "sparamx");
+    assert_eq!(quantization["layout"], "strip16");
+    assert_eq!(quantization["version"], 1);
+    assert_eq!(quantization["sparsity"], report.packed.sparsity());
+}
+
+#[test]
+fn threads_change_no_byte() {
+    let from = fixture("llama-yarn");
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads");
+        let (_root, output, _) = pool.install(|| packed(&from, &half()));
+        content(&output)
+    };
+    assert!(with(1) == with(3));
+}
+
+#[test]
+fn files_are_split_at_the_limit_and_joined_below_it() {
+    let from = fixture("llama3-rope");
+    let (_root, single, report) = packed(&from, &half());
+    assert_eq!(report.files, 1);
+    assert!(!single.join("model.safetensors.index.json").exists());
+
+    let limit = 20_000;
+    let (_root, split, report) = packed(
+        &from,
+        &Options {
+            shard_bytes: limit,
+            ..half()
+        },
+    );
+    assert!(report.files > 2, "{report:?}");
+    let shards: Vec<_> = content(&split)
+        .into_iter()
+        .filter(|(name, _)| name.ends_with(".safetensors"))
+        .collect();
+    assert_eq!(shards.len(), report.files);
+    assert_eq!(
+        shards[0].0,
+        format!("model-00001-of-{:05}.safetensors", report.files)
+    );
+    let (one, many) = (open(&single), open(&split));
+    for tensor in one
+        .plan()
+        .iter()
+        .filter(|tensor| tensor.role != Role::Vector)
+    {
+        let rows = |checkpoint: &Checkpoint| {
+            checkpoint
+                .raw_rows(&tensor.name)
+                .expect("rows")
+                .bits
+                .into_owned()
+        };
+        assert!(rows(&one) == rows(&many), "{}", tensor.name);
+    }
+    let tensors: u64 = many.tensors().map(|tensor| tensor.bytes).sum();
+    let index: Value = serde_json::from_slice(
+        &fs::read(split.join("model.safetensors.index.json")).expect("a file"),
+    )
+    .expect("JSON");
+    assert_eq!(index["metadata"]["total_size"], tensors);
+}
+
+#[test]
+fn without_zeros_nothing_is_packed() {
+    let from = fixture("llama-gqa");
+    let (_root, output, report) = packed(&from, &Options::default());
+    assert_eq!(report.packed.tensors, 0);
+    let (before, after) = (open(&from), open(&output));
+    for tensor in before
+        .plan()
+        .iter()
+        .filter(|tensor| tensor.role != Role::Vector)
+    {
+        let rows = |checkpoint: &Checkpoint| {
+            checkpoint
+                .raw_rows(&tensor.name)
+                .expect("rows")
+                .bits
+                .into_owned()
+        };
+        assert!(rows(&before) == rows(&after), "{}", tensor.name);
+    }
+}
+
+#[test]
+fn the_output_head_is_pruned_on_demand() {
+    let from = fixture("llama-gqa");
+    let head = |options: &Options| {
+        let (_root, output, _) = packed(&from, options);
+        let checkpoint = open(&output);
+        checkpoint
+            .tensors()
+            .find(|tensor| tensor.name == "lm_head.weight")
+            .map(|tensor| tensor.packed)
+    };
+    assert_eq!(head(&half()), Some(false));
+    assert_eq!(
+        head(&Options {
+            include_lm_head: true,
+            ..half()
+        }),
+        Some(true)
+    );
+}
+
+#[test]
+fn tokenizer_and_settings_come_along() {
+    let root = tempfile::tempdir().expect("a directory");
+    let from = root.path().join("model");
+    fs::create_dir(&from).expect("a directory");
+    for (name, bytes) in content(&fixture("llama-gqa")) {
+        fs::write(from.join(name), bytes).expect("a file");
+    }
+    let kept = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "LICENSE.txt",
+    ];
+    for name in kept
+        .iter()
+        .chain(&["README.md", "pytorch_model.bin", "golden.txt"])
+    {
+        fs::write(from.join(name), name).expect("a file");
+    }
+    let output = root.path().join("packed");
+    pack(&from, &output, &half()).expect("packed");
+    let mut names: Vec<String> = content(&output).into_iter().map(|(name, _)| name).collect();
+    names.retain(|name| name != "config.json" && name != "model.safetensors");
+    let mut wanted = kept.map(str::to_owned).to_vec();
+    wanted.sort();
+    assert_eq!(names, wanted);
+    assert_eq!(
+        fs::read(output.join("tokenizer.json")).expect("a file"),
+        b"tokenizer.json"
+    );
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_and_leaves_nothing() {
+    let from = fixture("llama-gqa");
+    let root = tempfile::tempdir().expect("a directory");
+    let output = root.path().join("packed");
+    for sparsity in [1.0, 1.5, -0.1, f64::NAN] {
+        let refused = pack(&from, &output, &Options { sparsity, ..half() });
+        assert!(
+            matches!(refused, Err(CompressError::Sparsity { .. })),
+            "{sparsity}"
+        );
+    }
+    let interrupted = compress(&open(&from), &output, &half(), &mut |_| {
+        ControlFlow::Break(())
+    });
+    assert!(matches!(interrupted, Err(CompressError::Interrupted)));
+    assert!(content(root.path()).is_empty(), "something is left");
+
+    pack(&from, &output, &half()).expect("packed");
+    let again = pack(&from, &output, &half()).expect_err("it is there");
+    assert!(
+        matches!(again, CompressError::OutputExists { .. }),
+        "{again}"
+    );
+    let twice = pack(&output, &root.path().join("twice"), &half()).expect_err("it is packed");
+    assert!(
+        matches!(twice, CompressError::AlreadyPacked { .. }),
+        "{twice}"
+    );
+    assert!(!root.path().join("twice").exists());
+}
+
+#[test]
+fn a_damaged_tensor_is_named_and_leaves_nothing() {
+    let root = tempfile::tempdir().expect("a directory");
+    let from = root.path().join("model");
+    fs::create_dir(&from).expect("a directory");
+    for (name, mut bytes) in content(&fixture("llama-gqa")) {
+        if name == "model.safetensors" {
+            // The last element of whatever tensor is last becomes NaN.
+            let end = bytes.len();
+            bytes[end - 2..].copy_from_slice(&[0xff, 0x7f]);
+        }
+        fs::write(from.join(name), bytes).expect("a file");
+    }
+    let output = root.path().join("out");
+    let error = pack(&from, &output, &half()).expect_err("NaN").to_string();
+    assert!(
+        error.contains("model.safetensors") && error.contains("weight"),
+        "{error}"
+    );
+    assert!(error.to_lowercase().contains("nan"), "{error}");
+    assert!(!output.exists());
+    let left = fs::read_dir(root.path()).expect("a directory").count();
+    assert_eq!(left, 1, "something is left");
+}
