@@ -71,7 +71,7 @@ impl Pool {
         if threads == 0 {
             return Err(error("at least one is needed".into()));
         }
-        let cpus = topology::allowed_cpus();
+        let cpus = topology::cpus_by_core();
         let shared = Arc::new(Shared {
             run: AtomicUsize::new(0),
             job: UnsafeCell::new(None),

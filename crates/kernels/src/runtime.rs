@@ -66,7 +66,7 @@ impl Runtime {
     /// Pins the calling thread to the first processor that this process may use, as the pool's threads are pinned to the
     /// others. For programs whose main thread makes all calls; a library leaves its caller's threads alone.
     pub fn pin_caller(&self) {
-        let cpus = topology::allowed_cpus();
+        let cpus = topology::cpus_by_core();
         if self.threads() <= cpus.len() {
             // Without a pin the work is the same and a little slower, so a refusal is no error.
             let _ = topology::pin_current_thread(cpus[0]);

@@ -6,6 +6,9 @@ mod matrix;
 mod rows;
 mod tolerance;
 
+pub mod attention;
+pub mod vecops;
+
 pub use matrix::{Canary, Density, Random, activations, round_bf16, to_f32, weights};
 pub use rows::RowReport;
 pub use tolerance::{BF16_EPS, sum_tolerance};

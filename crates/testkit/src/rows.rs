@@ -34,6 +34,8 @@ impl RowReport {
     /// If a required row was skipped.
     pub fn finish(self) {
         let mut out = std::io::stdout().lock();
+        // The harness has begun a line that it will end with the result.
+        let _ = writeln!(out);
         for line in &self.lines {
             // A closed pipe is no reason to fail a test.
             let _ = writeln!(out, "{line}");

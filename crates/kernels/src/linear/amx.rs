@@ -38,11 +38,12 @@ pub(crate) fn group_bytes(_k_padded: usize) -> usize {
 /// AMX-BF16; a chunk as its documentation says.
 pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     let (sums, _) = scratch.split_at_mut(SUMS_BYTES);
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: the caller's promise.
     let _tiles = unsafe { TileScope::new() };
     for pair in pairs(chunk) {
         let lines = pair.map(|s| s.map(|s| chunk.dense_strip(s)));
         for first in (0..chunk.m).step_by(MR) {
+            // SAFETY: the caller's promise; the scope is there.
             unsafe {
                 block(chunk, pair, first, sums, |tiles| {
                     multiply(chunk, first, tiles, lines)
@@ -59,10 +60,11 @@ pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 pub(crate) unsafe fn sparse_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     let (sums, lines) = scratch.split_at_mut(SUMS_BYTES);
     let (a, b) = bytemuck::cast_slice_mut(lines).split_at_mut(GROUP_TILES * TILE_ELEMS);
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: the caller's promise.
     let _tiles = unsafe { TileScope::new() };
     for pair in pairs(chunk) {
         for first in (0..chunk.m).step_by(MR) {
+            // SAFETY: the caller's promise; the scope is there.
             unsafe {
                 block(chunk, pair, first, sums, |tiles| {
                     expand_and_multiply(chunk, pair, first, tiles, [&mut *a, &mut *b])
@@ -80,17 +82,19 @@ pub(crate) unsafe fn sparse_panel_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     let (sums, lines) = scratch.split_at_mut(SUMS_BYTES);
     let (a, b) = bytemuck::cast_slice_mut::<u8, u16>(lines).split_at_mut(chunk.strip_elems());
     let b = &mut b[..chunk.strip_elems()];
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: the caller's promise.
     let _tiles = unsafe { TileScope::new() };
     for pair in pairs(chunk) {
         for (s, panel) in pair.iter().zip([&mut *a, &mut *b]) {
             if let Some(s) = *s {
                 let (masks, values) = chunk.sparse_strip(s);
+                // SAFETY: AMX includes AVX-512, by the caller's promise; strips are valid.
                 unsafe { expand(masks, values, panel) };
             }
         }
         let lines = [Some(&*a), pair[1].map(|_| &*b)];
         for first in (0..chunk.m).step_by(MR) {
+            // SAFETY: the caller's promise; the scope is there.
             unsafe {
                 block(chunk, pair, first, sums, |tiles| {
                     multiply(chunk, first, tiles, lines)

@@ -1,5 +1,10 @@
 //! AVX2 and FMA: activations stay f32, bf16 weights are widened to f32 by putting them into the upper halves of the lanes.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "the sums of a row are picked by the number of a half or a group"
+)]
+
 use std::arch::x86_64::*;
 
 use sparamx_cpu::avx2_fns;

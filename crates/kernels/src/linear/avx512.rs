@@ -1,6 +1,11 @@
 //! AVX-512: a line is one register, expanded by `vpexpandw`. Two ways to multiply it: by f32 activations, with the very sums of
 //! the AVX2 kernels, and by bf16 activations with `vdpbf16ps`.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "the sums of a row are picked by the parity of a line"
+)]
+
 use std::arch::x86_64::*;
 
 use sparamx_cpu::{avx512_bf16_fns, avx512_fns};
