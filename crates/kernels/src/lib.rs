@@ -11,10 +11,13 @@ mod error;
 mod pool;
 mod rows;
 mod runtime;
+mod simd;
 
+pub mod attention;
 pub mod bandwidth;
 pub mod catalog;
 pub mod linear;
+pub mod vecops;
 
 pub use error::KernelError;
 pub use linear::{Linear, LinearJob, Weight, linear};

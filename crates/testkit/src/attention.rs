@@ -1,0 +1,84 @@
+//! Oracle of attention: one query head and the keys and values it sees, in f64.
+
+use half::bf16;
+
+use crate::vecops::{Bounded, EXP_ERROR, EXP_ZERO, U};
+use crate::{BF16_EPS, sum_tolerance};
+
+/// One query head of one token.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// `[head_dim]`
+    pub q: &'a [f32],
+    /// Factor of the scores.
+    pub scale: f32,
+    /// Whether queries and weights are rounded to bf16, as bf16 kernels do.
+    pub bf16: bool,
+    /// Pages over which the sums run at most.
+    pub pages: usize,
+}
+
+/// `softmax(q * keys^T * scale) * values` for the `[n, head_dim]` keys and values that the query sees.
+///
+/// The oracle rounds q times scale to f32, and to bf16 for bf16 kernels, as all kernels do. What is left:
+///
+/// - A score errs by e = [`sum_tolerance`] of its products, and its weight by that factor.
+/// - Bringing it to the last maximum, in one subtraction or several, errs by `U |score - max|`. There is one exponential for
+///   the weight; each page and each merge of chunks, at most as many, may rescale once more: an exponential and a product.
+/// - For bf16 kernels a weight is rounded, by BF16_EPS / 2, before it is multiplied, but not in the sum of weights.
+///
+/// With r_j the relative error of weight j, p_j its share of all weights, |error| <= sum p_j r_j (|v_j| + |out|), the last
+/// for the sum of weights; to it come the additions, one for each of the n products, pages and merges, in
+/// both sums, and two roundings of the division. The factor 2 is for the higher orders.
+pub fn attention(query: Query<'_>, keys: &[f32], values: &[f32]) -> Vec<Bounded> {
+    let d = query.q.len();
+    let q: Vec<f64> = query
+        .q
+        .iter()
+        .map(|&q| f64::from(round(q * query.scale, query.bf16)))
+        .collect();
+    let score = |k: &[f32]| -> f64 { q.iter().zip(k).map(|(q, &k)| q * f64::from(k)).sum() };
+    let size = |k: &[f32]| -> f64 {
+        q.iter()
+            .zip(k)
+            .map(|(q, &k)| (q * f64::from(k)).abs())
+            .sum()
+    };
+    let scores: Vec<f64> = keys.chunks_exact(d).map(score).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+    let rescales = 2.0 * query.pages as f64;
+    let error = |(k, s): (&[f32], &f64)| {
+        let argument = (s - max).max(EXP_ZERO);
+        sum_tolerance(d, size(k)) + U * (EXP_ERROR - argument + rescales * (EXP_ERROR + 1.0))
+    };
+    let errors: Vec<f64> = keys.chunks_exact(d).zip(&scores).map(error).collect();
+    let additions = (scores.len() as f64 + rescales) * U;
+    let rounding = if query.bf16 { BF16_EPS / 2.0 } else { 0.0 };
+    (0..d)
+        .map(|i| {
+            let terms = scores.iter().zip(&errors).enumerate();
+            let terms =
+                terms.map(|(j, (s, e))| ((s - max).exp() / sum, *e, f64::from(values[j * d + i])));
+            let out: f64 = terms.clone().map(|(p, _, v)| p * v).sum();
+            let products: f64 = terms
+                .clone()
+                .map(|(p, e, v)| p * v.abs() * (e + rounding + additions))
+                .sum();
+            let weights: f64 = terms.map(|(p, e, _)| p * (e + additions)).sum();
+            let allowed = 2.0 * (products + out.abs() * (weights + 2.0 * U));
+            Bounded {
+                value: out,
+                allowed: allowed + (scores.len() + 1) as f64 * f64::from(f32::MIN_POSITIVE),
+            }
+        })
+        .collect()
+}
+
+fn round(x: f32, to_bf16: bool) -> f32 {
+    if to_bf16 {
+        bf16::from_f32(x).to_f32()
+    } else {
+        x
+    }
+}
