@@ -1,0 +1,601 @@
+//! Attention over dense pages against the oracle, at every level that this CPU has.
+
+mod common;
+
+use common::{at_each_level, bits};
+use half::bf16;
+use sparamx_cpu::{Cpu, Isa};
+use sparamx_format::DenseBf16;
+use sparamx_kernels::attention::{
+    KvPages, PAGE_TOKENS, Page, PageShape, Params, Task, attention, read_key, read_value,
+    write_key, write_value,
+};
+use sparamx_kernels::catalog::select;
+use sparamx_kernels::linear::{Activation, WeightFormat};
+use sparamx_kernels::{KernelError, Rows, RowsMut, Runtime};
+use sparamx_testkit::attention::{Query, attention as oracle};
+use sparamx_testkit::{Canary, Random, activations, fast};
+
+/// What slots hold that nobody may look at: finite, but ruinous.
+const POISON: f32 = 3e38;
+
+/// The cache of one sequence.
+struct Pages {
+    shape: PageShape,
+    keys: Vec<Vec<Vec<u16>>>,
+    values: Vec<Vec<Vec<u16>>>,
+}
+
+impl KvPages for Pages {
+    fn key(&self, kv_head: usize, page: usize) -> Page<'_> {
+        Page::Dense(&self.keys[kv_head][page])
+    }
+
+    fn value(&self, kv_head: usize, page: usize) -> Page<'_> {
+        Page::Dense(&self.values[kv_head][page])
+    }
+}
+
+impl Pages {
+    /// Random keys and values at `seen`, poison everywhere else.
+    fn new(params: &Params, seen: std::ops::Range<usize>, random: &mut Random) -> Self {
+        let shape = PageShape {
+            head_dim: params.head_dim,
+        };
+        let pages = |elems| {
+            vec![
+                vec![vec![bf16::from_f32(POISON).to_bits(); elems]; seen.end.div_ceil(PAGE_TOKENS)];
+                params.kv_heads
+            ]
+        };
+        let (mut keys, mut values) = (pages(shape.key_elems()), pages(shape.value_elems()));
+        for head in 0..params.kv_heads {
+            for position in seen.clone() {
+                let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+                let kv: Vec<f32> = (0..2 * params.head_dim).map(|_| random.signed()).collect();
+                write_key(&mut keys[head][page], shape, slot, &kv[..params.head_dim]);
+                write_value(&mut values[head][page], shape, slot, &kv[params.head_dim..]);
+            }
+        }
+        Self {
+            shape,
+            keys,
+            values,
+        }
+    }
+
+    /// Keys and values of some positions, `[positions, head_dim]`.
+    fn read(
+        &self,
+        head: usize,
+        positions: std::ops::RangeInclusive<usize>,
+    ) -> (Vec<f32>, Vec<f32>) {
+        let dim = self.shape.head_dim;
+        let mut keys = vec![0.0; positions.clone().count() * dim];
+        let mut values = keys.clone();
+        for (position, (key, value)) in
+            positions.zip(keys.chunks_mut(dim).zip(values.chunks_mut(dim)))
+        {
+            let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
+            read_key(&self.keys[head][page], self.shape, slot, key);
+            read_value(&self.values[head][page], self.shape, slot, value);
+        }
+        (keys, values)
+    }
+}
+
+/// Sequences, each with some tokens to attend from a position on.
+#[derive(Clone)]
+struct Case {
+    params: Params,
+    /// Tokens and position of the first.
+    tasks: Vec<(usize, usize)>,
+}
+
+impl Case {
+    fn new(heads: usize, kv_heads: usize, head_dim: usize, tasks: &[(usize, usize)]) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            params: Params {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window: None,
+            },
+            tasks: tasks.to_vec(),
+        }
+    }
+
+    fn window(mut self, window: usize) -> Self {
+        self.params.window = Some(window);
+        self
+    }
+
+    fn width(&self) -> usize {
+        self.params.heads * self.params.head_dim
+    }
+
+    fn rows(&self) -> usize {
+        self.tasks.iter().map(|(rows, _)| rows).sum()
+    }
+
+    fn oldest(&self, position: usize) -> usize {
+        self.params
+            .window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Params {
+            heads,
+            kv_heads,
+            head_dim,
+            window,
+            ..
+        } = self.params;
+        write!(
+            f,
+            "{heads} heads of {head_dim}, {kv_heads} kv heads, window {window:?}, (tokens, start) {:?}",
+            self.tasks
+        )
+    }
+}
+
+/// Queries and caches of a case.
+struct Inputs {
+    q: Vec<f32>,
+    stride: usize,
+    caches: Vec<Pages>,
+}
+
+impl Inputs {
+    fn new(case: &Case) -> Self {
+        let mut random = Random::new((case.width() + case.rows()) as u64);
+        let stride = case.width() + 3;
+        let mut q = activations(case.rows(), stride, &mut random);
+        // What lies between the rows must not be read as if it belonged to them.
+        q.chunks_mut(stride)
+            .for_each(|row| row[case.width()..].fill(f32::NAN));
+        let cache = |&(rows, start): &(usize, usize)| {
+            Pages::new(&case.params, case.oldest(start)..start + rows, &mut random)
+        };
+        Self {
+            caches: case.tasks.iter().map(cache).collect(),
+            q,
+            stride,
+        }
+    }
+
+    fn q(&self, rows: usize, width: usize) -> Rows<'_> {
+        Rows::with_stride(&self.q, rows, width, self.stride).unwrap()
+    }
+
+    fn tasks(&self, case: &Case) -> Vec<Task<'_>> {
+        let mut first_row = 0;
+        let task = |(&(rows, start), kv): (&(usize, usize), _)| {
+            first_row += rows;
+            Task {
+                first_row: first_row - rows,
+                rows,
+                start,
+                kv,
+            }
+        };
+        case.tasks
+            .iter()
+            .zip(self.caches.iter().map(|cache| cache as &dyn KvPages))
+            .map(task)
+            .collect()
+    }
+}
+
+fn output(out: &mut Canary, rows: usize, cols: usize) -> RowsMut<'_> {
+    let stride = out.stride;
+    RowsMut::with_stride(&mut out.data, rows, cols, stride).unwrap()
+}
+
+fn compute(rt: &Runtime, case: &Case, inputs: &Inputs, tasks: &[Task<'_>]) -> Canary {
+    let (rows, width) = (case.rows(), case.width());
+    let mut out = Canary::new(rows, width, 5);
+    attention(
+        rt,
+        &case.params,
+        inputs.q(rows, width),
+        tasks,
+        output(&mut out, rows, width),
+    )
+    .unwrap();
+    out
+}
+
+fn check(rt: &Runtime, case: &Case) {
+    let context = format!("{}: {case}", rt.cpu().isa());
+    let inputs = Inputs::new(case);
+    let out = compute(rt, case, &inputs, &inputs.tasks(case));
+    out.check(&context);
+    let Params {
+        heads,
+        kv_heads,
+        head_dim,
+        scale,
+        ..
+    } = case.params;
+    let kernel = select(rt.cpu().features(), WeightFormat::DenseBf16, usize::MAX);
+    for (task, cache) in inputs.tasks(case).iter().zip(&inputs.caches) {
+        for (row, head) in (0..task.rows).flat_map(|row| (0..heads).map(move |head| (row, head))) {
+            let position = task.start + row;
+            let seen = case.oldest(position)..=position;
+            let pages = position / PAGE_TOKENS - seen.start() / PAGE_TOKENS + 1;
+            let (keys, values) = cache.read(head / (heads / kv_heads), seen);
+            let cols = head * head_dim..(head + 1) * head_dim;
+            let q = &inputs
+                .q(case.rows(), case.width())
+                .row(task.first_row + row)[cols.clone()];
+            let query = Query {
+                q,
+                scale,
+                bf16: kernel.activation == Activation::Bf16,
+                pages,
+            };
+            let want = oracle(query, &keys, &values);
+            let got = &out.row(task.first_row + row)[cols];
+            for (dim, (want, &got)) in want.iter().zip(got).enumerate() {
+                want.check(
+                    got,
+                    &format!("{context}, position {position}, head {head}, element {dim}"),
+                );
+            }
+        }
+    }
+}
+
+/// All cases that one level must pass.
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let dims: &[usize] = if fast() {
+        &[8, 40]
+    } else {
+        &[1, 8, 40, 64, 80, 96, 128, 160, 256]
+    };
+    for &dim in dims {
+        cases.push(Case::new(
+            4,
+            2,
+            dim,
+            &[(5, 0), (1, 63), (1, 64), (7, 120), (3, 510)],
+        ));
+    }
+    let counts: Vec<usize> = if fast() {
+        vec![1, 65]
+    } else {
+        (1..=130).collect()
+    };
+    for tokens in counts {
+        cases.push(Case::new(3, 1, 40, &[(tokens, 0)]));
+    }
+    let windows: &[usize] = if fast() {
+        &[1, 65]
+    } else {
+        &[1, 2, 63, 64, 65, 100, 512, 600]
+    };
+    for &window in windows {
+        cases.push(Case::new(4, 2, 32, &[(1, 0), (20, 500), (1, 1100), (9, 3)]).window(window));
+    }
+    // A group larger than a block, one head for each kv head, one token far into a sequence.
+    cases.push(Case::new(40, 1, 16, &[(3, 70)]));
+    cases.push(Case::new(5, 5, 24, &[(9, 60)]));
+    cases.push(Case::new(
+        4,
+        1,
+        64,
+        &[(1, if fast() { 1100 } else { 5000 })],
+    ));
+    cases
+}
+
+#[test]
+fn attention_agrees_with_the_oracle() {
+    at_each_level("attention", &Isa::ALL, |cpu| {
+        let rt = Runtime::new(cpu, 2).unwrap();
+        cases().iter().for_each(|case| check(&rt, case));
+        // Scores from -1e4 to 1e4: nearly always one token takes all.
+        let mut sharp = Case::new(4, 2, 64, &[(40, 100)]);
+        sharp.params.scale = 1e3;
+        check(&rt, &sharp);
+        // No score matters: the mean of the values.
+        sharp.params.scale = 0.0;
+        check(&rt, &sharp);
+    });
+}
+
+fn levels() -> impl Iterator<Item = Cpu> {
+    let cpu = Cpu::detect().unwrap();
+    Isa::ALL
+        .into_iter()
+        .filter(move |isa| *isa <= cpu.isa())
+        .map(move |isa| cpu.at_most(isa))
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let long = if fast() { 1100 } else { 4000 };
+    let cases = [
+        Case::new(4, 1, 64, &[(1, long)]),
+        Case::new(4, 2, 40, &[(1, 700), (1, 20), (1, long)]),
+        Case::new(4, 2, 64, &[(90, 500)]),
+        Case::new(2, 2, 64, &[(3, long)]).window(1000),
+    ];
+    for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
+        let inputs = Inputs::new(case);
+        let results = [1, 2, 3, 8].map(|threads| {
+            let rt = Runtime::new(cpu, threads).unwrap();
+            bits(&compute(&rt, case, &inputs, &inputs.tasks(case)).data)
+        });
+        assert!(
+            results.iter().all(|r| *r == results[0]),
+            "{}: {case}",
+            cpu.isa()
+        );
+    }
+}
+
+/// A prompt at once, in pieces, and token by token.
+#[test]
+fn a_row_has_the_same_bits_in_any_company() {
+    let tokens = if fast() { 20 } else { 130 };
+    let cases = [
+        Case::new(4, 2, 40, &[(tokens, 450)]),
+        Case::new(3, 1, 64, &[(tokens, 500)]).window(70),
+    ];
+    for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
+        let rt = Runtime::new(cpu, 3).unwrap();
+        let inputs = Inputs::new(case);
+        let whole = compute(&rt, case, &inputs, &inputs.tasks(case));
+        let [(rows, start)] = case.tasks[..] else {
+            unreachable!("one task each")
+        };
+        for piece in [1, 7, 64] {
+            let pieces: Vec<Task<'_>> = (0..rows)
+                .step_by(piece)
+                .map(|first| Task {
+                    first_row: first,
+                    rows: piece.min(rows - first),
+                    start: start + first,
+                    kv: &inputs.caches[0],
+                })
+                .collect();
+            let together = compute(&rt, case, &inputs, &pieces);
+            assert!(
+                bits(&together.data) == bits(&whole.data),
+                "{}: {case} in pieces of {piece}",
+                cpu.isa()
+            );
+            let mut alone = Canary::new(rows, case.width(), 5);
+            for task in pieces {
+                let (q, out) = (
+                    inputs.q(rows, case.width()),
+                    output(&mut alone, rows, case.width()),
+                );
+                attention(&rt, &case.params, q, &[task], out).unwrap();
+            }
+            assert!(
+                bits(&alone.data) == bits(&whole.data),
+                "{}: {case}, {piece} a call",
+                cpu.isa()
+            );
+        }
+    }
+}
+
+#[test]
+fn rows_of_no_task_are_left_alone() {
+    let rt = Runtime::new(Cpu::detect().unwrap(), 2).unwrap();
+    let case = Case::new(2, 1, 16, &[(6, 3)]);
+    let inputs = Inputs::new(&case);
+    let [whole] = inputs.tasks(&case)[..] else {
+        unreachable!("one task")
+    };
+    let untouched = bits(&Canary::new(6, case.width(), 5).data);
+    assert_eq!(bits(&compute(&rt, &case, &inputs, &[]).data), untouched);
+    assert_eq!(
+        bits(&compute(&rt, &case, &inputs, &[Task { rows: 0, ..whole }]).data),
+        untouched
+    );
+    let middle = [Task {
+        first_row: 2,
+        rows: 2,
+        start: 5,
+        ..whole
+    }];
+    let out = compute(&rt, &case, &inputs, &middle);
+    let all = compute(&rt, &case, &inputs, &[whole]);
+    for i in 0..6 {
+        let want = if (2..4).contains(&i) {
+            bits(all.row(i))
+        } else {
+            untouched[..case.width()].to_vec()
+        };
+        assert_eq!(bits(out.row(i)), want, "row {i}");
+    }
+}
+
+#[test]
+fn a_row_without_a_finite_score_is_nan() {
+    for cpu in levels() {
+        let rt = Runtime::new(cpu, 1).unwrap();
+        let case = Case::new(1, 1, 8, &[(2, 70)]);
+        let mut inputs = Inputs::new(&case);
+        inputs.q[..8].fill(f32::NAN);
+        let out = compute(&rt, &case, &inputs, &inputs.tasks(&case));
+        assert!(
+            out.row(0).iter().all(|x| x.is_nan()),
+            "{}: {:?}",
+            cpu.isa(),
+            out.row(0)
+        );
+        assert!(
+            out.row(1).iter().all(|x| x.is_finite()),
+            "{}: {:?}",
+            cpu.isa(),
+            out.row(1)
+        );
+    }
+}
+
+/// A page is the weight that the format crate makes of the same rows.
+#[test]
+fn pages_are_in_strip_order() {
+    for head_dim in [1, 2, 15, 16, 31, 33, 40, 64, 100, 128] {
+        let shape = PageShape { head_dim };
+        let mut random = Random::new(head_dim as u64);
+        let rows: Vec<f32> = (0..PAGE_TOKENS * head_dim)
+            .map(|_| random.signed())
+            .collect();
+        let (mut key, mut value) = (vec![0; shape.key_elems()], vec![0; shape.value_elems()]);
+        for (slot, row) in rows.chunks_exact(head_dim).enumerate() {
+            write_key(&mut key, shape, slot, row);
+            write_value(&mut value, shape, slot, row);
+        }
+        let rounded: Vec<u16> = rows.iter().map(|x| bf16::from_f32(*x).to_bits()).collect();
+        let transposed: Vec<u16> = (0..rounded.len())
+            .map(|at| rounded[at % PAGE_TOKENS * head_dim + at / PAGE_TOKENS])
+            .collect();
+        assert_eq!(
+            key,
+            DenseBf16::from_rows(&rounded, PAGE_TOKENS, head_dim)
+                .unwrap()
+                .lines(),
+            "keys of {head_dim}"
+        );
+        assert_eq!(
+            value,
+            DenseBf16::from_rows(&transposed, head_dim, PAGE_TOKENS)
+                .unwrap()
+                .lines(),
+            "values of {head_dim}"
+        );
+        let mut back = vec![0.0; head_dim];
+        for (slot, row) in rounded.chunks_exact(head_dim).enumerate() {
+            read_key(&key, shape, slot, &mut back);
+            assert!(
+                back.iter()
+                    .zip(row)
+                    .all(|(x, want)| bf16::from_f32(*x).to_bits() == *want),
+                "key {slot}"
+            );
+            read_value(&value, shape, slot, &mut back);
+            assert!(
+                back.iter()
+                    .zip(row)
+                    .all(|(x, want)| bf16::from_f32(*x).to_bits() == *want),
+                "value {slot}"
+            );
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "elements of a page")]
+fn a_page_of_another_size_is_a_bug() {
+    let rt = Runtime::new(Cpu::detect().unwrap(), 1).unwrap();
+    let case = Case::new(1, 1, 8, &[(1, 0)]);
+    let mut inputs = Inputs::new(&case);
+    inputs.caches[0].values[0][0].pop();
+    compute(&rt, &case, &inputs, &inputs.tasks(&case));
+}
+
+#[test]
+fn calls_that_do_not_fit_are_refused() {
+    let rt = Runtime::new(Cpu::detect().unwrap(), 1).unwrap();
+    let case = Case::new(4, 2, 8, &[(4, 0)]);
+    let inputs = Inputs::new(&case);
+    let [task] = inputs.tasks(&case)[..] else {
+        unreachable!("one task")
+    };
+    let q = vec![0.0; 4 * 33];
+    let refused = |params: Params,
+                   tasks: &[Task<'_>],
+                   (cols, out_rows, out_cols): (usize, usize, usize),
+                   words: &str| {
+        let mut out = vec![0.0; 4 * 33];
+        let result = attention(
+            &rt,
+            &params,
+            Rows::new(&q, 4, cols),
+            tasks,
+            RowsMut::new(&mut out, out_rows, out_cols),
+        );
+        let error = result.unwrap_err();
+        assert!(
+            matches!(error, KernelError::Mismatch { .. }) && error.to_string().contains(words),
+            "{error} without {words:?}"
+        );
+    };
+    let (p, fits) = (case.params, (32, 4, 32));
+    refused(Params { heads: 0, ..p }, &[task], fits, "heads");
+    refused(Params { kv_heads: 0, ..p }, &[task], fits, "kv heads");
+    refused(Params { kv_heads: 3, ..p }, &[task], fits, "whole groups");
+    refused(
+        Params { head_dim: 0, ..p },
+        &[task],
+        fits,
+        "elements of a head",
+    );
+    refused(
+        Params {
+            head_dim: usize::MAX,
+            ..p
+        },
+        &[task],
+        fits,
+        "columns of q",
+    );
+    refused(
+        Params {
+            window: Some(0),
+            ..p
+        },
+        &[task],
+        fits,
+        "window",
+    );
+    refused(p, &[task], (33, 4, 32), "columns of q");
+    refused(p, &[task], (32, 4, 33), "columns of the output");
+    refused(p, &[task], (32, 3, 32), "rows of q");
+    refused(p, &[Task { rows: 5, ..task }], fits, "end of a task");
+    refused(
+        p,
+        &[Task {
+            rows: usize::MAX,
+            first_row: 1,
+            ..task
+        }],
+        fits,
+        "end of a task",
+    );
+    refused(
+        p,
+        &[
+            Task { rows: 2, ..task },
+            Task {
+                first_row: 1,
+                rows: 1,
+                ..task
+            },
+        ],
+        fits,
+        "first row of a task",
+    );
+    refused(
+        p,
+        &[Task {
+            start: usize::MAX - 2,
+            ..task
+        }],
+        fits,
+        "positions",
+    );
+}
