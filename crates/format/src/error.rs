@@ -245,7 +245,7 @@ impl fmt::Display for FormatError {
                     "padding in {field} at element {index} is not zero; pack the model again"
                 )
             }
-            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing"),
+            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing from the file"),
             E::MissingShape { key } => {
                 write!(
                     f,

@@ -1,37 +1,10 @@
 //! Packing and unpacking keep every bit, for every shape and density.
 
+mod common;
+
+use common::{CORNERS, rows};
 use proptest::prelude::*;
 use sparamx_format::{DenseBf16, FormatError, SparseBf16, Storage};
-
-/// Finite bf16 bits that are hard to keep: zeros of both signs, denormals, the extremes.
-const CORNERS: [u16; 8] = [
-    0x0000, 0x8000, 0x0001, 0x807f, 0x0080, 0x7f7f, 0xff7f, 0x3f80,
-];
-
-/// A generator that is the same everywhere (splitmix64).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// Rows of `n * k` finite elements, of which about `density` are not +0.
-fn rows(n: usize, k: usize, density: f64, seed: u64) -> Vec<u16> {
-    let mut state = seed;
-    (0..n * k)
-        .map(|_| {
-            let r = random(&mut state);
-            if (r >> 40) as f64 >= density * (1u64 << 24) as f64 {
-                return 0;
-            }
-            match r & 7 {
-                0 => CORNERS[(r >> 3) as usize & 7],
-                _ => (r >> 8) as u16 & 0xbfff | 1,
-            }
-        })
-        .collect()
-}
 
 /// Packs, checks what is documented, unpacks in every way there is.
 fn check(rows: &[u16], n: usize, k: usize) {

@@ -53,7 +53,10 @@ pub fn packed_shapes(file: &TensorFile) -> Result<Vec<(String, [usize; 2])>, For
     file.names()
         .iter()
         .filter_map(|tensor| tensor.strip_suffix(MASK))
-        .map(|name| Ok((name.to_string(), logical_shape(file, name)?)))
+        .map(|name| match logical_shape(file, name) {
+            Ok(shape) => Ok((name.to_string(), shape)),
+            Err(e) => Err(e.in_file(file.path())),
+        })
         .collect()
 }
 
@@ -69,28 +72,18 @@ pub fn sparse_bf16(
     n: usize,
     k: usize,
 ) -> Result<SparseBf16, FormatError> {
-    let in_file = |e: FormatError| e.in_file(file.path());
     let in_weight = |e: FormatError| e.in_tensor(name).in_file(file.path());
     let geometry = Geometry::new(n, k, LINE_ELEMS_BF16).map_err(in_weight)?;
-    let mask_shape = [geometry.strips, geometry.lines_per_strip];
-    let masks = field(
-        file,
-        &format!("{name}{MASK}"),
-        Dtype::U32,
-        Some(&mask_shape),
-    )?;
-    let offsets_shape = [geometry.offset_count_padded()];
-    let offsets = field(
-        file,
-        &format!("{name}{OFFSETS}"),
-        Dtype::U64,
-        Some(&offsets_shape),
-    )?;
     let values = field(file, &format!("{name}{VALUES}"), Dtype::BF16, None)?;
-    let (expected, found) = ([n, k], logical_shape(file, name).map_err(in_file)?);
+    // Before the shapes of the other two, because it names the cause of a difference.
+    let (expected, found) = ([n, k], logical_shape(file, name).map_err(in_weight)?);
     if found != expected {
         return Err(in_weight(FormatError::LogicalShape { expected, found }));
     }
+    let shape = [geometry.strips, geometry.lines_per_strip];
+    let masks = field(file, &format!("{name}{MASK}"), Dtype::U32, Some(&shape))?;
+    let shape = [geometry.offset_count_padded()];
+    let offsets = field(file, &format!("{name}{OFFSETS}"), Dtype::U64, Some(&shape))?;
     SparseBf16::from_parts(n, k, masks, values, offsets).map_err(in_weight)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,9 +28,7 @@ pub struct TensorFile {
 struct Inner {
     path: PathBuf,
     region: Arc<Region>,
-    /// Where the file starts in the region.
-    start: usize,
-    /// Where the data starts in the file.
+    /// Where the tensors' data starts in the region.
     data: usize,
     header: Metadata,
     index: HashMap<String, TensorInfo>,
@@ -59,7 +58,8 @@ impl TensorFile {
             path: path.to_path_buf(),
             source,
         })?;
-        Self::parse(path.to_path_buf(), Region::File(map), 0).map_err(|e| e.in_file(path))
+        let file = 0..map.len();
+        Self::parse(path.to_path_buf(), Region::File(map), file).map_err(|e| e.in_file(path))
     }
 
     /// Parses a copy of a file's bytes.
@@ -68,11 +68,17 @@ impl TensorFile {
     /// As [`TensorFile::open`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
         let (region, start) = Region::copy_of(bytes)?;
-        Self::parse(PathBuf::from("(memory)"), region, start)
+        Self::parse(
+            PathBuf::from("(memory)"),
+            region,
+            start..start + bytes.len(),
+        )
     }
 
-    fn parse(path: PathBuf, region: Region, start: usize) -> Result<Self, FormatError> {
-        let (data, header) = parse_header(&region.bytes()[start..])?;
+    /// Takes the bytes `file` of `region` for a file.
+    fn parse(path: PathBuf, region: Region, file: Range<usize>) -> Result<Self, FormatError> {
+        let start = file.start;
+        let (data, header) = parse_header(&region.bytes()[file])?;
         let index = header
             .tensors()
             .into_iter()
@@ -82,8 +88,7 @@ impl TensorFile {
             inner: Arc::new(Inner {
                 path,
                 region: Arc::new(region),
-                start,
-                data,
+                data: start + data,
                 header,
                 index,
             }),
@@ -150,9 +155,8 @@ impl TensorFile {
 
 impl Inner {
     /// Byte range of a tensor in the region. The header was checked against the length of the file.
-    fn window(&self, info: &TensorInfo) -> std::ops::Range<usize> {
-        let data = self.start + self.data;
-        data + info.data_offsets.0..data + info.data_offsets.1
+    fn window(&self, info: &TensorInfo) -> Range<usize> {
+        self.data + info.data_offsets.0..self.data + info.data_offsets.1
     }
 }
 

@@ -167,3 +167,46 @@ fn write_atomically(
     File::open(folder)?.sync_all()?;
     Ok(())
 }
+
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+
+    /// A disk that is full after 100 bytes.
+    fn full_after_100_bytes(file: &mut dyn Write) -> io::Result<()> {
+        file.write_all(&[1; 100])?;
+        file.flush()?;
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    #[test]
+    fn a_full_disk_leaves_no_partial_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let error = write_atomically(&path, full_after_100_bytes).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_the_old_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, "old").unwrap();
+        write_atomically(&path, full_after_100_bytes).unwrap_err();
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn the_file_is_readable_as_any_new_file() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+        write_atomically(&ours, |file| file.write_all(b"x")).unwrap();
+        std::fs::write(&plain, "x").unwrap();
+        let mode = |path| std::fs::metadata(path).unwrap().mode();
+        assert_eq!(mode(ours), mode(plain));
+    }
+}
