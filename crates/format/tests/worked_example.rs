@@ -1,0 +1,118 @@
+//! The worked example of `docs/weight-format.md` is what the code writes, byte for byte.
+#![cfg(not(miri))] // Reads and maps files.
+
+use sparamx_format::container::{self, TensorFile};
+use sparamx_format::{SparseBf16, Storage};
+
+const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/weight-format.md");
+const NAME: &str = "up.weight";
+
+/// The text of the fenced block with this info string.
+fn block(info: &str) -> String {
+    let document = std::fs::read_to_string(DOCUMENT).unwrap();
+    let start = format!("\n```{info}\n");
+    assert_eq!(document.matches(&start).count(), 1, "one block {info:?}");
+    let (_, rest) = document.split_once(&start).unwrap();
+    let (text, _) = rest.split_once("\n```\n").unwrap();
+    text.to_string()
+}
+
+/// The bytes of a block of hexadecimal pairs.
+fn bytes(info: &str) -> Vec<u8> {
+    let byte = |pair| u8::from_str_radix(pair, 16).unwrap();
+    block(info).split_whitespace().map(byte).collect()
+}
+
+/// The weight as bf16 bits, row-major, N and K.
+fn weight() -> (Vec<u16>, usize, usize) {
+    let rows: Vec<Vec<u16>> = block("text weight")
+        .lines()
+        .map(|line| {
+            line.split_whitespace()
+                .map(|number| half::bf16::from_f32(number.parse().unwrap()).to_bits())
+                .collect()
+        })
+        .collect();
+    (rows.concat(), rows.len(), rows[0].len())
+}
+
+#[test]
+fn packing_gives_the_documented_arrays() {
+    let (rows, n, k) = weight();
+    assert_eq!((n, k), (2, 8));
+    let packed = SparseBf16::pack(&rows, n, k).unwrap();
+    assert_eq!(
+        bytemuck::cast_slice::<_, u8>(packed.masks()),
+        bytes("hex masks")
+    );
+    assert_eq!(
+        bytemuck::cast_slice::<_, u8>(packed.values()),
+        bytes("hex values")
+    );
+    for tensor in container::sparse_bf16_tensors(NAME, &packed) {
+        let suffix = tensor.name().strip_prefix("up.weight.").unwrap();
+        let block = if suffix == "mask" { "masks" } else { suffix };
+        assert_eq!(
+            tensor.bytes(),
+            bytes(&format!("hex {block}")).len(),
+            "{block}"
+        );
+    }
+}
+
+#[test]
+fn the_documented_arrays_give_the_weight() {
+    fn storage<T: bytemuck::Pod>(info: &str) -> Storage<T> {
+        let values: Vec<T> = bytes(info)
+            .chunks_exact(size_of::<T>())
+            .map(bytemuck::pod_read_unaligned)
+            .collect();
+        Storage::from_slice(&values).unwrap()
+    }
+    let (rows, n, k) = weight();
+    let packed = SparseBf16::from_parts(
+        n,
+        k,
+        storage("hex masks"),
+        storage("hex values"),
+        storage("hex offsets"),
+    )
+    .unwrap();
+    assert_eq!(packed.decode(), rows);
+}
+
+#[test]
+fn a_file_has_the_documented_bytes() {
+    let (rows, n, k) = weight();
+    let packed = SparseBf16::pack(&rows, n, k).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let tensors = container::sparse_bf16_tensors(NAME, &packed);
+    container::write(&path, &tensors, &Default::default()).unwrap();
+
+    let file = std::fs::read(&path).unwrap();
+    let (length, rest) = file.split_at(8);
+    assert_eq!(length, bytes("hex length"));
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let json = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).unwrap();
+    let documented = json(block("json header").as_bytes());
+    assert_eq!(json(header), documented);
+    let compact = documented.to_string();
+    assert_eq!(
+        std::str::from_utf8(header).unwrap().trim_end(),
+        compact,
+        "and in this order"
+    );
+    assert_eq!(
+        data,
+        [
+            bytes("hex masks"),
+            bytes("hex values"),
+            bytes("hex offsets")
+        ]
+        .concat()
+    );
+
+    let read = container::sparse_bf16(&TensorFile::open(&path).unwrap(), NAME, n, k).unwrap();
+    assert_eq!(read.decode(), rows);
+}
