@@ -289,7 +289,7 @@ fn open_files(dir: &Path) -> Result<(Files, BTreeMap<String, usize>), ModelError
     let index = dir.join("model.safetensors.index.json");
     if single.is_file() {
         let file = TensorFile::open(&single)?;
-        let names = file.names().map(|name| (name.to_owned(), 0)).collect();
+        let names = file.names().into_iter().map(|name| (name, 0)).collect();
         return Ok((vec![(single, file)], names));
     }
     if index.is_file() {

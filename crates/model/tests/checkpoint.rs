@@ -18,7 +18,10 @@ const NORM: &str = "model.layers.0.input_layernorm.weight";
 fn refused(open: Result<Checkpoint, ModelError>) -> ModelError {
     let error = open.err().expect("it should be refused");
     let message = error.to_string();
-    assert!(message.contains("/") && !message.contains('\n'), "{message}");
+    assert!(
+        message.contains("/") && !message.contains('\n'),
+        "{message}"
+    );
     error
 }
 
@@ -30,7 +33,10 @@ fn load(checkpoint: &Checkpoint) -> Result<Model, ModelError> {
 fn every_tensor_is_listed_with_its_size() {
     let checkpoint = Files::new(json!({})).open().unwrap();
     let q = checkpoint.tensors().find(|t| t.name == Q_PROJ).unwrap();
-    assert_eq!((q.shape, q.dtype.as_str(), q.packed, q.bytes), (vec![12, 12], "F32", false, 12 * 12 * 4));
+    assert_eq!(
+        (q.shape, q.dtype.as_str(), q.packed, q.bytes),
+        (vec![12, 12], "F32", false, 12 * 12 * 4)
+    );
     assert_eq!(checkpoint.tensors().count(), checkpoint.plan().len());
     // One value in sixteen is zero: (7 i + 3) % 16 == 8.
     assert_eq!(checkpoint.nnz(Q_PROJ).unwrap(), 144 - 9);
@@ -42,24 +48,54 @@ fn values_are_rounded_to_nearest_even_and_counted() {
     let mut files = Files::new(json!({}));
     let mut values = vec![1.0f32; 144];
     // Halfway between two bf16 values, above and below an even one, and just off halfway.
-    values[..4].copy_from_slice(&[1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1.0 + 1.1 / 256.0, -0.0]);
-    files.tensors.insert(Q_PROJ.to_owned(), Tensor::f32(vec![12, 12], &values));
+    values[..4].copy_from_slice(&[
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
+        1.0 + 1.1 / 256.0,
+        -0.0,
+    ]);
+    files
+        .tensors
+        .insert(Q_PROJ.to_owned(), Tensor::f32(vec![12, 12], &values));
     let checkpoint = files.open().unwrap();
     let rows = checkpoint.raw_rows(Q_PROJ).unwrap();
     assert_eq!((rows.n, rows.k, rows.inexact), (12, 12, 3));
     assert_eq!(rows.bits[..5], [0x3f80, 0x3f82, 0x3f81, 0x8000, 0x3f80]);
     let model = load(&checkpoint).unwrap();
-    let values = checkpoint.plan().iter().filter(|t| t.shape.len() == 2).map(|t| t.elements()).sum();
+    let values = checkpoint
+        .plan()
+        .iter()
+        .filter(|t| t.shape.len() == 2)
+        .map(|t| t.elements())
+        .sum();
     assert_eq!(model.inexact(), Inexact { values, rounded: 3 });
 }
 
 #[test]
 fn f16_and_bf16_are_read() {
     let mut files = Files::new(json!({}));
-    let f16s: Vec<u8> = (0..144).flat_map(|i| f16::from_f32(i as f32 / 8.0).to_le_bytes()).collect();
-    files.tensors.insert(Q_PROJ.to_owned(), Tensor { dtype: Dtype::F16, shape: vec![12, 12], bytes: f16s });
-    let bf16s: Vec<u8> = (0..12).flat_map(|i| (0x3f80u16 + i).to_le_bytes()).collect();
-    files.tensors.insert(NORM.to_owned(), Tensor { dtype: Dtype::BF16, shape: vec![12], bytes: bf16s });
+    let f16s: Vec<u8> = (0..144)
+        .flat_map(|i| f16::from_f32(i as f32 / 8.0).to_le_bytes())
+        .collect();
+    files.tensors.insert(
+        Q_PROJ.to_owned(),
+        Tensor {
+            dtype: Dtype::F16,
+            shape: vec![12, 12],
+            bytes: f16s,
+        },
+    );
+    let bf16s: Vec<u8> = (0..12)
+        .flat_map(|i| (0x3f80u16 + i).to_le_bytes())
+        .collect();
+    files.tensors.insert(
+        NORM.to_owned(),
+        Tensor {
+            dtype: Dtype::BF16,
+            shape: vec![12],
+            bytes: bf16s,
+        },
+    );
     let checkpoint = files.open().unwrap();
     assert_eq!(checkpoint.raw_rows(Q_PROJ).unwrap().bits[8], 0x3f80);
     assert_eq!(checkpoint.vector(NORM).unwrap()[1], 1.0 + 1.0 / 128.0);
@@ -69,8 +105,15 @@ fn f16_and_bf16_are_read() {
 #[test]
 fn tensors_that_old_programs_wrote_beside_the_model_are_ignored() {
     let mut files = Files::new(json!({"tie_word_embeddings": true}));
-    let odd = Tensor { dtype: Dtype::F64, shape: vec![1], bytes: vec![0; 8] };
-    files.tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), odd.clone());
+    let odd = Tensor {
+        dtype: Dtype::F64,
+        shape: vec![1],
+        bytes: vec![0; 8],
+    };
+    files.tensors.insert(
+        "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(),
+        odd.clone(),
+    );
     files.tensors.insert("lm_head.weight".to_owned(), odd);
     load(&files.open().unwrap()).unwrap();
 }
@@ -78,10 +121,22 @@ fn tensors_that_old_programs_wrote_beside_the_model_are_ignored() {
 #[test]
 fn names_that_are_no_tensors_of_the_model_are_refused() {
     let checkpoint = Files::new(json!({})).open().unwrap();
-    assert!(matches!(checkpoint.raw_rows("x"), Err(ModelError::MissingTensor { .. })));
-    assert!(matches!(checkpoint.raw_rows(NORM), Err(ModelError::MissingTensor { .. })));
-    assert!(matches!(checkpoint.vector("x"), Err(ModelError::MissingTensor { .. })));
-    assert!(matches!(checkpoint.packed("x"), Err(ModelError::MissingTensor { .. })));
+    assert!(matches!(
+        checkpoint.raw_rows("x"),
+        Err(ModelError::MissingTensor { .. })
+    ));
+    assert!(matches!(
+        checkpoint.raw_rows(NORM),
+        Err(ModelError::MissingTensor { .. })
+    ));
+    assert!(matches!(
+        checkpoint.vector("x"),
+        Err(ModelError::MissingTensor { .. })
+    ));
+    assert!(matches!(
+        checkpoint.packed("x"),
+        Err(ModelError::MissingTensor { .. })
+    ));
     assert!(checkpoint.packed(Q_PROJ).unwrap().is_none());
 }
 
@@ -90,7 +145,10 @@ fn a_missing_folder_or_config_is_named() {
     let dir = tempfile::tempdir().unwrap();
     for dir in [dir.path(), &dir.path().join("nowhere")] {
         let error = refused(Checkpoint::open(dir));
-        assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("config.json")), "{error}");
+        assert!(
+            matches!(&error, ModelError::Io { path, .. } if path.ends_with("config.json")),
+            "{error}"
+        );
     }
 }
 
@@ -110,16 +168,28 @@ fn a_missing_tensor_is_named() {
     let mut files = Files::new(json!({}));
     files.tensors.remove(Q_PROJ);
     let error = refused(files.open());
-    assert!(matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == Q_PROJ), "{error}");
+    assert!(
+        matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == Q_PROJ),
+        "{error}"
+    );
 }
 
 #[test]
 fn a_tensor_without_a_place_is_named() {
-    for name in ["model.layers.0.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "model.extra"] {
+    for name in [
+        "model.layers.0.self_attn.q_proj.bias",
+        "model.layers.2.mlp.up_proj.weight",
+        "model.extra",
+    ] {
         let mut files = Files::new(json!({}));
-        files.tensors.insert(name.to_owned(), Tensor::f32(vec![12], &[0.0; 12]));
+        files
+            .tensors
+            .insert(name.to_owned(), Tensor::f32(vec![12], &[0.0; 12]));
         let error = refused(files.open());
-        assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if tensor == name), "{error}");
+        assert!(
+            matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if tensor == name),
+            "{error}"
+        );
     }
 }
 
@@ -128,9 +198,19 @@ fn packed_tensors_need_a_config_that_announces_them() {
     let mut files = Files::new(json!({}));
     files.tensors.remove(Q_PROJ);
     let mask = format!("{Q_PROJ}.mask");
-    files.tensors.insert(mask.clone(), Tensor { dtype: Dtype::U32, shape: vec![1], bytes: vec![0; 4] });
+    files.tensors.insert(
+        mask.clone(),
+        Tensor {
+            dtype: Dtype::U32,
+            shape: vec![1],
+            bytes: vec![0; 4],
+        },
+    );
     let error = refused(files.open());
-    assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask), "{error}");
+    assert!(
+        matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask),
+        "{error}"
+    );
 }
 
 #[test]
@@ -138,9 +218,19 @@ fn a_tensor_cannot_be_dense_and_packed() {
     let packed = json!({"quant_method": "sparamx", "layout": "strip16", "version": 1});
     let mut files = Files::new(json!({"quantization_config": packed}));
     let mask = format!("{Q_PROJ}.mask");
-    files.tensors.insert(mask.clone(), Tensor { dtype: Dtype::U32, shape: vec![1], bytes: vec![0; 4] });
+    files.tensors.insert(
+        mask.clone(),
+        Tensor {
+            dtype: Dtype::U32,
+            shape: vec![1],
+            bytes: vec![0; 4],
+        },
+    );
     let error = refused(files.open());
-    assert!(matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask), "{error}");
+    assert!(
+        matches!(&error, ModelError::UnexpectedTensor { tensor, .. } if *tensor == mask),
+        "{error}"
+    );
 }
 
 #[test]
@@ -150,18 +240,28 @@ fn a_wrong_shape_is_told_with_the_right_one() {
     let error = refused(files.open());
     let message = error.to_string();
     assert!(matches!(error, ModelError::Shape { .. }), "{message}");
-    assert!(message.contains("k_proj.weight' has shape [4, 12], config.json asks for [12, 12]"), "{message}");
+    assert!(
+        message.contains("k_proj.weight' has shape [4, 12], config.json asks for [12, 12]"),
+        "{message}"
+    );
 }
 
 #[test]
 fn other_element_types_are_named() {
     let mut files = Files::new(json!({}));
-    let int8 = Tensor { dtype: Dtype::I8, shape: vec![12, 12], bytes: vec![0; 144] };
+    let int8 = Tensor {
+        dtype: Dtype::I8,
+        shape: vec![12, 12],
+        bytes: vec![0; 144],
+    };
     files.tensors.insert(Q_PROJ.to_owned(), int8);
     let error = refused(files.open());
     let message = error.to_string();
     assert!(matches!(error, ModelError::Dtype { .. }), "{message}");
-    assert!(message.contains(Q_PROJ) && message.contains("I8"), "{message}");
+    assert!(
+        message.contains(Q_PROJ) && message.contains("I8"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -172,7 +272,9 @@ fn values_that_are_no_numbers_in_bf16_are_named() {
             let mut values = vec![0.5; shape.iter().product()];
             values[7] = value;
             let mut files = Files::new(json!({}));
-            files.tensors.insert(name.to_owned(), Tensor::f32(shape.clone(), &values));
+            files
+                .tensors
+                .insert(name.to_owned(), Tensor::f32(shape.clone(), &values));
             let loaded = load(&files.open().unwrap());
             if value == f32::MAX && name == NORM {
                 // Norms stay f32.
@@ -180,7 +282,10 @@ fn values_that_are_no_numbers_in_bf16_are_named() {
                 continue;
             }
             let error = loaded.err().unwrap();
-            assert!(matches!(&error, ModelError::NotFinite { tensor, element: 7, .. } if tensor == name), "{error}");
+            assert!(
+                matches!(&error, ModelError::NotFinite { tensor, element: 7, .. } if tensor == name),
+                "{error}"
+            );
         }
     }
 }
@@ -211,8 +316,14 @@ fn shards_are_found_through_the_index() {
     std::fs::remove_file(dir.path().join("b.safetensors")).unwrap();
     let error = refused(Checkpoint::open(dir.path()));
     let message = error.to_string();
-    assert!(matches!(&error, ModelError::MissingShard { shard, .. } if shard == "b.safetensors"), "{message}");
-    assert!(message.contains("model.safetensors.index.json"), "{message}");
+    assert!(
+        matches!(&error, ModelError::MissingShard { shard, .. } if shard == "b.safetensors"),
+        "{message}"
+    );
+    assert!(
+        message.contains("model.safetensors.index.json"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -222,10 +333,18 @@ fn an_index_that_is_wrong_is_refused() {
         ("", |e| matches!(e, ModelError::Json { .. })),
         ("[]", |e| matches!(e, ModelError::Json { .. })),
         ("{}", |e| matches!(e, ModelError::MissingField { .. })),
-        (r#"{"weight_map": {"x": "a.safetensors"}}"#, |e| matches!(e, ModelError::MissingTensor { .. })),
-        (r#"{"weight_map": {"x": "../a.safetensors"}}"#, |e| matches!(e, ModelError::BadField { .. })),
-        (r#"{"weight_map": {"x": "/etc/passwd"}}"#, |e| matches!(e, ModelError::BadField { .. })),
-        (r#"{"weight_map": {"x": 1}}"#, |e| matches!(e, ModelError::BadField { .. })),
+        (r#"{"weight_map": {"x": "a.safetensors"}}"#, |e| {
+            matches!(e, ModelError::MissingTensor { .. })
+        }),
+        (r#"{"weight_map": {"x": "../a.safetensors"}}"#, |e| {
+            matches!(e, ModelError::BadField { .. })
+        }),
+        (r#"{"weight_map": {"x": "/etc/passwd"}}"#, |e| {
+            matches!(e, ModelError::BadField { .. })
+        }),
+        (r#"{"weight_map": {"x": 1}}"#, |e| {
+            matches!(e, ModelError::BadField { .. })
+        }),
     ];
     for (index, check) in cases {
         let dir = tempfile::tempdir().unwrap();
@@ -254,7 +373,9 @@ fn a_model_that_does_not_fit_is_refused_before_it_is_read() {
     let checkpoint = Files::new(json!({})).open().unwrap();
     let needed = Model::required_bytes(&checkpoint);
     let load = |available| {
-        let options = LoadOptions { available_bytes: Some(available) };
+        let options = LoadOptions {
+            available_bytes: Some(available),
+        };
         let mut calls = 0;
         let model = Model::load(&runtime(), &checkpoint, &options, &mut |_| calls += 1);
         (model, calls)
@@ -263,9 +384,18 @@ fn a_model_that_does_not_fit_is_refused_before_it_is_read() {
     let (model, calls) = load(needed - 1);
     let error = model.err().unwrap();
     assert_eq!(calls, 0);
-    let ModelError::NotEnoughMemory { needed_bytes, available_bytes } = error else { panic!("{error}") };
+    let ModelError::NotEnoughMemory {
+        needed_bytes,
+        available_bytes,
+    } = error
+    else {
+        panic!("{error}")
+    };
     assert_eq!((needed_bytes, available_bytes), (needed, needed - 1));
-    assert!(error.to_string().contains(&format!("needs {needed} bytes")), "{error}");
+    assert!(
+        error.to_string().contains(&format!("needs {needed} bytes")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -274,7 +404,10 @@ fn required_memory_is_that_of_padded_weights() {
     // Matrices of N x K padded to 16 x 32 in bf16: embedding and head 48 x 32; in each layer q, k, v, o of 16 x 32, gate and up
     // 32 x 32, down 16 x 32. Norms in f32. The largest once more.
     let matrices = 2 * 48 * 32 + 2 * (4 * 16 * 32 + 2 * 32 * 32 + 16 * 32);
-    assert_eq!(Model::required_bytes(&checkpoint), (matrices + 48 * 32) * 2 + 5 * 12 * 4);
+    assert_eq!(
+        Model::required_bytes(&checkpoint),
+        (matrices + 48 * 32) * 2 + 5 * 12 * 4
+    );
 }
 
 #[test]
@@ -286,7 +419,11 @@ fn progress_goes_from_the_first_tensor_to_the_last() {
     })
     .unwrap();
     assert_eq!(steps.len(), checkpoint.plan().len());
-    assert!(steps.windows(2).all(|w| w[0].1 < w[1].1 && w[0].2 == w[1].2));
+    assert!(
+        steps
+            .windows(2)
+            .all(|w| w[0].1 < w[1].1 && w[0].2 == w[1].2)
+    );
     let (_, done, total) = steps.last().unwrap();
     assert_eq!(done, total);
 }

@@ -5,16 +5,39 @@ mod common;
 use common::{Files, runtime};
 use serde_json::json;
 use sparamx_engine::PagedCache;
-use sparamx_model::{Config, Input, KvCache, LoadOptions, Model, ModelError, RandomSpec, Want, Workspace, shapes};
+use sparamx_model::{
+    Config, Input, KvCache, LoadOptions, Model, ModelError, RandomSpec, Want, Workspace, shapes,
+};
 
 fn model() -> Model {
     let checkpoint = Files::new(json!({})).open().unwrap();
-    Model::load(&runtime(), &checkpoint, &LoadOptions::default(), &mut |_| {}).unwrap()
+    Model::load(
+        &runtime(),
+        &checkpoint,
+        &LoadOptions::default(),
+        &mut |_| {},
+    )
+    .unwrap()
 }
 
-fn forward(model: &Model, tokens: &[u32], cache: &mut PagedCache, logits: Want) -> Result<Vec<f32>, ModelError> {
+fn forward(
+    model: &Model,
+    tokens: &[u32],
+    cache: &mut PagedCache,
+    logits: Want,
+) -> Result<Vec<f32>, ModelError> {
     let mut ws = Workspace::new();
-    Ok(model.forward(&runtime(), &mut [Input { tokens, cache, logits }], &mut ws)?.to_vec())
+    Ok(model
+        .forward(
+            &runtime(),
+            &mut [Input {
+                tokens,
+                cache,
+                logits,
+            }],
+            &mut ws,
+        )?
+        .to_vec())
 }
 
 #[test]
@@ -26,10 +49,17 @@ fn wanted_rows_are_those_of_the_last_tokens() {
     assert_eq!((all.len(), last.len()), (3 * 40, 40));
     assert_eq!(all[80..], last[..]);
     let mut filled = cache();
-    assert!(forward(&model, &[1, 2], &mut filled, Want::None).unwrap().is_empty());
+    assert!(
+        forward(&model, &[1, 2], &mut filled, Want::None)
+            .unwrap()
+            .is_empty()
+    );
     assert_eq!(filled.len(), 2);
     let next = forward(&model, &[3], &mut filled, Want::Last).unwrap();
-    assert!(next.iter().zip(&last).all(|(a, b)| (a - b).abs() < 1e-3), "{next:?} {last:?}");
+    assert!(
+        next.iter().zip(&last).all(|(a, b)| (a - b).abs() < 1e-3),
+        "{next:?} {last:?}"
+    );
     assert!(last.iter().any(|&v| v != 0.0));
 }
 
@@ -39,28 +69,65 @@ fn a_refused_call_leaves_the_cache_as_it_was() {
     let mut cache = PagedCache::new(model.config(), 3).unwrap();
     forward(&model, &[1, 2], &mut cache, Want::None).unwrap();
     let error = forward(&model, &[], &mut cache, Want::Last).unwrap_err();
-    assert!(matches!(error, ModelError::EmptyInput { input: 0 }), "{error}");
+    assert!(
+        matches!(error, ModelError::EmptyInput { input: 0 }),
+        "{error}"
+    );
     let error = forward(&model, &[3, 40], &mut cache, Want::Last).unwrap_err();
-    assert!(matches!(error, ModelError::TokenOutOfRange { token: 40, vocab_size: 40 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            ModelError::TokenOutOfRange {
+                token: 40,
+                vocab_size: 40
+            }
+        ),
+        "{error}"
+    );
     let error = forward(&model, &[3, 4], &mut cache, Want::Last).unwrap_err();
-    assert!(matches!(error, ModelError::CacheFull { needed: 4, capacity: 3 }), "{error}");
+    assert!(
+        matches!(
+            error,
+            ModelError::CacheFull {
+                needed: 4,
+                capacity: 3
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(cache.len(), 2);
     let after = forward(&model, &[3], &mut cache, Want::Last).unwrap();
     let mut fresh = PagedCache::new(model.config(), 3).unwrap();
     forward(&model, &[1, 2], &mut fresh, Want::None).unwrap();
-    assert_eq!(after, forward(&model, &[3], &mut fresh, Want::Last).unwrap());
+    assert_eq!(
+        after,
+        forward(&model, &[3], &mut fresh, Want::Last).unwrap()
+    );
 }
 
 #[test]
 fn no_inputs_give_no_logits() {
-    assert!(model().forward(&runtime(), &mut [], &mut Workspace::new()).unwrap().is_empty());
+    assert!(
+        model()
+            .forward(&runtime(), &mut [], &mut Workspace::new())
+            .unwrap()
+            .is_empty()
+    );
 }
 
 /// A small model with the proportions of a large one.
 fn small() -> Config {
     let mut config = shapes::config("llama3.2-1b").unwrap();
-    (config.hidden_size, config.intermediate_size, config.vocab_size) = (128, 320, 300);
-    (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (8, 2, 16);
+    (
+        config.hidden_size,
+        config.intermediate_size,
+        config.vocab_size,
+    ) = (128, 320, 300);
+    (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    ) = (8, 2, 16);
     config
 }
 
@@ -85,11 +152,25 @@ fn random_models_run_and_follow_from_their_seed() {
 #[test]
 fn random_models_that_cannot_be_are_refused() {
     for sparsity in [-0.1, 1.5, f64::NAN] {
-        let error = Model::random(&runtime(), &small(), RandomSpec { sparsity, seed: 0 }).err().unwrap();
+        let error = Model::random(&runtime(), &small(), RandomSpec { sparsity, seed: 0 })
+            .err()
+            .unwrap();
         assert!(matches!(error, ModelError::Sparsity { .. }), "{error}");
     }
     let mut config = small();
     (config.hidden_size, config.vocab_size) = (1 << 24, 1 << 24);
-    let error = Model::random(&runtime(), &config, RandomSpec { sparsity: 0.0, seed: 0 }).err().unwrap();
-    assert!(matches!(error, ModelError::NotEnoughMemory { .. }), "{error}");
+    let error = Model::random(
+        &runtime(),
+        &config,
+        RandomSpec {
+            sparsity: 0.0,
+            seed: 0,
+        },
+    )
+    .err()
+    .unwrap();
+    assert!(
+        matches!(error, ModelError::NotEnoughMemory { .. }),
+        "{error}"
+    );
 }

@@ -36,10 +36,15 @@ impl Files {
         }
         let parsed = Config::from_json(config.to_string().as_bytes(), Path::new("test")).unwrap();
         let tensor = |t: plan::TensorPlan| {
-            let values: Vec<f32> = (0..t.elements()).map(|i| ((i * 7 + 3) % 16) as f32 / 16.0 - 0.5).collect();
+            let values: Vec<f32> = (0..t.elements())
+                .map(|i| ((i * 7 + 3) % 16) as f32 / 16.0 - 0.5)
+                .collect();
             (t.name, Tensor::f32(t.shape, &values))
         };
-        Self { config, tensors: plan::tensors(&parsed).into_iter().map(tensor).collect() }
+        Self {
+            config,
+            tensors: plan::tensors(&parsed).into_iter().map(tensor).collect(),
+        }
     }
 
     /// Writes config.json and one file.
@@ -62,12 +67,21 @@ impl Files {
 
 impl Tensor {
     pub fn f32(shape: Vec<usize>, values: &[f32]) -> Self {
-        Self { dtype: Dtype::F32, shape, bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect() }
+        Self {
+            dtype: Dtype::F32,
+            shape,
+            bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
     }
 }
 
 pub fn write_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) {
-    let views = tensors.iter().map(|(name, t)| (name, TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap()));
+    let views = tensors.iter().map(|(name, t)| {
+        (
+            name,
+            TensorView::new(t.dtype, t.shape.clone(), &t.bytes).unwrap(),
+        )
+    });
     serialize_to_file(views, None, path).unwrap();
 }
 
