@@ -5,10 +5,11 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{Files, Tensor, runtime, write_tensors};
+use common::{Files, Tensor, runtime, write_packed, write_tensors};
 use half::f16;
 use safetensors::Dtype;
 use serde_json::json;
+use sparamx_format::container::TensorFile;
 use sparamx_model::{Checkpoint, Inexact, LoadOptions, Model, ModelError};
 
 const Q_PROJ: &str = "model.layers.1.self_attn.q_proj.weight";
@@ -191,6 +192,83 @@ fn a_tensor_without_a_place_is_named() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn packed_and_dense_tensors_mix() {
+    let files = Files::new(json!({}));
+    let dense = files.open().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    write_packed(&dense, files.config.clone(), dir.path());
+    let packed = Checkpoint::open(dir.path()).unwrap();
+    for tensor in packed.tensors() {
+        let plan = packed
+            .plan()
+            .iter()
+            .find(|t| t.name == tensor.name)
+            .unwrap();
+        assert_eq!(tensor.packed, plan.role.may_be_packed(), "{tensor:?}");
+        assert_eq!(
+            tensor.dtype,
+            if tensor.packed { "BF16" } else { "F32" },
+            "{tensor:?}"
+        );
+        assert_eq!(
+            packed.nnz(&tensor.name).unwrap(),
+            dense.nnz(&tensor.name).unwrap(),
+            "{tensor:?}"
+        );
+        if tensor.shape.len() == 2 {
+            let (found, expected) = (packed.raw_rows(&tensor.name), dense.raw_rows(&tensor.name));
+            assert_eq!(found.unwrap().bits, expected.unwrap().bits, "{tensor:?}");
+        }
+    }
+    assert!(Model::required_bytes(&packed) < Model::required_bytes(&dense));
+    load(&packed).unwrap();
+}
+
+#[test]
+fn damaged_packed_weights_are_refused_by_name() {
+    let files = Files::new(json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    write_packed(&files.open().unwrap(), files.config.clone(), dir.path());
+    let path = dir.path().join("model.safetensors");
+    let good = std::fs::read(&path).unwrap();
+    let file = TensorFile::from_bytes(&good).unwrap();
+    for part in [".mask", ".offsets"] {
+        let view = file.tensor(&format!("{Q_PROJ}{part}")).unwrap();
+        let at = good
+            .windows(view.bytes.len())
+            .position(|w| w == view.bytes)
+            .unwrap();
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, bad).unwrap();
+        let error = load(&Checkpoint::open(dir.path()).unwrap()).err().unwrap();
+        let message = error.to_string();
+        assert!(matches!(error, ModelError::Format(_)), "{message}");
+        assert!(
+            message.contains("q_proj.weight") && !message.contains('\n'),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_packed_weight_of_another_shape_is_refused() {
+    let files = Files::new(json!({}));
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = files.config.clone();
+    config["intermediate_size"] = json!(21);
+    write_packed(&files.open().unwrap(), config, dir.path());
+    let message = load(&Checkpoint::open(dir.path()).unwrap())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        message.contains("mlp.gate_proj.weight") && message.contains("21"),
+        "{message}"
+    );
 }
 
 #[test]

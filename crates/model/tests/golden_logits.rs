@@ -3,6 +3,8 @@
 //! `tools/reference/make_goldens.py` makes the fixtures and measures, on the reference alone, how far roundings of the size
 //! that our kernels make can move the logits (`spread`). The tolerance is that, times [`SAFETY`].
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -204,6 +206,31 @@ fn logits_agree_with_transformers() {
                 &tolerance,
             );
         }
+    }
+}
+
+/// Packed weights in place of dense ones, straight from the map. Nothing is pruned: the reference is the same.
+#[test]
+fn packed_weights_give_the_same_logits() {
+    let rt = runtime(2);
+    for fixture in Fixture::all() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            serde_json::from_slice(&std::fs::read(fixture.dir.join("config.json")).unwrap())
+                .unwrap();
+        common::write_packed(&Checkpoint::open(&fixture.dir).unwrap(), config, dir.path());
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| {}).unwrap();
+        let (vocab, tokens) = (model.config().vocab_size, &fixture.tokens);
+        let found = run(&rt, &model, tokens, &[tokens.len()]);
+        let what = format!("{} packed", fixture.name());
+        compare(
+            &what,
+            &found,
+            &fixture.expected("logits.0"),
+            vocab,
+            &fixture.tolerance(rt.cpu()),
+        );
     }
 }
 

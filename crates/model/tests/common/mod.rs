@@ -1,4 +1,5 @@
 //! Writes tiny checkpoints, right ones and wrong ones.
+#![allow(dead_code)] // Each test file uses its part.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,6 +8,8 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, serialize_to_file};
 use serde_json::{Value, json};
 use sparamx_cpu::Cpu;
+use sparamx_format::SparseBf16;
+use sparamx_format::container::{self, TensorOut};
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Config, ModelError, plan};
 
@@ -87,4 +90,27 @@ pub fn write_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) {
 
 pub fn runtime() -> Runtime {
     Runtime::new(Cpu::detect().unwrap(), 1).unwrap()
+}
+
+/// Writes the same checkpoint with every projection and the output head packed.
+pub fn write_packed(from: &Checkpoint, mut config: Value, dir: &Path) {
+    config["quantization_config"] =
+        json!({"quant_method": "sparamx", "layout": "strip16", "version": 1});
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let packed = |name: &str| {
+        let rows = from.raw_rows(name).unwrap();
+        SparseBf16::pack(&rows.bits, rows.n, rows.k).unwrap()
+    };
+    let matrices = from.plan().iter().filter(|t| t.role.may_be_packed());
+    let packed: Vec<_> = matrices.map(|t| (&t.name, packed(&t.name))).collect();
+    let others = from.plan().iter().filter(|t| !t.role.may_be_packed());
+    let dense = others.map(|t| {
+        let view = from.view(&t.name).unwrap();
+        TensorOut::new(&t.name, view.dtype, view.shape, view.bytes)
+    });
+    let tensors = packed
+        .iter()
+        .flat_map(|(name, weight)| container::sparse_bf16_tensors(name, weight));
+    let tensors: Vec<TensorOut> = dense.chain(tensors).collect();
+    container::write(dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
 }
