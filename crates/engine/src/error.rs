@@ -1,0 +1,239 @@
+//! What can be wrong with a tokenizer, a template, a request or a sequence.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use sparamx_kernels::KernelError;
+use sparamx_model::ModelError;
+
+/// Errors of this crate. Every message names the file or the field, and where there is one the way out.
+#[derive(Debug)]
+pub enum EngineError {
+    /// A file of the model's folder cannot be read.
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        error: std::io::Error,
+    },
+    /// A file of the model's folder is not the JSON it should be.
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, or what is in the file's place.
+        error: String,
+    },
+    /// A folder has no `tokenizer.json`.
+    NoTokenizer {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// `tokenizer.json` is not one that the tokenizers crate accepts.
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizers crate said.
+        error: String,
+    },
+    /// The tokenizer makes ids that the model has no row for.
+    Vocabulary {
+        /// The tokenizer's file.
+        path: PathBuf,
+        /// The highest id.
+        id: u32,
+        /// Its token.
+        token: String,
+        /// Number of ids the model knows.
+        vocab_size: usize,
+    },
+    /// The tokenizers crate failed on a text or on ids.
+    Coding {
+        /// What it said.
+        error: String,
+    },
+    /// A chat template has a syntax error, failed while it ran, or refused the conversation.
+    Template {
+        /// The file it came from.
+        path: PathBuf,
+        /// Line in the template, counted from 1; none when the template engine does not say.
+        line: Option<usize>,
+        /// What the template engine, or the template itself, said.
+        error: String,
+    },
+    /// A parameter is outside what it may be.
+    Parameter {
+        /// The parameter.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// A logit is NaN or plus infinity, so that no probabilities follow from the row.
+    Logit {
+        /// The token.
+        id: usize,
+        /// Its logit.
+        value: f32,
+    },
+    /// Every logit is minus infinity: no token is possible.
+    NoToken,
+    /// A prompt without a token, for a tokenizer without a BOS token.
+    EmptyPrompt,
+    /// A prompt that leaves no room for a single new token.
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that fit in the context.
+        context: usize,
+    },
+    /// A text with fewer than two tokens, where nothing can be scored.
+    TextTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+    },
+    /// The KV cache does not fit in memory.
+    CacheMemory {
+        /// Bytes wanted.
+        needed_bytes: u64,
+        /// Bytes to be had.
+        available_bytes: u64,
+        /// Tokens they were wanted for.
+        tokens: usize,
+    },
+    /// Keys and values that do not follow on from what the cache holds.
+    CacheOrder {
+        /// What was asked of the cache.
+        what: &'static str,
+        /// Tokens the cache holds.
+        held: usize,
+        /// Tokens the call needs.
+        wanted: usize,
+    },
+    /// The model refused.
+    Model(ModelError),
+    /// A kernel refused its operands.
+    Kernel(KernelError),
+}
+
+impl EngineError {
+    pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            error,
+        }
+    }
+
+    pub(crate) fn coding(error: tokenizers::Error) -> Self {
+        Self::Coding {
+            error: error.to_string(),
+        }
+    }
+}
+
+impl From<ModelError> for EngineError {
+    fn from(e: ModelError) -> Self {
+        Self::Model(e)
+    }
+}
+
+impl From<KernelError> for EngineError {
+    fn from(e: KernelError) -> Self {
+        Self::Kernel(e)
+    }
+}
+
+impl fmt::Display for EngineError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Json { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::NoTokenizer { dir } => write!(
+                f,
+                "{}: there is no tokenizer.json: take it from where the weights come from, or make it from \
+                 tokenizer.model with the `convert_slow_tokenizer` of Transformers",
+                dir.display()
+            ),
+            Self::Tokenizer { path, error } => {
+                write!(f, "{}: not a tokenizer: {error}", path.display())
+            }
+            Self::Vocabulary {
+                path,
+                id,
+                token,
+                vocab_size,
+            } => write!(
+                f,
+                "{}: token '{token}' has id {id} and the model's vocabulary has {vocab_size} ids: the tokenizer \
+                 belongs to another model",
+                path.display()
+            ),
+            Self::Template { path, line, error } => match line {
+                Some(line) => write!(
+                    f,
+                    "{}, line {line} of the template: {error}",
+                    path.display()
+                ),
+                None => write!(f, "{}: {error}", path.display()),
+            },
+            other => other.fmt_request(f),
+        }
+    }
+}
+
+impl EngineError {
+    /// Messages about a request or a sequence rather than a file.
+    fn fmt_request(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Coding { error } => write!(f, "tokenizer: {error}"),
+            Self::Parameter {
+                name,
+                value,
+                allowed,
+            } => write!(f, "{name} is {value}, allowed is {allowed}"),
+            Self::Logit { id, value } => write!(
+                f,
+                "the logit of token {id} is {value}: the weights are damaged or their values too large"
+            ),
+            Self::NoToken => write!(f, "every logit is minus infinity: no token is possible"),
+            Self::EmptyPrompt => write!(
+                f,
+                "the prompt is empty and the tokenizer has no BOS token to start from: give a prompt"
+            ),
+            Self::PromptTooLong { prompt, context } => write!(
+                f,
+                "the prompt has {prompt} tokens and the context {context}, of which one is for the answer: shorten the prompt"
+            ),
+            Self::TextTooShort { tokens } => write!(
+                f,
+                "the text has {tokens} tokens and at least 2 are needed: the first of a window is not scored"
+            ),
+            Self::CacheMemory {
+                needed_bytes,
+                available_bytes,
+                tokens,
+            } => write!(
+                f,
+                "a KV cache of {tokens} tokens needs {needed_bytes} bytes and {available_bytes} can be had: \
+                 choose a smaller context"
+            ),
+            Self::CacheOrder { what, held, wanted } => {
+                write!(f, "KV cache: {what} {wanted} tokens while it holds {held}")
+            }
+            Self::Model(e) => write!(f, "{e}"),
+            Self::Kernel(e) => write!(f, "{e}"),
+            other => write!(f, "{other:?}"),
+        }
+    }
+}
+
+impl std::error::Error for EngineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } => Some(error),
+            Self::Model(e) => Some(e),
+            Self::Kernel(e) => Some(e),
+            _ => None,
+        }
+    }
+}

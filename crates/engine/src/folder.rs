@@ -1,0 +1,100 @@
+//! The small JSON files that lie beside `tokenizer.json` in a Hugging Face folder.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::EngineError;
+
+/// Reads `dir/name`; none when there is no such file.
+pub(crate) fn read_text(dir: &Path, name: &str) -> Result<Option<String>, EngineError> {
+    let path = dir.join(name);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(EngineError::io(&path, e)),
+    }
+}
+
+/// Reads the JSON object in `dir/name`; `null` when there is no such file, so that every field of it is absent.
+pub(crate) fn read_object(dir: &Path, name: &str) -> Result<Value, EngineError> {
+    let Some(text) = read_text(dir, name)? else {
+        return Ok(Value::Null);
+    };
+    let bad = |error| EngineError::Json {
+        path: dir.join(name),
+        error,
+    };
+    match serde_json::from_str(&text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(bad("not a JSON object".to_owned())),
+        Err(e) => Err(bad(format!("not a JSON object: {e}"))),
+    }
+}
+
+/// Special tokens by role (`bos_token`, `eos_token`, ...): the text, or none where a file says that there is none.
+pub(crate) type SpecialTokens = BTreeMap<String, Option<String>>;
+
+/// Reads the roles from `special_tokens_map.json` and `tokenizer_config.json`; the latter decides, as in Transformers.
+pub(crate) fn special_tokens(dir: &Path) -> Result<SpecialTokens, EngineError> {
+    let mut tokens = SpecialTokens::new();
+    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+        let value = read_object(dir, name)?;
+        let Some(fields) = value.as_object() else {
+            continue;
+        };
+        for (field, value) in fields.iter().filter(|(field, _)| field.ends_with("_token")) {
+            match value {
+                Value::Null => tokens.insert(field.clone(), None),
+                Value::String(text) => tokens.insert(field.clone(), Some(text.clone())),
+                // A serialized `AddedToken`. Flags such as `add_bos_token` end alike and are no tokens.
+                Value::Object(_) => {
+                    tokens.insert(field.clone(), value["content"].as_str().map(str::to_owned))
+                }
+                _ => continue,
+            };
+        }
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_come_from_both_files_and_the_config_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(
+            dir.path().join("special_tokens_map.json"),
+            r#"{"bos_token": "<a>", "eos_token": {"content": "</a>"}, "pad_token": "<pad>"}"#,
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("tokenizer_config.json"),
+            r#"{"bos_token": null, "add_bos_token": false, "eos_token": "</s>", "tokenizer_class": "X"}"#,
+        )
+        .unwrap();
+        let tokens = special_tokens(dir.path()).unwrap();
+        assert_eq!(tokens["bos_token"], None);
+        assert_eq!(tokens["eos_token"].as_deref(), Some("</s>"));
+        assert_eq!(tokens["pad_token"].as_deref(), Some("<pad>"));
+        assert_eq!(tokens.len(), 3);
+    }
+
+    #[test]
+    fn absent_files_say_nothing_and_bad_ones_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(special_tokens(dir.path()).unwrap().is_empty());
+        for bad in ["[]", "{"] {
+            std::fs::write(dir.path().join("tokenizer_config.json"), bad).unwrap();
+            let message = special_tokens(dir.path()).unwrap_err().to_string();
+            assert!(
+                message.contains("tokenizer_config.json: not a JSON object"),
+                "{message}"
+            );
+        }
+    }
+}

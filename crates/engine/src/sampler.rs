@@ -1,0 +1,298 @@
+//! The next token from a row of logits.
+//!
+//! Order, as in Transformers: repetition penalty, temperature, top-k, top-p (on the probabilities of those left by top-k,
+//! made to sum to one), min-p, draw. Each of the three filters keeps the most probable tokens up to some rank, so all that
+//! matters of their order is which probabilities top-p adds up.
+
+use std::cmp::Ordering;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::EngineError;
+
+/// How to choose among the tokens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits. 0 takes the most probable token, the lowest id among equals; the filters below then have no say.
+    pub temperature: f32,
+    /// Keeps this many of the most probable tokens. 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the most probable tokens until their probabilities sum to this; the one that gets there is kept, so 0 keeps
+    /// one token. 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens with at least this share of the highest probability. 0 keeps all.
+    pub min_p: f32,
+    /// Positive logits of tokens in the prompt and the text so far are divided by this, negative ones multiplied. 1 is off.
+    pub repetition_penalty: f32,
+    /// Same seed, same logits: same tokens, on every platform.
+    pub seed: u64,
+}
+
+impl Default for SamplingParams {
+    /// Temperature 0.8, top-k 40, top-p 0.95; no other filter; seed 0.
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingParams {
+    /// Always the most probable token.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            ..Self::default()
+        }
+    }
+
+    /// # Errors
+    /// The first field outside its range, with the range.
+    pub fn validate(&self) -> Result<(), EngineError> {
+        let number = |name, value: f32, ok: bool, allowed| match ok {
+            true => Ok(()),
+            false => Err(EngineError::Parameter {
+                name,
+                value: value.to_string(),
+                allowed,
+            }),
+        };
+        let t = self.temperature;
+        let penalty = self.repetition_penalty;
+        let unit = "0 to 1";
+        number("temperature", t, t >= 0.0 && t.is_finite(), "0 or more")?;
+        number("top_p", self.top_p, (0.0..=1.0).contains(&self.top_p), unit)?;
+        number("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), unit)?;
+        number(
+            "repetition_penalty",
+            penalty,
+            penalty > 0.0 && penalty.is_finite(),
+            "more than 0, and 1 for none",
+        )
+    }
+}
+
+/// A token that may be drawn, with its logit after penalty (not yet divided by the temperature).
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+impl Candidate {
+    /// Most probable first, lower id first among equals. Logits are never NaN here.
+    fn rank(&self, other: &Self) -> Ordering {
+        let by_logit = other.logit.partial_cmp(&self.logit);
+        by_logit
+            .unwrap_or(Ordering::Equal)
+            .then(self.id.cmp(&other.id))
+    }
+}
+
+/// Chooses tokens for one sequence: holds its random stream and the tokens it has seen.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    params: SamplingParams,
+    rng: ChaCha8Rng,
+    /// Distinct ids of the prompt and the text so far; kept only for the penalty.
+    seen: Vec<u32>,
+    is_seen: Vec<bool>,
+    /// Logits after the penalty, kept to reuse the memory.
+    logits: Vec<f32>,
+    candidates: Vec<Candidate>,
+}
+
+impl Sampler {
+    /// A sampler for a sequence that starts with `prompt`.
+    ///
+    /// # Errors
+    /// As [`SamplingParams::validate`].
+    pub fn new(params: &SamplingParams, prompt: &[u32]) -> Result<Self, EngineError> {
+        params.validate()?;
+        let mut sampler = Self {
+            params: params.clone(),
+            rng: ChaCha8Rng::seed_from_u64(params.seed),
+            seen: Vec::new(),
+            is_seen: Vec::new(),
+            logits: Vec::new(),
+            candidates: Vec::new(),
+        };
+        for &id in prompt {
+            sampler.accept(id);
+        }
+        Ok(sampler)
+    }
+
+    /// Chooses a token from the logits of all ids and counts it as seen.
+    ///
+    /// # Errors
+    /// A logit that is NaN or plus infinity; all of them minus infinity.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, EngineError> {
+        // False for NaN as well.
+        if let Some(id) = logits.iter().position(|&x| !(x < f32::INFINITY)) {
+            return Err(EngineError::Logit {
+                id,
+                value: logits[id],
+            });
+        }
+        let mut penalized = std::mem::take(&mut self.logits);
+        penalized.clear();
+        penalized.extend_from_slice(logits);
+        self.penalize(&mut penalized);
+        let best = argmax(&penalized).ok_or(EngineError::NoToken)?;
+        let id = if self.params.temperature == 0.0 {
+            best.id
+        } else {
+            self.draw(&penalized, best.logit)
+        };
+        self.logits = penalized;
+        self.accept(id);
+        Ok(id)
+    }
+
+    fn accept(&mut self, id: u32) {
+        if self.params.repetition_penalty == 1.0 {
+            return;
+        }
+        let at = id as usize;
+        if self.is_seen.len() <= at {
+            self.is_seen.resize(at + 1, false);
+        }
+        if !std::mem::replace(&mut self.is_seen[at], true) {
+            self.seen.push(id);
+        }
+    }
+
+    fn penalize(&self, logits: &mut [f32]) {
+        let penalty = self.params.repetition_penalty;
+        for &id in &self.seen {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
+            }
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32], max: f32) -> u32 {
+        let temperature = f64::from(self.params.temperature);
+        // Probability, but for the factor that makes all of them sum to one. The best token has 1.
+        let weight = |c: &Candidate| (f64::from(c.logit - max) / temperature).exp();
+        let candidates = &mut self.candidates;
+        keep_top_k(logits, self.params.top_k, candidates);
+        if self.params.top_p < 1.0 {
+            let len = sort_top_p(candidates, f64::from(self.params.top_p), weight);
+            candidates.truncate(len);
+        }
+        if self.params.min_p > 0.0 {
+            let min_p = f64::from(self.params.min_p);
+            candidates.retain(|c| weight(c) >= min_p);
+        }
+        // 53 random bits, the precision of an f64, in 0.0 .. 1.0.
+        let uniform = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let mut left = uniform * candidates.iter().map(weight).sum::<f64>();
+        let mut chosen = None;
+        for candidate in candidates.iter() {
+            let weight = weight(candidate);
+            if weight > 0.0 {
+                chosen = Some(candidate.id);
+            }
+            left -= weight;
+            if left < 0.0 {
+                break;
+            }
+        }
+        // Where rounding leaves a little over at the end, it is the last token with any weight. The best one has some.
+        chosen.expect("the best token passes every filter")
+    }
+}
+
+/// The token with the highest logit, the lowest id among equals; none when all are minus infinity.
+fn argmax(logits: &[f32]) -> Option<Candidate> {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if highest == f32::NEG_INFINITY {
+        return None;
+    }
+    let id = logits.iter().position(|&x| x == highest)?;
+    Some(Candidate {
+        id: id as u32,
+        logit: highest,
+    })
+}
+
+/// Fills `kept` with the `top_k` most probable tokens, by rank; with all that are possible, by id, when `top_k` is 0.
+///
+/// One pass: tokens above the lowest that is certain to be kept are collected, and thinned out when they become many. In a
+/// vocabulary of 128k few get past the first comparison.
+fn keep_top_k(logits: &[f32], top_k: usize, kept: &mut Vec<Candidate>) {
+    kept.clear();
+    let thin_out = |kept: &mut Vec<Candidate>| {
+        if top_k > 0 && kept.len() > top_k {
+            kept.select_nth_unstable_by(top_k - 1, Candidate::rank);
+            kept.truncate(top_k);
+        }
+    };
+    let full = match top_k {
+        0 => usize::MAX,
+        k => k.saturating_mul(2).max(256),
+    };
+    let mut floor = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        // An equal one comes later and ranks lower.
+        if logit > floor {
+            kept.push(Candidate {
+                id: id as u32,
+                logit,
+            });
+            if kept.len() == full {
+                thin_out(kept);
+                floor = kept[top_k - 1].logit;
+            }
+        }
+    }
+    thin_out(kept);
+    if top_k > 0 {
+        kept.sort_unstable_by(Candidate::rank);
+    }
+}
+
+/// Brings the most probable candidates to the front, by rank, and returns how many of them have `top_p` of the weight.
+///
+/// Sorts only as far as needed: 256 candidates, then eight times as many, and so on.
+fn sort_top_p(
+    candidates: &mut [Candidate],
+    top_p: f64,
+    weight: impl Fn(&Candidate) -> f64,
+) -> usize {
+    let target = top_p * candidates.iter().map(&weight).sum::<f64>();
+    let (mut sum, mut sorted, mut take) = (0.0, 0, 256);
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        if take < rest.len() {
+            rest.select_nth_unstable_by(take, Candidate::rank);
+        }
+        take = take.min(rest.len());
+        rest[..take].sort_unstable_by(Candidate::rank);
+        for candidate in &rest[..take] {
+            sum += weight(candidate);
+            sorted += 1;
+            if sum >= target {
+                return sorted;
+            }
+        }
+        take *= 8;
+    }
+    candidates.len()
+}
+
+#[cfg(test)]
+#[path = "sampler_tests.rs"]
+mod tests;

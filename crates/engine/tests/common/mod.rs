@@ -1,0 +1,149 @@
+//! Small tokenizers in the two styles there are, and the folder of shared test data.
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use sparamx_engine::Tokenizer;
+
+/// `path` in the folder of shared data beside the repository; none, said loudly, where a checkout stands alone.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../../shared/data")
+        .join(path);
+    if full.exists() {
+        return Some(full);
+    }
+    // Past the capture of the test harness, which would hide it.
+    let _ = writeln!(
+        std::io::stderr(),
+        "SKIPPED: ../shared/data/{path} is absent, nothing of it was tested"
+    );
+    None
+}
+
+/// The tokenizer that `files` (name, content) make, for a model of `vocab_size` ids.
+pub fn tokenizer(files: &[(&str, Value)], vocab_size: usize) -> Tokenizer {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), files);
+    Tokenizer::from_dir(dir.path(), vocab_size).unwrap()
+}
+
+/// Writes `files` (name, content) into `dir`.
+pub fn write(dir: &Path, files: &[(&str, Value)]) {
+    for (name, content) in files {
+        std::fs::write(dir.join(name), content.to_string()).unwrap();
+    }
+}
+
+fn special(id: usize, content: &str) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": true})
+}
+
+/// `tokenizer.json` of a byte-level BPE, as GPT-2, Llama 3 and Qwen have: 256 bytes, some merges, `<|end|>`. No BOS.
+pub fn byte_level() -> Value {
+    let letters = byte_letters();
+    let mut tokens: Vec<String> = letters.iter().map(char::to_string).collect();
+    let mut merges = Vec::new();
+    // Merges within words, across a space, and through the middle of a character: the crab is F0 9F A6 80.
+    let crab: Vec<char> = "🦀".bytes().map(|b| letters[b as usize]).collect();
+    let joins = [
+        ("h".to_owned(), "e".to_owned()),
+        ("Ġ".to_owned(), "t".to_owned()),
+        ("l".to_owned(), "l".to_owned()),
+    ];
+    let split = (crab[1].to_string(), crab[2].to_string());
+    for (a, b) in joins.into_iter().chain([split]) {
+        tokens.push(format!("{a}{b}"));
+        merges.push(json!([a, b]));
+    }
+    let vocab: Map<String, Value> = tokens
+        .into_iter()
+        .zip(0..)
+        .map(|(t, id)| (t, json!(id)))
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(vocab.len(), "<|end|>")],
+        "normalizer": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": merges},
+    })
+}
+
+/// Number of ids of [`byte_level`], `<|end|>` included.
+pub const BYTE_LEVEL_IDS: usize = 261;
+
+/// The letter that stands for each byte in a byte-level vocabulary: itself where it can be seen, else the next of 256...
+fn byte_letters() -> Vec<char> {
+    let seen = |b: u32| (33..=126).contains(&b) || (161..=172).contains(&b) || b >= 174;
+    let mut next = 256;
+    let letter = |b| {
+        if seen(b) {
+            return char::from_u32(b).unwrap();
+        }
+        next += 1;
+        char::from_u32(next - 1).unwrap()
+    };
+    (0..256).map(letter).collect()
+}
+
+/// `tokenizer.json` of a SentencePiece-like BPE with byte fallback, as Llama 2 has: `<unk>`, `<s>`, `</s>`, 256 bytes, letters
+/// and words. A BOS is put before every text.
+pub fn byte_fallback() -> Value {
+    let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
+    tokens.extend((0..256).map(|b| format!("<0x{b:02X}>")));
+    tokens.extend("▁abcdefghijklmnopqrstuvwxyz.é".chars().map(String::from));
+    let mut merges = Vec::new();
+    for (a, b) in [
+        ("▁", "t"),
+        ("▁t", "o"),
+        ("h", "e"),
+        ("▁", "▁"),
+        ("▁▁", "▁▁"),
+    ] {
+        tokens.push(format!("{a}{b}"));
+        merges.push(json!([a, b]));
+    }
+    let vocab: Map<String, Value> = tokens
+        .into_iter()
+        .zip(0..)
+        .map(|(t, id)| (t, json!(id)))
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": merges},
+    })
+}
+
+/// Number of ids of [`byte_fallback`].
+pub const BYTE_FALLBACK_IDS: usize = 293;
+
+/// The pieces that a stream makes of `ids`.
+pub fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream();
+    let mut pieces: Vec<String> = ids
+        .iter()
+        .filter_map(|&id| stream.push(id).unwrap())
+        .collect();
+    pieces.extend(stream.finish().unwrap());
+    pieces
+}

@@ -1,0 +1,235 @@
+//! Encoding, decoding and streaming with small tokenizers.
+
+mod common;
+
+use common::{
+    BYTE_FALLBACK_IDS, BYTE_LEVEL_IDS, byte_fallback, byte_level, pieces, tokenizer, write,
+};
+use proptest::prelude::*;
+use serde_json::json;
+use sparamx_engine::{EngineError, Tokenizer};
+
+fn level() -> Tokenizer {
+    tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)
+}
+
+fn fallback() -> Tokenizer {
+    tokenizer(&[("tokenizer.json", byte_fallback())], BYTE_FALLBACK_IDS)
+}
+
+fn byte_ids(bytes: &[u8]) -> Vec<u32> {
+    bytes.iter().map(|&b| 3 + u32::from(b)).collect()
+}
+
+#[test]
+fn text_goes_there_and_back() {
+    for text in [
+        "hello the tall 🦀 é",
+        "  two  spaces ",
+        "\n\ttab",
+        "日本語 👩‍👩‍👧",
+        "",
+    ] {
+        let ids = level().encode(text, true).unwrap();
+        assert_eq!(level().decode(&ids).unwrap(), text);
+        let ids = fallback().encode(text, true).unwrap();
+        assert_eq!(ids[0], 1, "BOS comes first");
+        assert_eq!(fallback().decode(&ids).unwrap(), text);
+        assert_eq!(fallback().encode(text, false).unwrap(), ids[1..]);
+    }
+}
+
+#[test]
+fn pieces_are_whole_characters_as_early_as_can_be() {
+    let t = fallback();
+    let stream = |ids: &[u32]| -> Vec<Option<String>> {
+        let mut stream = t.stream();
+        ids.iter().map(|&id| stream.push(id).unwrap()).collect()
+    };
+    let some = |s: &str| Some(s.to_owned());
+    let mut ids = t.encode("to the", false).unwrap();
+    ids.extend(byte_ids("🦀é".as_bytes()));
+    // EOS, a special token, and "a".
+    ids.extend([2, 260]);
+    let want = [
+        some("to"),
+        some(" t"),
+        some("he"),
+        None,
+        None,
+        None,
+        some("🦀"),
+        None,
+        some("é"),
+        None,
+        some("a"),
+    ];
+    assert_eq!(stream(&ids), want);
+}
+
+#[test]
+fn the_first_space_goes_and_the_others_stay() {
+    let t = fallback();
+    for text in ["to", " to", "  to", "    to", "to  to"] {
+        let ids = t.encode(text, true).unwrap();
+        assert_eq!(pieces(&t, &ids).concat(), text);
+    }
+    // A special token between words is no reason to lose the space after it.
+    let to = t.encode("to", false).unwrap();
+    let ids = [&to[..], &[2], &to[..]].concat();
+    assert_eq!(pieces(&t, &ids).concat(), "to to");
+    assert_eq!(pieces(&t, &ids).concat(), t.decode(&ids).unwrap());
+}
+
+#[test]
+fn a_character_that_never_ends_is_replaced_when_the_text_does() {
+    for t in [level(), fallback()] {
+        let ids = t.encode("🦀", false).unwrap();
+        let cut = &ids[..ids.len() - 1];
+        assert_eq!(pieces(&t, cut).concat(), t.decode(cut).unwrap());
+        assert!(pieces(&t, cut).concat().ends_with('\u{fffd}'));
+    }
+}
+
+#[test]
+fn bad_bytes_do_not_take_back_what_is_shown() {
+    let ids = [byte_ids("é".as_bytes()), byte_ids(&[0xff]), vec![260]].concat();
+    assert_eq!(
+        fallback().decode(&ids).unwrap(),
+        "\u{fffd}\u{fffd}\u{fffd}a",
+        "what the crate does"
+    );
+    assert_eq!(pieces(&fallback(), &ids).concat(), "é\u{fffd}a");
+}
+
+#[test]
+fn garbage_without_end_comes_out_and_costs_little() {
+    let ids = byte_ids(&[0x80; 5000]);
+    let pieces = pieces(&fallback(), &ids);
+    assert_eq!(pieces.concat(), "\u{fffd}".repeat(5000));
+    assert!(pieces.len() > 4990, "nothing is held back for long");
+}
+
+#[test]
+fn start_and_end_ids_come_from_all_files() {
+    let ids = |files: &[(&str, serde_json::Value)]| {
+        let mut all = vec![("tokenizer.json", byte_fallback())];
+        all.extend_from_slice(files);
+        let t = tokenizer(&all, BYTE_FALLBACK_IDS);
+        (t.bos(), t.eos().to_vec())
+    };
+    assert_eq!(ids(&[]), (None, vec![]));
+    let config = (
+        "config.json",
+        json!({"bos_token_id": 1, "eos_token_id": [2, 5]}),
+    );
+    assert_eq!(ids(std::slice::from_ref(&config)), (Some(1), vec![2, 5]));
+    let generation = (
+        "generation_config.json",
+        json!({"bos_token_id": 7, "eos_token_id": 9}),
+    );
+    assert_eq!(
+        ids(&[config.clone(), generation.clone()]),
+        (Some(7), vec![2, 5, 9])
+    );
+    let tokens = (
+        "tokenizer_config.json",
+        json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}),
+    );
+    assert_eq!(
+        ids(&[config.clone(), generation, tokens]),
+        (Some(1), vec![2, 5, 9])
+    );
+    let none = ("tokenizer_config.json", json!({"bos_token": null}));
+    assert_eq!(ids(&[config, none]).0, None);
+    assert_eq!(
+        ids(&[("special_tokens_map.json", json!({"bos_token": "<s>"}))]).0,
+        Some(1)
+    );
+}
+
+#[test]
+fn an_empty_prompt_starts_from_bos_or_is_refused() {
+    assert_eq!(fallback().encode_prompt("").unwrap(), [1]);
+    let error = level().encode_prompt("").unwrap_err();
+    assert!(matches!(error, EngineError::EmptyPrompt), "{error}");
+    let config = ("tokenizer_config.json", json!({"bos_token": "<|end|>"}));
+    let with_bos = tokenizer(&[("tokenizer.json", byte_level()), config], BYTE_LEVEL_IDS);
+    assert_eq!(with_bos.encode_prompt("").unwrap(), [260]);
+}
+
+#[test]
+fn settings_of_a_training_run_do_not_cut_or_pad_prompts() {
+    let mut file = byte_level();
+    file["truncation"] =
+        json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    file["padding"] = json!({"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null,
+                             "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
+    let t = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
+    assert_eq!(t.encode("abcde", true).unwrap().len(), 5);
+    assert_eq!(t.encode("a", true).unwrap().len(), 1);
+}
+
+#[test]
+fn folders_that_do_not_serve_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = |vocab_size| match Tokenizer::from_dir(dir.path(), vocab_size) {
+        Ok(_) => panic!("accepted"),
+        Err(e) => e.to_string(),
+    };
+    assert!(
+        message(300).contains("there is no tokenizer.json: take it"),
+        "{}",
+        message(300)
+    );
+    write(dir.path(), &[("tokenizer.json", json!({"model": 1}))]);
+    assert!(
+        message(300).contains("tokenizer.json: not a tokenizer: "),
+        "{}",
+        message(300)
+    );
+    write(dir.path(), &[("tokenizer.json", byte_level())]);
+    let wrong = message(BYTE_LEVEL_IDS - 1);
+    assert!(
+        wrong.ends_with(
+            "token '<|end|>' has id 260 and the model's vocabulary has 260 ids: the tokenizer belongs to another model"
+        ),
+        "{wrong}"
+    );
+    write(dir.path(), &[("generation_config.json", json!([]))]);
+    assert!(
+        message(300).contains("generation_config.json: not a JSON object"),
+        "{}",
+        message(300)
+    );
+}
+
+proptest! {
+    #[test]
+    fn any_text_streams_as_it_decodes(text in r"(to| |he|[a-é.]|🦀|日|👩‍👩|\PC){0,30}") {
+        let text = text.replace('\u{fffd}', "");
+        for t in [level(), fallback()] {
+            let ids = t.encode(&text, true).unwrap();
+            let pieces = pieces(&t, &ids);
+            prop_assert_eq!(pieces.concat(), t.decode(&ids).unwrap());
+            prop_assert!(pieces.iter().all(|p| !p.is_empty()));
+        }
+    }
+
+    /// A byte-level decoder replaces bad bytes one character at a time, so that even garbage streams as it decodes.
+    #[test]
+    fn any_bytes_stream_as_they_decode(
+        ids in prop::collection::vec(prop_oneof![0u32..262, 128u32..256, 240u32..245], 0..150)
+    ) {
+        let t = level();
+        prop_assert_eq!(pieces(&t, &ids).concat(), t.decode(&ids).unwrap());
+    }
+
+    #[test]
+    fn any_ids_stream_without_taking_anything_back(ids in prop::collection::vec(0u32..300, 0..150)) {
+        let t = fallback();
+        let good = |text: &str| text.replace('\u{fffd}', "");
+        let (streamed, whole) = (pieces(&t, &ids).concat(), t.decode(&ids).unwrap());
+        prop_assert!(good(&streamed).len() >= good(&whole).len());
+    }
+}
