@@ -522,3 +522,84 @@ fn the_context_is_what_scaling_stretches_it_to() {
     let huge = json!({"type": "dynamic", "factor": 1e30});
     assert_eq!(context(json!({"rope_scaling": huge})), 1 << 24);
 }
+
+/// Every field with every kind of value: an error or a configuration whose angles are numbers, never a panic.
+#[test]
+fn hostile_values_are_refused_or_harmless() {
+    let hostile = [
+        Value::Null,
+        json!(true),
+        json!(0),
+        json!(1),
+        json!(2),
+        json!(3),
+        json!(-1),
+        json!(1e-40),
+        json!(1.0000001),
+        json!(3e38),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(i64::MIN),
+        json!(""),
+        json!("yarn"),
+        json!([]),
+        json!([null, 1, "x"]),
+        json!({}),
+        json!({"type": "dynamic", "factor": 1e38}),
+        json!({"type": "yarn", "factor": 3e38, "original_max_position_embeddings": 1}),
+    ];
+    let plain = with(
+        json!({"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 4, "use_sliding_window": true,
+        "max_window_layers": 1, "layer_types": null, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        "rope_theta": 1e4, "bos_token_id": 1, "eos_token_id": [2], "hidden_act": "silu", "attention_bias": false,
+        "mlp_bias": false, "tie_word_embeddings": false, "quantization_config": null, "rope_parameters": null,
+        "original_max_position_embeddings": null, "partial_rotary_factor": 1.0}),
+    );
+    let ropes = [
+        json!({"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+            "original_max_position_embeddings": 16, "rope_theta": 1e4}),
+        json!({"type": "yarn", "factor": 8, "beta_fast": 32, "beta_slow": 1, "mscale": 1, "mscale_all_dim": 1,
+            "attention_factor": null, "truncate": true, "original_max_position_embeddings": 16}),
+        json!({"type": "dynamic", "factor": 2}),
+        json!({"type": "linear", "factor": 2}),
+    ];
+    for architecture in [
+        "LlamaForCausalLM",
+        "MistralForCausalLM",
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    ] {
+        let mut config = plain.clone();
+        config["architectures"] = json!([architecture]);
+        for field in plain.as_object().unwrap().keys() {
+            for value in &hostile {
+                let mut config = config.clone();
+                config[field] = value.clone();
+                harmless(&config);
+            }
+        }
+        for rope in &ropes {
+            for field in rope.as_object().unwrap().keys() {
+                for value in &hostile {
+                    let mut config = config.clone();
+                    config["rope_scaling"] = rope.clone();
+                    config["rope_scaling"][field] = value.clone();
+                    harmless(&config);
+                }
+            }
+        }
+    }
+}
+
+fn harmless(config: &Value) {
+    let Ok(config) = parse(config) else { return };
+    assert_eq!(config.windows.len(), config.num_hidden_layers);
+    assert!(config.context_length() > 0 && !crate::plan::tensors(&config).is_empty());
+    let half = config.head_dim / 2;
+    let (mut cos, mut sin, mut scratch) =
+        (vec![0.0; 2 * half], vec![0.0; 2 * half], vec![0.0; half]);
+    for start in [0, 63, 1 << 20] {
+        crate::rope::Rope::new(&config).angles(start, &mut cos, &mut sin, &mut scratch);
+        assert!(cos.iter().chain(&sin).all(|v| v.is_finite()), "{config:?}");
+    }
+}
