@@ -46,7 +46,7 @@ impl Fixture {
             .iter()
             .map(|t| t.as_u64().unwrap() as u32)
             .collect();
-        let logits = TensorFile::open(&dir.join("golden.safetensors")).unwrap();
+        let logits = TensorFile::open(dir.join("golden.safetensors")).unwrap();
         Self {
             dir,
             golden,

@@ -5,7 +5,7 @@
 use super::Fields;
 use crate::ModelError;
 
-/// How the rotary frequencies are stretched. [`crate::rope`] has the formulas.
+/// How the rotary frequencies are stretched. `rope.rs` has the formulas.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.

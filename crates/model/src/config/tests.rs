@@ -362,8 +362,8 @@ fn sizes_without_which_there_is_no_model_are_required() {
 }
 
 #[test]
-fn contradictions_are_refused_by_name() {
-    for (changes, expected) in [
+fn sizes_that_contradict_each_other_are_refused_by_name() {
+    all_refused(&[
         (
             json!({"num_attention_heads": 7}),
             "'num_attention_heads' is 7, expected a divisor of hidden_size 64",
@@ -396,6 +396,12 @@ fn contradictions_are_refused_by_name() {
             json!({"num_hidden_layers": 5000}),
             "'num_hidden_layers' is 5000, expected at most 4096",
         ),
+    ]);
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name() {
+    all_refused(&[
         (json!({"rms_norm_eps": 0}), "'rms_norm_eps' is 0"),
         (json!({"rms_norm_eps": -1e-6}), "'rms_norm_eps'"),
         (json!({"rms_norm_eps": 1e-60}), "'rms_norm_eps'"),
@@ -428,8 +434,13 @@ fn contradictions_are_refused_by_name() {
             json!({"hidden_act": "x".repeat(10_000)}),
             "xxx..., expected silu",
         ),
-    ] {
-        let message = refused(&with(changes));
+    ]);
+}
+
+/// Each change makes a config that is refused with a short message that has these words.
+fn all_refused(cases: &[(Value, &str)]) {
+    for (changes, expected) in cases {
+        let message = refused(&with(changes.clone()));
         assert!(
             message.contains(expected) && message.len() < 200,
             "{message} lacks {expected}"
@@ -523,10 +534,9 @@ fn the_context_is_what_scaling_stretches_it_to() {
     assert_eq!(context(json!({"rope_scaling": huge})), 1 << 24);
 }
 
-/// Every field with every kind of value: an error or a configuration whose angles are numbers, never a panic.
-#[test]
-fn hostile_values_are_refused_or_harmless() {
-    let hostile = [
+/// What no field, or hardly any, should hold.
+fn hostile_values() -> Vec<Value> {
+    vec![
         Value::Null,
         json!(true),
         json!(0),
@@ -547,7 +557,12 @@ fn hostile_values_are_refused_or_harmless() {
         json!({}),
         json!({"type": "dynamic", "factor": 1e38}),
         json!({"type": "yarn", "factor": 3e38, "original_max_position_embeddings": 1}),
-    ];
+    ]
+}
+
+/// Every field with every kind of value: an error or a configuration whose angles are numbers, never a panic.
+#[test]
+fn hostile_values_are_refused_or_harmless() {
     let plain = with(
         json!({"head_dim": 8, "num_key_value_heads": 2, "sliding_window": 4, "use_sliding_window": true,
         "max_window_layers": 1, "layer_types": null, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
@@ -572,7 +587,7 @@ fn hostile_values_are_refused_or_harmless() {
         let mut config = plain.clone();
         config["architectures"] = json!([architecture]);
         for field in plain.as_object().unwrap().keys() {
-            for value in &hostile {
+            for value in &hostile_values() {
                 let mut config = config.clone();
                 config[field] = value.clone();
                 harmless(&config);
@@ -580,7 +595,7 @@ fn hostile_values_are_refused_or_harmless() {
         }
         for rope in &ropes {
             for field in rope.as_object().unwrap().keys() {
-                for value in &hostile {
+                for value in &hostile_values() {
                     let mut config = config.clone();
                     config["rope_scaling"] = rope.clone();
                     config["rope_scaling"][field] = value.clone();
