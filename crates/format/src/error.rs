@@ -196,16 +196,46 @@ impl fmt::Display for FormatError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use FormatError as E;
         match self {
+            E::EmptyShape { .. }
+            | E::ShapeTooLarge { .. }
+            | E::Length { .. }
+            | E::NotFinite { .. }
+            | E::BadValue { .. }
+            | E::Offset { .. }
+            | E::Padding { .. } => self.fmt_weight(f),
+            E::MissingShape { .. }
+            | E::LogicalShape { .. }
+            | E::Dtype { .. }
+            | E::ElementSize { .. }
+            | E::Shape { .. }
+            | E::DataSize { .. } => self.fmt_tensor(f),
             E::Io {
                 action,
                 path,
                 source,
-            } => write!(f, "cannot {action} {}: {source}", path.display()),
-            E::Header { reason } => write!(
-                f,
-                "not a valid safetensors file: {reason}; download or pack it again"
-            ),
+            } => {
+                write!(f, "cannot {action} {}: {source}", path.display())
+            }
+            E::Header { reason } => {
+                write!(
+                    f,
+                    "not a valid safetensors file: {reason}; download or pack it again"
+                )
+            }
             E::OutOfMemory { bytes } => write!(f, "no memory for an array of {bytes} bytes"),
+            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing from the file"),
+            E::DuplicateTensor => write!(f, "two tensors have this name"),
+            E::InTensor { tensor, source } => write!(f, "tensor {tensor}: {source}"),
+            E::InFile { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl FormatError {
+    /// The message of an error in the shape or the arrays of a weight.
+    fn fmt_weight(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use FormatError as E;
+        match self {
             E::EmptyShape { n, k } => write!(f, "shape [{n}, {k}] has no elements"),
             E::ShapeTooLarge { n, k } => {
                 write!(f, "shape [{n}, {k}] does not fit the address space")
@@ -220,43 +250,59 @@ impl fmt::Display for FormatError {
                     "{field} have {found} elements, the shape asks for {expected}"
                 )
             }
-            E::NotFinite { row, col, bits } => write!(
-                f,
-                "element at row {row}, column {col} is {} (bf16 bits {bits:#06x}); weights must be finite",
-                class(*bits)
-            ),
-            E::BadValue { index, bits } => write!(
-                f,
-                "stored value {index} is {} (bf16 bits {bits:#06x}); stored values are finite and not +0; pack the model again",
-                class(*bits)
-            ),
+            E::NotFinite { row, col, bits } => {
+                let class = class(*bits);
+                write!(
+                    f,
+                    "element at row {row}, column {col} is {class} (bf16 bits {bits:#06x}); "
+                )?;
+                write!(f, "weights must be finite")
+            }
+            E::BadValue { index, bits } => {
+                let class = class(*bits);
+                write!(
+                    f,
+                    "stored value {index} is {class} (bf16 bits {bits:#06x}); "
+                )?;
+                write!(
+                    f,
+                    "stored values are finite and not +0; pack the model again"
+                )
+            }
             E::Offset {
                 strip,
                 block,
                 expected,
                 found,
-            } => write!(
-                f,
-                "offset of strip {strip}, block {block} is {found}, the masks put it at {expected}; pack the model again"
-            ),
-            E::Padding { field, index } => {
-                write!(
-                    f,
-                    "padding in {field} at element {index} is not zero; pack the model again"
-                )
+            } => {
+                write!(f, "offset of strip {strip}, block {block} is {found}, ")?;
+                write!(f, "the masks put it at {expected}; pack the model again")
             }
-            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing from the file"),
+            E::Padding { field, index } => {
+                write!(f, "padding in {field} at element {index} is not zero; ")?;
+                write!(f, "pack the model again")
+            }
+            other => unreachable!("{other:?} is not about the arrays of a weight"),
+        }
+    }
+
+    /// The message of an error in what a file or a caller says about a tensor.
+    fn fmt_tensor(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use FormatError as E;
+        match self {
             E::MissingShape { key } => {
                 write!(
                     f,
-                    "the header's __metadata__ has no entry {key} of the form [n, k]; pack the model again"
-                )
+                    "the header's __metadata__ has no entry {key} of the form [n, k]; "
+                )?;
+                write!(f, "pack the model again")
             }
             E::LogicalShape { expected, found } => {
                 write!(
                     f,
-                    "packed shape is {found:?}, the model asks for {expected:?}"
-                )
+                    "packed as {found:?}, but the model asks for {expected:?}; "
+                )?;
+                write!(f, "config.json belongs to other weights")
             }
             E::Dtype { expected, found } => {
                 write!(f, "element type is {found}, expected {expected}")
@@ -289,9 +335,7 @@ impl fmt::Display for FormatError {
                     "data has {found} bytes, but the size of the shape overflows"
                 )
             }
-            E::DuplicateTensor => write!(f, "two tensors have this name"),
-            E::InTensor { tensor, source } => write!(f, "tensor {tensor}: {source}"),
-            E::InFile { path, source } => write!(f, "{}: {source}", path.display()),
+            other => unreachable!("{other:?} is not about a tensor"),
         }
     }
 }
@@ -305,12 +349,145 @@ fn class(bits: u16) -> &'static str {
     }
 }
 
-impl std::error::Error for FormatError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // InTensor and InFile print what they hold, so a chain that shows every source would say it twice.
-        match self {
-            FormatError::Io { source, .. } => Some(source),
-            _ => None,
+// The messages contain those of the errors inside; a source beside that would be printed twice in a chain.
+impl std::error::Error for FormatError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each variant with the message it must have.
+    fn every_variant() -> Vec<(FormatError, &'static str)> {
+        use FormatError as E;
+        let (n, k, index, bits) = (2, 3, 7, 0x7f80);
+        let text = || "x".to_string();
+        vec![
+            (
+                E::Io {
+                    action: "open",
+                    path: "f".into(),
+                    source: io::ErrorKind::NotFound.into(),
+                },
+                "cannot open f: entity not found",
+            ),
+            (
+                E::Header { reason: text() },
+                "not a valid safetensors file: x; download or pack it again",
+            ),
+            (
+                E::OutOfMemory { bytes: 9 },
+                "no memory for an array of 9 bytes",
+            ),
+            (E::EmptyShape { n, k: 0 }, "shape [2, 0] has no elements"),
+            (
+                E::ShapeTooLarge { n, k },
+                "shape [2, 3] does not fit the address space",
+            ),
+            (
+                E::Length {
+                    field: Field::Masks,
+                    expected: 4,
+                    found: 5,
+                },
+                "masks have 5 elements, the shape asks for 4",
+            ),
+            (
+                E::NotFinite {
+                    row: 1,
+                    col: 2,
+                    bits,
+                },
+                "element at row 1, column 2 is infinite (bf16 bits 0x7f80); weights must be finite",
+            ),
+            (
+                E::BadValue { index, bits: 0 },
+                "stored value 7 is zero (bf16 bits 0x0000); stored values are finite and not +0; pack the model again",
+            ),
+            (
+                E::Offset {
+                    strip: 1,
+                    block: 2,
+                    expected: 32,
+                    found: 33,
+                },
+                "offset of strip 1, block 2 is 33, the masks put it at 32; pack the model again",
+            ),
+            (
+                E::Padding {
+                    field: Field::Values,
+                    index,
+                },
+                "padding in values at element 7 is not zero; pack the model again",
+            ),
+            (
+                E::MissingTensor { tensor: text() },
+                "tensor x is missing from the file",
+            ),
+            (
+                E::MissingShape { key: text() },
+                "the header's __metadata__ has no entry x of the form [n, k]; pack the model again",
+            ),
+            (
+                E::LogicalShape {
+                    expected: [n, k],
+                    found: [k, n],
+                },
+                "packed as [3, 2], but the model asks for [2, 3]; config.json belongs to other weights",
+            ),
+            (
+                E::Dtype {
+                    expected: Dtype::U32,
+                    found: Dtype::F32,
+                },
+                "element type is F32, expected U32",
+            ),
+            (
+                E::ElementSize {
+                    dtype: Dtype::F32,
+                    expected_bytes: 2,
+                },
+                "element type F32 cannot be read as elements of 2 bytes",
+            ),
+            (
+                E::Shape {
+                    expected: vec![n],
+                    found: vec![],
+                },
+                "shape is [], expected [2]",
+            ),
+            (
+                E::DataSize {
+                    expected: Some(4),
+                    found: 5,
+                },
+                "data has 5 bytes, shape and element type ask for 4",
+            ),
+            (
+                E::DataSize {
+                    expected: None,
+                    found: 5,
+                },
+                "data has 5 bytes, but the size of the shape overflows",
+            ),
+            (
+                E::DuplicateTensor.in_tensor("w").in_file(Path::new("f")),
+                "f: tensor w: two tensors have this name",
+            ),
+        ]
+    }
+
+    #[test]
+    fn messages_say_what_where_and_what_to_do() {
+        for (error, message) in every_variant() {
+            assert_eq!(error.to_string(), message);
         }
+    }
+
+    #[test]
+    fn bits_are_named() {
+        assert_eq!(
+            [0xff80, 0xffff, 0x7f81].map(class),
+            ["infinite", "nan", "nan"]
+        );
     }
 }

@@ -24,7 +24,6 @@ pub struct Storage<T> {
 }
 
 /// A run of bytes that keeps its address for as long as it lives.
-#[derive(Debug)]
 pub(crate) enum Region {
     Heap(Vec<u8>),
     OwnMap(MmapMut),
