@@ -67,7 +67,7 @@ pub enum EngineError {
         /// Its value.
         value: String,
         /// What it may be.
-        allowed: &'static str,
+        allowed: String,
     },
     /// A logit is NaN or plus infinity, so that no probabilities follow from the row.
     Logit {
@@ -101,15 +101,6 @@ pub enum EngineError {
         /// Tokens they were wanted for.
         tokens: usize,
     },
-    /// Keys and values that do not follow on from what the cache holds.
-    CacheOrder {
-        /// What was asked of the cache.
-        what: &'static str,
-        /// Tokens the cache holds.
-        held: usize,
-        /// Tokens the call needs.
-        wanted: usize,
-    },
     /// The model refused.
     Model(ModelError),
     /// A kernel refused its operands.
@@ -121,6 +112,18 @@ impl EngineError {
         Self::Io {
             path: path.to_owned(),
             error,
+        }
+    }
+
+    pub(crate) fn parameter(
+        name: &'static str,
+        value: impl ToString,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self::Parameter {
+            name,
+            value: value.to_string(),
+            allowed: allowed.into(),
         }
     }
 
@@ -217,9 +220,6 @@ impl EngineError {
                 "a KV cache of {tokens} tokens needs {needed_bytes} bytes and {available_bytes} can be had: \
                  choose a smaller context"
             ),
-            Self::CacheOrder { what, held, wanted } => {
-                write!(f, "KV cache: {what} {wanted} tokens while it holds {held}")
-            }
             Self::Model(e) => write!(f, "{e}"),
             Self::Kernel(e) => write!(f, "{e}"),
             other => write!(f, "{other:?}"),

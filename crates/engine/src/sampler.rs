@@ -55,13 +55,9 @@ impl SamplingParams {
     /// # Errors
     /// The first field outside its range, with the range.
     pub fn validate(&self) -> Result<(), EngineError> {
-        let number = |name, value: f32, ok: bool, allowed| match ok {
+        let number = |name, value: f32, ok: bool, allowed: &str| match ok {
             true => Ok(()),
-            false => Err(EngineError::Parameter {
-                name,
-                value: value.to_string(),
-                allowed,
-            }),
+            false => Err(EngineError::parameter(name, value, allowed)),
         };
         let t = self.temperature;
         let penalty = self.repetition_penalty;

@@ -29,11 +29,11 @@ impl StopMatcher {
     /// An empty string, which would stop before the first token.
     pub fn new(stops: &[String]) -> Result<Self, EngineError> {
         if stops.iter().any(String::is_empty) {
-            return Err(EngineError::Parameter {
-                name: "stop",
-                value: "an empty string".to_owned(),
-                allowed: "a string of at least one character",
-            });
+            return Err(EngineError::parameter(
+                "stop",
+                "an empty string",
+                "a string of at least one character",
+            ));
         }
         Ok(Self {
             stops: stops.to_vec(),
