@@ -349,6 +349,8 @@ fn a_row_has_the_same_bits_in_any_company() {
     let cases = [
         Case::new(4, 2, 40, &[(tokens, 450)]),
         Case::new(3, 1, 64, &[(tokens, 500)]).window(70),
+        // The oldest page changes inside a block, and another chunk follows.
+        Case::new(3, 1, 64, &[(tokens, 720)]).window(600),
     ];
     for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
         let rt = Runtime::new(cpu, 3).unwrap();
