@@ -1,4 +1,37 @@
-//! Tokenizer, sampling, KV cache and generation.
+//! Text from a model: tokenizer, chat template, sampling, KV cache and generation; and how well a model predicts a text.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use std::path::Path;
+//!
+//! use sparamx_engine::{ChatTemplate, Event, GenerateParams, Message, Session, Tokenizer};
+//! # use sparamx_kernels::Runtime;
+//! # use sparamx_model::Model;
+//!
+//! # fn chat(rt: &Runtime, model: &Model) -> Result<(), Box<dyn std::error::Error>> {
+//! let dir = Path::new("a/folder/in/hugging/face/layout");
+//! let tokenizer = Tokenizer::from_dir(dir, model.config().vocab_size)?;
+//! let prompt = match ChatTemplate::from_dir(dir)? {
+//!     // The rendered template holds the special tokens already.
+//!     Some(template) => tokenizer.encode(&template.render(&[Message::new("user", "Hi")], true)?, false)?,
+//!     None => tokenizer.encode_prompt("Once upon a time")?,
+//! };
+//! let mut session = Session::new(rt, model, &tokenizer, None)?;
+//! let outcome = session.generate(&prompt, &GenerateParams::default(), &mut |event| {
+//!     if let Event::Text(text) = event {
+//!         print!("{text}");
+//!     }
+//!     ControlFlow::Continue(())
+//! })?;
+//! println!("\n[{}: {:.1} tokens/s]", outcome.finish_reason, outcome.decode_tokens_per_s);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where things are: [`Tokenizer`] and [`StreamDecoder`] turn text into ids and back, the latter piece by piece and never
+//! half a character. [`ChatTemplate`] makes a prompt of a conversation. [`Sampler`] chooses a token from logits;
+//! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values. [`Session`] brings them together for one
+//! sequence at a time; [`perplexity()`] measures.
 
 #![forbid(unsafe_code)]
 

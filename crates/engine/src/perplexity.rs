@@ -4,6 +4,7 @@ use serde::Serialize;
 use sparamx_kernels::Runtime;
 use sparamx_model::{Input, Model, Want, Workspace};
 
+use crate::sampler::check_logits;
 use crate::{EngineError, PagedCache, Tokenizer};
 
 /// Tokens that go through the model at a time.
@@ -67,7 +68,7 @@ pub fn perplexity(
     Ok(Perplexity {
         perplexity: mean.exp(),
         tokens: total,
-        bits_per_byte: mean / std::f64::consts::LN_2 * text_ids as f64 / text.len() as f64,
+        bits_per_byte: mean / std::f64::consts::LN_2 * text_ids as f64 / text.len().max(1) as f64,
     })
 }
 
@@ -112,18 +113,17 @@ impl Scorer<'_> {
 /// `ln(sum(exp(row))) - row[target]`, added up in f64.
 ///
 /// # Errors
-/// [`EngineError::Logit`] for NaN, plus infinity, and a row of nothing but minus infinity.
+/// [`EngineError::Logit`] for NaN and plus infinity; [`EngineError::NoToken`] for a row of nothing but minus infinity.
 fn negative_log_likelihood(row: &[f32], target: u32) -> Result<f64, EngineError> {
+    check_logits(row)?;
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return Err(EngineError::NoToken);
+    }
     let sum: f64 = row
         .iter()
         .map(|&x| (f64::from(x) - f64::from(max)).exp())
         .sum();
-    if !sum.is_finite() {
-        let bad = |x: &&f32| !(**x < f32::INFINITY);
-        let id = row.iter().position(|x| bad(&x)).unwrap_or(0);
-        return Err(EngineError::Logit { id, value: row[id] });
-    }
     Ok(sum.ln() + (f64::from(max) - f64::from(row[target as usize])))
 }
 
@@ -147,6 +147,6 @@ mod tests {
         let message = |row: &[f32]| negative_log_likelihood(row, 0).unwrap_err().to_string();
         assert!(message(&[0.0, f32::NAN]).starts_with("the logit of token 1 is NaN"));
         assert!(message(&[0.0, 0.0, f32::INFINITY]).starts_with("the logit of token 2 is inf"));
-        assert!(message(&[f32::NEG_INFINITY; 2]).starts_with("the logit of token 0 is -inf"));
+        assert!(message(&[f32::NEG_INFINITY; 2]).starts_with("every logit is minus infinity"));
     }
 }

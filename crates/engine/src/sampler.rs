@@ -130,13 +130,7 @@ impl Sampler {
     /// # Errors
     /// A logit that is NaN or plus infinity; all of them minus infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, EngineError> {
-        // False for NaN as well.
-        if let Some(id) = logits.iter().position(|&x| !(x < f32::INFINITY)) {
-            return Err(EngineError::Logit {
-                id,
-                value: logits[id],
-            });
-        }
+        check_logits(logits)?;
         let mut penalized = std::mem::take(&mut self.logits);
         penalized.clear();
         penalized.extend_from_slice(logits);
@@ -208,6 +202,18 @@ impl Sampler {
         }
         // Where rounding leaves a little over at the end, it is the last token with any weight. The best one has some.
         chosen.expect("the best token passes every filter")
+    }
+}
+
+/// Refuses a row that no probabilities follow from: with NaN or plus infinity in it.
+pub(crate) fn check_logits(logits: &[f32]) -> Result<(), EngineError> {
+    let bad = |x: &f32| x.is_nan() || *x == f32::INFINITY;
+    match logits.iter().position(bad) {
+        Some(id) => Err(EngineError::Logit {
+            id,
+            value: logits[id],
+        }),
+        None => Ok(()),
     }
 }
 

@@ -5,7 +5,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sparamx_cpu::Cpu;
 use sparamx_engine::Tokenizer;
+use sparamx_kernels::Runtime;
+use sparamx_model::{Config, Model, RandomSpec};
 
 /// `path` in the folder of shared data beside the repository; none, said loudly, where a checkout stands alone.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -146,4 +149,25 @@ pub fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
         .collect();
     pieces.extend(stream.finish().unwrap());
     pieces
+}
+
+/// A runtime of so many threads.
+pub fn runtime(threads: usize) -> Runtime {
+    Runtime::new(Cpu::detect().unwrap(), threads).unwrap()
+}
+
+/// A small Llama with grouped queries and random weights, for the vocabulary of [`byte_level`].
+pub fn model(rt: &Runtime, context: usize) -> Model {
+    let fields = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": BYTE_LEVEL_IDS,
+        "max_position_embeddings": context, "rms_norm_eps": 1e-5, "tie_word_embeddings": false,
+    });
+    let config =
+        Config::from_json(fields.to_string().as_bytes(), Path::new("config.json")).unwrap();
+    let spec = RandomSpec {
+        sparsity: 0.5,
+        seed: 3,
+    };
+    Model::random(rt, &config, spec).unwrap()
 }

@@ -1,0 +1,340 @@
+//! Generation and perplexity of a small random model, against the forward pass called by hand.
+
+mod common;
+
+use std::ops::ControlFlow;
+
+use common::{BYTE_LEVEL_IDS, byte_level, model, runtime, tokenizer};
+use serde_json::json;
+use sparamx_engine::{
+    EngineError, Event, FinishReason, GenerateParams, Outcome, PagedCache, SamplingParams, Session,
+    Tokenizer, perplexity,
+};
+use sparamx_kernels::Runtime;
+use sparamx_model::{Input, Model, Want, Workspace};
+
+const PROMPT: &str = "the tall 🦀 told her";
+
+fn plain() -> Tokenizer {
+    tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)
+}
+
+fn greedy(max_tokens: usize) -> GenerateParams {
+    GenerateParams {
+        max_tokens,
+        sampling: SamplingParams::greedy(),
+        stop: Vec::new(),
+    }
+}
+
+fn all(_: Event<'_>) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// Logits after each of `ids`, from one pass.
+fn logits(rt: &Runtime, model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut cache = PagedCache::new(model.config(), ids.len()).unwrap();
+    let mut workspace = Workspace::new();
+    let input = Input {
+        tokens: ids,
+        cache: &mut cache,
+        logits: Want::All,
+    };
+    let rows = model.forward(rt, &mut [input], &mut workspace).unwrap();
+    rows.chunks(model.config().vocab_size)
+        .map(<[f32]>::to_vec)
+        .collect()
+}
+
+/// The tokens that a session makes of [`PROMPT`], without anything to end it early.
+fn reference(rt: &Runtime, model: &Model, tokens: usize) -> Outcome {
+    let tokenizer = plain();
+    let prompt = tokenizer.encode(PROMPT, true).unwrap();
+    let mut session = Session::new(rt, model, &tokenizer, None).unwrap();
+    session
+        .generate(&prompt, &greedy(tokens), &mut all)
+        .unwrap()
+}
+
+#[test]
+fn greedy_tokens_are_those_of_the_forward_pass() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let outcome = reference(&rt, &model, 80);
+    assert_eq!(
+        (outcome.ids.len(), outcome.finish_reason),
+        (80, FinishReason::Length)
+    );
+    assert_eq!(outcome.text, plain().decode(&outcome.ids).unwrap());
+    let sequence = [outcome.prompt_ids.clone(), outcome.ids.clone()].concat();
+    let rows = logits(&rt, &model, &sequence);
+    for (i, &id) in outcome.ids.iter().enumerate() {
+        let row = &rows[outcome.prompt_ids.len() + i - 1];
+        let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        // One pass over all tokens and token after token run different kernels, whose sums differ in the last bits: far
+        // less than this share of the logits, which are of size 1.
+        assert!(
+            best - row[id as usize] < 1e-2,
+            "token {i}: {best} and {}",
+            row[id as usize]
+        );
+    }
+    assert!(outcome.prefill_tokens_per_s > 0.0 && outcome.decode_tokens_per_s > 0.0);
+    for threads in [2, 3] {
+        assert_eq!(
+            reference(&runtime(threads), &model, 80).ids,
+            outcome.ids,
+            "{threads} threads"
+        );
+    }
+}
+
+#[test]
+fn events_tell_the_prompt_and_then_the_text() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let tokenizer = plain();
+    let prompt: Vec<u32> = (0..1100).map(|i| i % 256).collect();
+    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let (mut seen, mut text) = (Vec::new(), String::new());
+    let outcome = session.generate(&prompt, &greedy(40), &mut |event| {
+        match event {
+            Event::Prefill { done, total } => {
+                assert!(text.is_empty());
+                seen.push((done, total));
+            }
+            Event::Text(piece) => text += piece,
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(seen, [(512, 1100), (1024, 1100), (1100, 1100)]);
+    assert_eq!(text, outcome.unwrap().text);
+}
+
+#[test]
+fn text_ends_for_the_reason_that_is_told() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let want = reference(&rt, &model, 40);
+    let prompt = &want.prompt_ids;
+    let run = |tokenizer: &Tokenizer, context, params: &GenerateParams| {
+        let mut session = Session::new(&rt, &model, tokenizer, Some(context)).unwrap();
+        session.generate(prompt, params, &mut all).unwrap()
+    };
+
+    let full = run(&plain(), prompt.len() + 7, &greedy(40));
+    assert_eq!(
+        (full.finish_reason, &full.ids[..]),
+        (FinishReason::Context, &want.ids[..7])
+    );
+
+    // The first token that did not come before, so that it ends the text where it is.
+    let at = (5..40)
+        .find(|&i| !want.ids[..i].contains(&want.ids[i]))
+        .unwrap();
+    let files = [
+        ("tokenizer.json", byte_level()),
+        (
+            "generation_config.json",
+            json!({"eos_token_id": [want.ids[at]]}),
+        ),
+    ];
+    let ended = run(&tokenizer(&files, BYTE_LEVEL_IDS), 1000, &greedy(40));
+    assert_eq!(
+        (ended.finish_reason, &ended.ids[..]),
+        (FinishReason::Stop, &want.ids[..at])
+    );
+    assert_eq!(ended.text, plain().decode(&want.ids[..at]).unwrap());
+
+    let stop: String = want.text.chars().skip(12).take(4).collect();
+    let stopped = run(
+        &plain(),
+        1000,
+        &GenerateParams {
+            stop: vec![stop.clone()],
+            ..greedy(40)
+        },
+    );
+    assert_eq!(stopped.finish_reason, FinishReason::Stop);
+    assert_eq!(stopped.text, want.text[..want.text.find(&stop).unwrap()]);
+    assert!(stopped.ids.len() < 40 && want.ids.starts_with(&stopped.ids));
+}
+
+#[test]
+fn a_caller_can_end_it_and_go_on() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let want = reference(&rt, &model, 20);
+    let tokenizer = plain();
+    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut run = |left: usize| {
+        let mut left = left;
+        let outcome = session.generate(&want.prompt_ids, &greedy(20), &mut |_| {
+            left -= 1;
+            match left {
+                0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        outcome.unwrap()
+    };
+    let none = run(1);
+    assert_eq!(
+        (none.finish_reason, none.ids.len(), none.text.len()),
+        (FinishReason::Cancelled, 0, 0)
+    );
+    let some = run(4);
+    assert_eq!(some.finish_reason, FinishReason::Cancelled);
+    assert!(
+        !some.ids.is_empty()
+            && want.ids.starts_with(&some.ids)
+            && want.text.starts_with(&some.text)
+    );
+    assert_eq!(run(1000).text, want.text);
+}
+
+#[test]
+fn what_prompts_have_in_common_is_kept() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let tokenizer = plain();
+    let first: Vec<u32> = (0..150).map(|i| i % 90).collect();
+    let longer = [&first[..], &[5, 6, 7]].concat();
+    let changed = [&first[..100], &[9, 8, 7]].concat();
+    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    for prompt in [&first, &longer, &longer, &changed] {
+        let mut done = Vec::new();
+        let reused = session.generate(prompt, &greedy(12), &mut |event| {
+            if let Event::Prefill { done: tokens, .. } = event {
+                done.push(tokens);
+            }
+            ControlFlow::Continue(())
+        });
+        assert_eq!(done, [prompt.len()]);
+        let fresh = Session::new(&rt, &model, &tokenizer, None)
+            .unwrap()
+            .generate(prompt, &greedy(12), &mut all);
+        assert_eq!(reused.unwrap().ids, fresh.unwrap().ids);
+    }
+}
+
+#[test]
+fn seeds_decide_samples() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let tokenizer = plain();
+    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut ids = |seed| {
+        let sampling = SamplingParams {
+            seed,
+            repetition_penalty: 1.2,
+            ..SamplingParams::default()
+        };
+        let params = GenerateParams {
+            sampling,
+            ..greedy(24)
+        };
+        session.generate(&[1, 2, 3], &params, &mut all).unwrap().ids
+    };
+    assert_eq!(ids(1), ids(1));
+    assert_ne!(ids(1), ids(2));
+}
+
+#[test]
+fn requests_that_cannot_be_are_refused() {
+    let rt = runtime(1);
+    let model = model(&rt, 100);
+    let tokenizer = plain();
+    let message = |context: usize| {
+        Session::new(&rt, &model, &tokenizer, Some(context))
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(
+        message(101),
+        "context is 101, allowed is 2 to 100, what the model was made for"
+    );
+    assert_eq!(
+        message(1),
+        "context is 1, allowed is 2 to 100, what the model was made for"
+    );
+    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut message = |prompt: &[u32], params: &GenerateParams| {
+        session
+            .generate(prompt, params, &mut all)
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(
+        message(&[1; 100], &greedy(1)),
+        "the prompt has 100 tokens and the context 100, of which one is for the answer: shorten the prompt"
+    );
+    assert!(message(&[], &greedy(1)).starts_with("the prompt is empty"));
+    assert_eq!(
+        message(&[1], &greedy(0)),
+        "max_tokens is 0, allowed is 1 or more"
+    );
+    assert!(message(&[999], &greedy(1)).contains("token id 999"));
+    let mut params = greedy(1);
+    params.sampling.top_p = 2.0;
+    assert_eq!(message(&[1], &params), "top_p is 2, allowed is 0 to 1");
+}
+
+#[test]
+fn perplexity_is_that_of_its_definition() {
+    let rt = runtime(2);
+    let model = model(&rt, 2000);
+    let tokenizer = plain();
+    let text = "the tall crab 🦀 told her tale. ".repeat(60);
+    let ids = tokenizer.encode(&text, true).unwrap();
+    for ctx in [2, 100, 700, 2000] {
+        let (mut sum, mut scored) = (0.0, 0);
+        for window in ids.chunks(ctx) {
+            for (row, &target) in logits(&rt, &model, window).iter().zip(&window[1..]) {
+                let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+                sum += total.ln() - f64::from(row[target as usize]);
+                scored += 1;
+            }
+        }
+        let mut told = Vec::new();
+        let got = perplexity(&rt, &model, &tokenizer, &text, ctx, &mut |done, all| {
+            told.push((done, all))
+        })
+        .unwrap();
+        assert_eq!(got.tokens, scored);
+        // Passes of other lengths run other kernels; see above.
+        assert!(
+            (got.perplexity.ln() - sum / scored as f64).abs() < 1e-3,
+            "ctx {ctx}: {got:?}"
+        );
+        let bits = got.perplexity.log2() * ids.len() as f64 / text.len() as f64;
+        assert!(
+            (got.bits_per_byte - bits).abs() < 1e-9,
+            "ctx {ctx}: {got:?}"
+        );
+        assert_eq!(told.last(), Some(&(scored, scored)));
+        assert!(told.iter().all(|&(_, all)| all == scored) && told.is_sorted());
+    }
+}
+
+#[test]
+fn texts_that_cannot_be_measured_are_refused() {
+    let rt = runtime(1);
+    let model = model(&rt, 100);
+    let message =
+        |text: &str, ctx| perplexity(&rt, &model, &plain(), text, ctx, &mut |_, _| ()).unwrap_err();
+    assert!(matches!(
+        message("", 10),
+        EngineError::TextTooShort { tokens: 0 }
+    ));
+    assert!(matches!(
+        message("a", 10),
+        EngineError::TextTooShort { tokens: 1 }
+    ));
+    let error = message("text", 101).to_string();
+    assert_eq!(
+        error,
+        "ctx is 101, allowed is 2 to 100, what the model was made for"
+    );
+}
