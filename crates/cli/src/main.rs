@@ -1,2 +1,63 @@
-//! The `sparamx` command.
-fn main() {}
+//! The `sparamx` command: run, compress, measure and inspect sparse language models on the CPU.
+//!
+//! Standard output carries results only; progress, logs and errors go to standard error. The exit status is 0; 2 for
+//! wrong usage; 1 for anything else, and then one line on standard error says what, where and what to do.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod hub;
+mod interrupt;
+mod kernels;
+mod loading;
+mod memory;
+mod output;
+mod progress;
+mod runtime;
+mod sampling;
+mod source;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::Cli;
+
+/// Exit status of a failure that is not one of usage.
+const FAILURE: u8 = 1;
+/// Exit status of wrong usage.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match commands::dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&format!("error: {}", output::describe(&error)));
+            let usage = error.downcast_ref::<cli::UsageError>().is_some();
+            ExitCode::from(if usage { USAGE } else { FAILURE })
+        }
+    }
+}
+
+/// Prints what `clap` has to say: help and version as they are, an error of usage as one line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAILURE),
+        };
+    }
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        output::complain(&error.to_string());
+    } else {
+        output::complain(&cli::usage_line(error));
+    }
+    ExitCode::from(USAGE)
+}

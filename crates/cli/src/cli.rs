@@ -1,0 +1,127 @@
+//! The command line as a whole: the commands, and what they have in common.
+
+use std::fmt;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{bench, compress, doctor, inspect, perplexity, run};
+
+const AFTER_HELP: &str = "\
+Examples:
+  sparamx run \"Once upon a time\"
+  sparamx compress meta-llama/Llama-3.1-8B-Instruct -o llama-8b-50 --sparsity 0.5
+  sparamx run llama-8b-50
+  sparamx bench --shape llama3-8b --sparsity 0,0.5
+  sparamx doctor
+
+MODEL is a directory in Hugging Face layout or a hub id (org/name, or org/name@revision).
+Environment: SPARAMX_ISA (portable, avx2, avx512, amx), HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE, NO_COLOR.";
+
+/// Run language models with sparse weights on x86-64 CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "sparamx", version, after_help = AFTER_HELP, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What all commands take.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Generate text and stream it to standard output
+    Run(run::RunArgs),
+    /// Prune a model and write it packed: bitmap and non-zero values
+    Compress(compress::CompressArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
+    /// Measure prefill and decode speed beside the memory bandwidth
+    Bench(bench::BenchArgs),
+    /// List the tensors of a model, or the kernels there are
+    Inspect(inspect::InspectArgs),
+    /// Say what this CPU and this process may use, and which kernels will run
+    Doctor(doctor::DoctorArgs),
+}
+
+/// What all commands take.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Common {
+    /// Print one JSON object on standard output and nothing else there
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// Say nothing on standard error but errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+}
+
+/// How many threads compute.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Threads {
+    /// Threads [default: the physical cores this process may use]
+    #[arg(short, long, value_name = "N", value_parser = thread_count)]
+    pub threads: Option<usize>,
+}
+
+impl Threads {
+    /// The number asked for, or the default of this machine.
+    pub fn count(self) -> usize {
+        self.threads
+            .unwrap_or_else(sparamx_cpu::topology::default_threads)
+    }
+}
+
+/// More threads than any machine we know of has is a slip of the finger.
+pub const MAX_THREADS: usize = 4096;
+
+fn thread_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("a whole number from 1 to {MAX_THREADS} is needed")),
+    }
+}
+
+/// Reads a fraction of zeros: at least 0 and below 1.
+pub fn sparsity(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err("the fraction of zeros is needed: at least 0 and below 1, such as 0.5".to_owned()),
+    }
+}
+
+/// Wrong usage that only showed after parsing; ends with exit status 2.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// One line out of what `clap` prints for a mistake: the message, its tip if there is one, and where help is.
+pub fn usage_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let mut usage = text.split("Usage: ");
+    let message = usage.next().unwrap_or_default();
+    let message = message
+        .split("For more information")
+        .next()
+        .unwrap_or_default();
+    let command: Vec<&str> = usage
+        .next()
+        .unwrap_or("sparamx")
+        .split_whitespace()
+        .take_while(|word| word.starts_with(|first: char| first.is_ascii_lowercase()))
+        .collect();
+    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("{message} (see: {} --help)", command.join(" "))
+}

@@ -1,0 +1,272 @@
+//! The measurements themselves.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use sparamx_cpu::topology;
+use sparamx_engine::PagedCache;
+use sparamx_kernels::Runtime;
+use sparamx_kernels::bandwidth::Bandwidth;
+use sparamx_model::{Input, KvCache, Model, Want, Workspace};
+
+/// Tokens of a sequence that go through the model at a time.
+const CHUNK_TOKENS: usize = 512;
+/// The buffer that the bandwidth is measured on is at least that large, and so many times the caches of the CPU.
+const BANDWIDTH_BYTES: u64 = 512 << 20;
+const BANDWIDTH_CACHES: u64 = 8;
+
+/// A model to measure.
+pub struct Subject {
+    /// Name of the shape or the model.
+    pub shape: String,
+    /// Format of its weights.
+    pub weights: &'static str,
+    /// Share of zeros in them.
+    pub sparsity: f64,
+    /// Number of weights, zeros included.
+    pub parameters: u64,
+    /// It.
+    pub model: Model,
+}
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Test {
+    /// So many tokens of prompt.
+    Prefill(usize),
+    /// So many tokens, one after the other.
+    Decode(usize),
+}
+
+impl Test {
+    /// The number of tokens.
+    pub fn tokens(self) -> usize {
+        match self {
+            Test::Prefill(tokens) | Test::Decode(tokens) => tokens,
+        }
+    }
+
+    /// `pp512` or `tg128`.
+    pub fn name(self) -> String {
+        match self {
+            Test::Prefill(tokens) => format!("pp{tokens}"),
+            Test::Decode(tokens) => format!("tg{tokens}"),
+        }
+    }
+
+    /// Forward passes it takes.
+    pub fn passes(self) -> usize {
+        match self {
+            Test::Prefill(tokens) => tokens.div_ceil(CHUNK_TOKENS),
+            Test::Decode(tokens) => tokens,
+        }
+    }
+}
+
+/// One combination; subject and runtime are indices into [`Bench`].
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// The model.
+    pub subject: usize,
+    /// The number of threads.
+    pub runtime: usize,
+    /// Sequences at a time.
+    pub batch: usize,
+    /// Tokens that each of them already has.
+    pub depth: usize,
+    /// What is timed.
+    pub test: Test,
+}
+
+/// All that is measured, and the results so far.
+pub struct Bench {
+    /// One for each number of threads.
+    pub runtimes: Vec<Runtime>,
+    /// The models.
+    pub subjects: Vec<Subject>,
+    /// The combinations.
+    pub settings: Vec<Setting>,
+    /// Seconds that every combination took, round by round.
+    pub seconds: Vec<Vec<f64>>,
+    /// Read bandwidth in GB/s for every number of threads, round by round.
+    pub bandwidth: Vec<Vec<f64>>,
+    buffers: Vec<Bandwidth>,
+    caches: Vec<Caches>,
+    workspace: Workspace,
+}
+
+/// Keys and values of as many sequences as are ever needed, at one depth. What they hold decides no speed, so that all
+/// models share them.
+struct Caches {
+    depth: usize,
+    sequences: Vec<PagedCache>,
+}
+
+impl Bench {
+    /// Makes the caches and fills them to their depths; `tokens` more fit in each.
+    ///
+    /// # Errors
+    /// There is no memory for the caches, or the model cannot run.
+    pub fn new(
+        runtimes: Vec<Runtime>,
+        subjects: Vec<Subject>,
+        settings: Vec<Setting>,
+        tokens: usize,
+    ) -> Result<Self> {
+        let mut bench = Bench {
+            seconds: vec![Vec::new(); settings.len()],
+            bandwidth: vec![Vec::new(); runtimes.len()],
+            buffers: runtimes
+                .iter()
+                .map(|rt| Bandwidth::new(rt, bandwidth_bytes() as usize))
+                .collect(),
+            runtimes,
+            subjects,
+            settings,
+            caches: Vec::new(),
+            workspace: Workspace::new(),
+        };
+        let batch = bench
+            .settings
+            .iter()
+            .map(|setting| setting.batch)
+            .max()
+            .unwrap_or(1);
+        let mut depths: Vec<usize> = bench.settings.iter().map(|setting| setting.depth).collect();
+        depths.sort_unstable();
+        depths.dedup();
+        for depth in depths {
+            let config = bench.subjects[0].model.config();
+            let cache = || PagedCache::new(config, depth + tokens);
+            let sequences = (0..batch).map(|_| cache()).collect::<Result<Vec<_>, _>>()?;
+            bench.caches.push(Caches { depth, sequences });
+            bench.fill(depth)?;
+        }
+        Ok(bench)
+    }
+
+    /// Runs every combination for a moment: pages are touched and buffers grown.
+    ///
+    /// # Errors
+    /// The model cannot run.
+    pub fn warm_up(&mut self) -> Result<()> {
+        for index in 0..self.settings.len() {
+            let setting = self.settings[index];
+            let test = match setting.test {
+                Test::Prefill(tokens) => Test::Prefill(tokens.min(32)),
+                Test::Decode(tokens) => Test::Decode(tokens.min(2)),
+            };
+            self.time(&Setting { test, ..setting })?;
+        }
+        Ok(())
+    }
+
+    /// Measures the bandwidth and every combination once.
+    ///
+    /// # Errors
+    /// The model cannot run.
+    pub fn round(&mut self, done: &mut dyn FnMut(&Setting)) -> Result<()> {
+        for ((rt, buffer), results) in self
+            .runtimes
+            .iter()
+            .zip(&self.buffers)
+            .zip(&mut self.bandwidth)
+        {
+            results.push(buffer.measure(rt));
+        }
+        for index in 0..self.settings.len() {
+            let setting = self.settings[index];
+            let seconds = self.time(&setting)?;
+            self.seconds[index].push(seconds);
+            done(&setting);
+        }
+        Ok(())
+    }
+
+    /// The seconds that one combination takes.
+    fn time(&mut self, setting: &Setting) -> Result<f64> {
+        let rt = &self.runtimes[setting.runtime];
+        let model = &self.subjects[setting.subject].model;
+        let at = self
+            .caches
+            .iter()
+            .position(|caches| caches.depth == setting.depth);
+        let caches = &mut self.caches[at.expect("caches for every depth")];
+        let sequences = &mut caches.sequences[..setting.batch];
+        for sequence in sequences.iter_mut() {
+            sequence.truncate(setting.depth);
+            sequence.reserve(setting.test.tokens())?;
+        }
+        let tokens = token_ids(setting.test.tokens(), model.config().vocab_size);
+        let step = match setting.test {
+            Test::Prefill(_) => CHUNK_TOKENS,
+            Test::Decode(_) => 1,
+        };
+        let start = Instant::now();
+        for chunk in tokens.chunks(step) {
+            forward(rt, model, chunk, sequences, Want::Last, &mut self.workspace)?;
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Brings the sequences of a depth to it.
+    fn fill(&mut self, depth: usize) -> Result<()> {
+        let rt = &self.runtimes[self.runtimes.len() - 1];
+        let model = &self.subjects[0].model;
+        let caches = self.caches.iter_mut().find(|caches| caches.depth == depth);
+        for sequence in &mut caches.expect("caches for every depth").sequences {
+            sequence.reserve(depth)?;
+            for chunk in token_ids(depth, model.config().vocab_size).chunks(CHUNK_TOKENS) {
+                forward(
+                    rt,
+                    model,
+                    chunk,
+                    std::slice::from_mut(sequence),
+                    Want::None,
+                    &mut self.workspace,
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The same tokens for every sequence: they are of no matter for the speed.
+fn forward(
+    rt: &Runtime,
+    model: &Model,
+    tokens: &[u32],
+    sequences: &mut [PagedCache],
+    logits: Want,
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let input = |cache| Input {
+        tokens,
+        cache,
+        logits,
+    };
+    let mut inputs: Vec<Input<'_>> = sequences
+        .iter_mut()
+        .map(|cache| input(cache as &mut dyn KvCache))
+        .collect();
+    model.forward(rt, &mut inputs, workspace)?;
+    Ok(())
+}
+
+/// Tokens from all over the vocabulary.
+fn token_ids(count: usize, vocab_size: usize) -> Vec<u32> {
+    // A prime step visits many rows of the embedding before it repeats.
+    (0..count)
+        .map(|index| (index * 7919 % vocab_size) as u32)
+        .collect()
+}
+
+/// Bytes to read when the bandwidth is measured: far more than the caches hold.
+pub fn bandwidth_bytes() -> u64 {
+    let caches: usize = topology::caches()
+        .iter()
+        .map(|cache| cache.bytes)
+        .max()
+        .unwrap_or(0);
+    BANDWIDTH_BYTES.max(BANDWIDTH_CACHES * caches as u64)
+}

@@ -1,0 +1,374 @@
+//! `sparamx bench`: prefill and decode speed beside the memory bandwidth.
+//!
+//! All combinations are measured in turn, in rounds, with the bandwidth between them: whatever else the machine does meets
+//! all of them alike. What is reported is the median over the rounds.
+
+mod measure;
+mod report;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use sparamx_engine::PagePool;
+use sparamx_model::{Checkpoint, Config, LoadOptions, Model, RandomSpec, plan, shapes};
+
+use crate::cli::{self, Common, MAX_THREADS, UsageError};
+use crate::{memory, output, progress, runtime, source, units};
+use measure::{Bench, Setting, Subject, Test};
+
+/// Random weights are the same in every run.
+const SEED: u64 = 1;
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sparamx bench --shape tinyllama-1.1b --sparsity 0,0.5
+  sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 64 -b 1,4,16 -t 16,32
+  sparamx bench llama-8b-50 -o json
+
+Columns: t/s is the median of the rounds and the largest deviation from it; GB/s is bytes of stored weights over the time
+of a forward pass, and the last column its share of the read bandwidth measured in the same run.")]
+pub struct BenchArgs {
+    /// Directory or hub id of a model to measure as it is
+    #[arg(value_name = "MODEL", conflicts_with = "shape")]
+    model: Option<String>,
+    /// Measure a model of this shape with random weights
+    #[arg(long, value_name = "NAME", value_parser = shape)]
+    shape: Option<String>,
+    /// Formats of the weights, with --shape
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16",
+        conflicts_with = "model"
+    )]
+    weights: Vec<Weights>,
+    /// Fractions of zeros in the decoder's weights, with --shape; 0 is dense
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.5", value_parser = cli::sparsity, conflicts_with = "model")]
+    sparsity: Vec<f64>,
+    /// Tokens of a prompt; 0 leaves prefill out
+    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
+    prompt_tokens: usize,
+    /// Tokens to generate; 0 leaves decode out
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    new_tokens: usize,
+    /// Sequences at a time
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "1", value_parser = batch)]
+    batch: Vec<usize>,
+    /// Tokens that each sequence already has
+    #[arg(
+        short,
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "0"
+    )]
+    depth: Vec<usize>,
+    /// Numbers of threads [default: the physical cores this process may use]
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = threads)]
+    threads: Vec<usize>,
+    /// Rounds
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// How to print the result
+    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
+    output: Format,
+}
+
+/// Formats of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Weights {
+    /// bf16, packed where the sparsity is above 0
+    Bf16,
+}
+
+/// Formats of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A Markdown table
+    Md,
+    /// One JSON object
+    Json,
+    /// Comma-separated values
+    Csv,
+}
+
+fn shape(text: &str) -> Result<String, String> {
+    match shapes::config(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(format!("the shapes are {}", shapes::names().join(", "))),
+    }
+}
+
+fn batch(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(batch) if (1..=4096).contains(&batch) => Ok(batch),
+        _ => Err("a whole number from 1 to 4096 is needed".to_owned()),
+    }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
+        _ => Err(format!("a whole number from 1 to {MAX_THREADS} is needed")),
+    }
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Nothing is asked for, the model cannot be read, there is not enough memory for all the models, or standard output cannot
+/// be written.
+pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
+    let tests = args.tests()?;
+    let threads = args.thread_counts();
+    let source = args.source(common)?;
+    args.check_context(&source.config)?;
+    let models = args.models(&source)?;
+    let bytes = args.check_memory(&source, &models, threads.len())?;
+    if common.verbose {
+        output::complain(&format!(
+            "{} of memory for models, KV cache and bandwidth",
+            units::bytes(bytes)
+        ));
+    }
+    let runtimes = threads
+        .iter()
+        .map(|&threads| runtime::start(threads))
+        .collect::<Result<Vec<_>>>()?;
+    let subjects = load(&source, &models, &runtimes[runtimes.len() - 1], common)?;
+    let settings = args.settings(&tests, threads.len(), subjects.len());
+    let mut bench = Bench::new(
+        runtimes,
+        subjects,
+        settings,
+        args.prompt_tokens.max(args.new_tokens),
+    )?;
+    let total = u64::from(args.rounds) * bench.settings.len() as u64;
+    let bar = progress::count_bar(common, total, "measurements", "measuring");
+    bench
+        .runtimes
+        .iter()
+        .for_each(sparamx_kernels::Runtime::pin_caller);
+    bench.warm_up()?;
+    for _ in 0..args.rounds {
+        bench.round(&mut |setting| {
+            bar.set_message(setting.test.name());
+            bar.inc(1);
+        })?;
+    }
+    bar.finish_and_clear();
+    let report = report::Report::new(&bench);
+    match args.output {
+        _ if common.json => output::json(&report),
+        Format::Json => output::json(&report),
+        Format::Md => output::text_out(&report.markdown()),
+        Format::Csv => output::text_out(&report.csv()),
+    }
+}
+
+/// What is to be measured: a checkpoint, or a shape with random weights.
+struct Source {
+    name: String,
+    config: Config,
+    checkpoint: Option<Checkpoint>,
+}
+
+/// One model of that source.
+#[derive(Clone, Copy)]
+struct Variant {
+    weights: &'static str,
+    sparsity: f64,
+}
+
+impl BenchArgs {
+    fn tests(&self) -> Result<Vec<Test>> {
+        let tests = [
+            Test::Prefill(self.prompt_tokens),
+            Test::Decode(self.new_tokens),
+        ];
+        let tests: Vec<Test> = tests.into_iter().filter(|test| test.tokens() > 0).collect();
+        if tests.is_empty() {
+            bail!(UsageError(
+                "-p 0 and -n 0 leave nothing to measure".to_owned()
+            ));
+        }
+        Ok(tests)
+    }
+
+    fn thread_counts(&self) -> Vec<usize> {
+        if self.threads.is_empty() {
+            vec![sparamx_cpu::topology::default_threads()]
+        } else {
+            self.threads.clone()
+        }
+    }
+
+    fn source(&self, common: Common) -> Result<Source> {
+        if let Some(shape) = &self.shape {
+            return Ok(Source {
+                name: shape.clone(),
+                config: shapes::config(shape)?,
+                checkpoint: None,
+            });
+        }
+        let missing = || {
+            UsageError(
+                "name a MODEL, or a shape with --shape (see: sparamx bench --help)".to_owned(),
+            )
+        };
+        let model = self.model.as_deref().ok_or_else(missing)?;
+        let checkpoint = Checkpoint::open(&source::resolve(model, common)?)?;
+        let name = model
+            .trim_end_matches('/')
+            .rsplit('/')
+            .next()
+            .unwrap_or(model);
+        Ok(Source {
+            name: name.to_owned(),
+            config: checkpoint.config().clone(),
+            checkpoint: Some(checkpoint),
+        })
+    }
+
+    fn check_context(&self, config: &Config) -> Result<()> {
+        let depth = self.depth.iter().copied().max().unwrap_or(0);
+        let tokens = self.prompt_tokens.max(self.new_tokens);
+        let context = config.context_length();
+        if depth.saturating_add(tokens) > context {
+            bail!(UsageError(format!(
+                "{depth} tokens of depth and {tokens} more do not fit in the context of {context}; lower --depth, -p or -n"
+            )));
+        }
+        Ok(())
+    }
+
+    fn models(&self, source: &Source) -> Result<Vec<Variant>> {
+        if let Some(checkpoint) = &source.checkpoint {
+            return Ok(vec![Variant {
+                weights: "bf16",
+                sparsity: stored_sparsity(checkpoint)?,
+            }]);
+        }
+        let weights = self.weights.iter().map(|Weights::Bf16| "bf16");
+        let variants = weights.flat_map(|weights| {
+            self.sparsity
+                .iter()
+                .map(move |&sparsity| Variant { weights, sparsity })
+        });
+        Ok(variants.collect())
+    }
+
+    /// Refuses what will not fit before anything is built, and says what all of it takes.
+    fn check_memory(&self, source: &Source, models: &[Variant], threads: usize) -> Result<u64> {
+        let config = &source.config;
+        let batch = self.batch.iter().copied().max().unwrap_or(1) as u64;
+        let extra = self.prompt_tokens.max(self.new_tokens);
+        let pool = PagePool::new(config);
+        let caches: u64 = self
+            .depth
+            .iter()
+            .map(|&depth| batch * pool.sequence_bytes(depth + extra))
+            .sum();
+        let weights: u64 = match &source.checkpoint {
+            Some(checkpoint) => Model::required_bytes(checkpoint),
+            None => models
+                .iter()
+                .map(|model| memory::model_bytes(config, model.sparsity))
+                .sum(),
+        };
+        let needed = weights
+            + memory::largest_matrix_bytes(config)
+            + caches
+            + threads as u64 * measure::bandwidth_bytes();
+        memory::check(
+            needed,
+            &format!("{} models of the shape {}", models.len(), source.name),
+            "measure fewer at a time",
+        )?;
+        Ok(needed)
+    }
+
+    /// All combinations, those next to each other that are compared most.
+    fn settings(&self, tests: &[Test], runtimes: usize, subjects: usize) -> Vec<Setting> {
+        let mut settings = Vec::new();
+        for &test in tests {
+            for runtime in 0..runtimes {
+                for &depth in &self.depth {
+                    for &batch in &self.batch {
+                        settings.extend((0..subjects).map(|subject| Setting {
+                            subject,
+                            runtime,
+                            batch,
+                            depth,
+                            test,
+                        }));
+                    }
+                }
+            }
+        }
+        settings
+    }
+}
+
+/// The share of zeros in the packed weights of a checkpoint.
+fn stored_sparsity(checkpoint: &Checkpoint) -> Result<f64> {
+    let (mut elements, mut non_zeros) = (0, 0);
+    for (tensor, info) in checkpoint
+        .plan()
+        .iter()
+        .zip(checkpoint.tensors())
+        .filter(|(_, info)| info.packed)
+    {
+        elements += tensor.elements();
+        non_zeros += checkpoint.nnz(&info.name)? as u64;
+    }
+    Ok(if elements == 0 {
+        0.0
+    } else {
+        1.0 - non_zeros as f64 / elements as f64
+    })
+}
+
+fn load(
+    source: &Source,
+    models: &[Variant],
+    rt: &sparamx_kernels::Runtime,
+    common: Common,
+) -> Result<Vec<Subject>> {
+    let parameters = plan::tensors(&source.config)
+        .iter()
+        .map(plan::TensorPlan::elements)
+        .sum();
+    let bar = progress::count_bar(
+        common,
+        models.len() as u64,
+        "models",
+        "making random weights",
+    );
+    let mut subjects = Vec::new();
+    for variant in models {
+        let model = match &source.checkpoint {
+            Some(checkpoint) => Model::load(rt, checkpoint, &LoadOptions::default(), &mut |_| {})?,
+            None => Model::random(
+                rt,
+                &source.config,
+                RandomSpec {
+                    sparsity: variant.sparsity,
+                    seed: SEED,
+                },
+            )?,
+        };
+        bar.inc(1);
+        subjects.push(Subject {
+            shape: source.name.clone(),
+            weights: variant.weights,
+            sparsity: variant.sparsity,
+            parameters,
+            model,
+        });
+    }
+    bar.finish_and_clear();
+    Ok(subjects)
+}

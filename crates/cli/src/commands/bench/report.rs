@@ -1,0 +1,214 @@
+//! The results, for people and for programs.
+
+use serde::Serialize;
+use sparamx_cpu::topology;
+
+use super::measure::{Bench, Setting};
+use crate::output::Table;
+use crate::units;
+
+/// All results, as `--json` prints them.
+#[derive(Serialize)]
+pub struct Report {
+    cpu: String,
+    isa: String,
+    /// The largest number of threads measured.
+    threads: usize,
+    /// With that many threads.
+    read_bandwidth_gb_s: f64,
+    rows: Vec<Row>,
+}
+
+/// One combination. Speeds are medians over the rounds.
+#[derive(Serialize)]
+struct Row {
+    test: String,
+    shape: String,
+    weights: &'static str,
+    sparsity: f64,
+    /// Keys and values are dense.
+    kv_sparsity: f64,
+    depth: usize,
+    batch: usize,
+    threads: usize,
+    tokens_per_s: f64,
+    /// The largest deviation of a round from the median.
+    tokens_per_s_deviation: f64,
+    /// Bytes of stored weights over the time of a forward pass.
+    packed_gb_s: f64,
+    read_bandwidth_gb_s: f64,
+    bandwidth_share: f64,
+    #[serde(skip)]
+    weight_bytes: u64,
+    #[serde(skip)]
+    parameters: u64,
+}
+
+impl Report {
+    /// Sums up what was measured.
+    pub fn new(bench: &Bench) -> Self {
+        let most = (0..bench.runtimes.len())
+            .max_by_key(|&index| bench.runtimes[index].threads())
+            .unwrap_or(0);
+        let rows = bench
+            .settings
+            .iter()
+            .zip(&bench.seconds)
+            .map(|(setting, seconds)| Row::new(bench, setting, seconds));
+        Report {
+            cpu: topology::brand(),
+            isa: bench.runtimes[most].cpu().isa().to_string(),
+            threads: bench.runtimes[most].threads(),
+            read_bandwidth_gb_s: median(&bench.bandwidth[most]),
+            rows: rows.collect(),
+        }
+    }
+
+    /// A line about the machine, and a Markdown table.
+    pub fn markdown(&self) -> String {
+        let mut table = Table::new(&[
+            "model",
+            "weights",
+            "sparsity",
+            "size",
+            "params",
+            "threads",
+            "batch",
+            "test",
+            "t/s",
+            "GB/s",
+            "of bandwidth",
+        ]);
+        for row in &self.rows {
+            table.row(vec![
+                row.shape.clone(),
+                row.weights.to_owned(),
+                format!("{:.2}", row.sparsity),
+                units::bytes(row.weight_bytes),
+                format!("{:.2} B", row.parameters as f64 / 1e9),
+                row.threads.to_string(),
+                row.batch.to_string(),
+                row.test_at_depth(),
+                format!(
+                    "{:.2} ± {:.2}",
+                    row.tokens_per_s, row.tokens_per_s_deviation
+                ),
+                format!("{:.2}", row.packed_gb_s),
+                format!("{:.2}", row.bandwidth_share),
+            ]);
+        }
+        format!(
+            "{}, {}, {} threads, read bandwidth {:.1} GB/s\n\n{}",
+            self.cpu,
+            self.isa,
+            self.threads,
+            self.read_bandwidth_gb_s,
+            table.markdown()
+        )
+    }
+
+    /// One line for each combination under a line of names.
+    pub fn csv(&self) -> String {
+        let mut table = Table::new(&[
+            "cpu",
+            "isa",
+            "threads",
+            "shape",
+            "weights",
+            "sparsity",
+            "kv_sparsity",
+            "depth",
+            "batch",
+            "test",
+            "tokens_per_s",
+            "tokens_per_s_deviation",
+            "packed_gb_s",
+            "read_bandwidth_gb_s",
+            "bandwidth_share",
+        ]);
+        for row in &self.rows {
+            table.row(vec![
+                self.cpu.clone(),
+                self.isa.clone(),
+                row.threads.to_string(),
+                row.shape.clone(),
+                row.weights.to_owned(),
+                row.sparsity.to_string(),
+                row.kv_sparsity.to_string(),
+                row.depth.to_string(),
+                row.batch.to_string(),
+                row.test.clone(),
+                row.tokens_per_s.to_string(),
+                row.tokens_per_s_deviation.to_string(),
+                row.packed_gb_s.to_string(),
+                row.read_bandwidth_gb_s.to_string(),
+                row.bandwidth_share.to_string(),
+            ]);
+        }
+        table.csv()
+    }
+}
+
+impl Row {
+    fn new(bench: &Bench, setting: &Setting, seconds: &[f64]) -> Self {
+        let subject = &bench.subjects[setting.subject];
+        let tokens = (setting.test.tokens() * setting.batch) as f64;
+        let speeds: Vec<f64> = seconds.iter().map(|seconds| tokens / seconds).collect();
+        let tokens_per_s = median(&speeds);
+        let weight_bytes = subject.model.weight_bytes();
+        let packed_gb_s =
+            weight_bytes as f64 * setting.test.passes() as f64 / median(seconds) / 1e9;
+        let read_bandwidth_gb_s = median(&bench.bandwidth[setting.runtime]);
+        Row {
+            test: setting.test.name(),
+            shape: subject.shape.clone(),
+            weights: subject.weights,
+            sparsity: subject.sparsity,
+            kv_sparsity: 0.0,
+            depth: setting.depth,
+            batch: setting.batch,
+            threads: bench.runtimes[setting.runtime].threads(),
+            tokens_per_s,
+            tokens_per_s_deviation: speeds
+                .iter()
+                .map(|speed| (speed - tokens_per_s).abs())
+                .fold(0.0, f64::max),
+            packed_gb_s,
+            read_bandwidth_gb_s,
+            bandwidth_share: packed_gb_s / read_bandwidth_gb_s,
+            weight_bytes,
+            parameters: subject.parameters,
+        }
+    }
+
+    /// `tg128`, or `tg128 @ d4096` as llama-bench writes it.
+    fn test_at_depth(&self) -> String {
+        match self.depth {
+            0 => self.test.clone(),
+            depth => format!("{} @ d{depth}", self.test),
+        }
+    }
+}
+
+/// The middle one, or the mean of the two in the middle; none of nothing.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => (sorted[even / 2 - 1] + sorted[even / 2]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,0 +1,318 @@
+//! `sparamx inspect`: the tensors of a model, or the kernels there are.
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use sparamx_cpu::Cpu;
+use sparamx_kernels::catalog::{self, KernelSpec};
+use sparamx_kernels::linear::WeightFormat;
+use sparamx_model::plan::{Role, TensorPlan};
+use sparamx_model::{Checkpoint, TensorInfo};
+
+use crate::cli::{Common, Threads};
+use crate::output::Table;
+use crate::{kernels, output, progress, runtime, source, units};
+
+/// Rows of activations that stand for a long prompt.
+const MANY_ROWS: usize = 512;
+
+/// Options of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sparamx inspect models/stories-5m-50
+  sparamx inspect llama-8b-50 --json
+  sparamx inspect --kernels")]
+pub struct InspectArgs {
+    /// Directory or hub id
+    #[arg(
+        value_name = "MODEL",
+        required_unless_present = "kernels",
+        conflicts_with = "kernels"
+    )]
+    model: Option<String>,
+    /// List all kernels, and which of them this CPU can run
+    #[arg(long)]
+    kernels: bool,
+    #[command(flatten)]
+    threads: Threads,
+}
+
+/// Prints the list.
+///
+/// # Errors
+/// The model cannot be read, `SPARAMX_ISA` cannot be obeyed, or standard output cannot be written.
+pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
+    let cpu = Cpu::detect()?;
+    match &args.model {
+        Some(model) => {
+            runtime::loading_threads(args.threads)?;
+            let listing = Listing::of_model(model, &cpu, common)?;
+            listing.print(common)
+        }
+        None => Catalog::new(&cpu).print(common),
+    }
+}
+
+/// A model's tensors, as `--json` prints them.
+#[derive(Serialize)]
+struct Listing {
+    model: String,
+    architecture: String,
+    tensors: Vec<TensorLine>,
+    totals: Totals,
+}
+
+#[derive(Serialize)]
+struct TensorLine {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    format: &'static str,
+    sparsity: f64,
+    bytes_dense: u64,
+    bytes_packed: u64,
+    /// For one row of activations, as in decode; none for what is not multiplied with.
+    kernel_m1: Option<&'static str>,
+    /// For many rows, as in prefill.
+    kernel_large_m: Option<&'static str>,
+}
+
+#[derive(Default, Serialize)]
+struct Totals {
+    tensors: usize,
+    packed_tensors: usize,
+    parameters: u64,
+    /// Share of zeros in what is packed.
+    sparsity_of_packed: f64,
+    sparsity: f64,
+    bytes_dense: u64,
+    bytes_packed: u64,
+}
+
+impl Listing {
+    fn of_model(model: &str, cpu: &Cpu, common: Common) -> Result<Listing> {
+        let directory = source::resolve(model, common)?;
+        let checkpoint = Checkpoint::open(&directory)?;
+        let total_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
+        let bar = progress::byte_bar(common, total_bytes, "counting zeros");
+        let tied = checkpoint.config().tie_word_embeddings;
+        let mut tensors = Vec::new();
+        let mut totals = Totals::default();
+        let mut zeros = [0u64; 2];
+        let mut packed_elements = 0;
+        for (plan, info) in checkpoint.plan().iter().zip(checkpoint.tensors()) {
+            let zero = plan.elements() - checkpoint.nnz(&info.name)? as u64;
+            bar.inc(info.bytes);
+            zeros[0] += zero;
+            if info.packed {
+                zeros[1] += zero;
+                packed_elements += plan.elements();
+            }
+            let multiplied = plan.role.may_be_packed() || (tied && plan.role == Role::Embedding);
+            let line = TensorLine::new(plan, info, zero, multiplied.then_some(cpu));
+            totals.add(plan, &line);
+            tensors.push(line);
+        }
+        bar.finish_and_clear();
+        totals.sparsity = share(zeros[0], totals.parameters);
+        totals.sparsity_of_packed = share(zeros[1], packed_elements);
+        Ok(Listing {
+            model: directory.display().to_string(),
+            architecture: format!("{:?}", checkpoint.config().arch).to_lowercase(),
+            tensors,
+            totals,
+        })
+    }
+
+    fn print(&self, common: Common) -> Result<()> {
+        if common.json {
+            return output::json(self);
+        }
+        let mut table = Table::new(&[
+            "tensor",
+            "shape",
+            "format",
+            "sparsity",
+            "dense",
+            "stored",
+            "kernel, M = 1",
+            "kernel, large M",
+        ]);
+        for tensor in &self.tensors {
+            table.row(tensor.cells());
+        }
+        let totals = &self.totals;
+        let summary = format!(
+            "\n{} parameters in {} tensors, {} of them packed ({} zeros); {} dense, {} stored ({})\n",
+            units::count(totals.parameters),
+            totals.tensors,
+            totals.packed_tensors,
+            units::percent(totals.sparsity_of_packed),
+            units::bytes(totals.bytes_dense),
+            units::bytes(totals.bytes_packed),
+            units::percent(totals.bytes_packed as f64 / totals.bytes_dense.max(1) as f64),
+        );
+        output::text_out(&(table.aligned() + &summary))
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 {
+        0.0
+    } else {
+        part as f64 / whole as f64
+    }
+}
+
+impl Totals {
+    fn add(&mut self, plan: &TensorPlan, line: &TensorLine) {
+        self.tensors += 1;
+        self.packed_tensors += usize::from(line.format == PACKED);
+        self.parameters += plan.elements();
+        self.bytes_dense += line.bytes_dense;
+        self.bytes_packed += line.bytes_packed;
+    }
+}
+
+/// Names of the two ways to store a tensor.
+const PACKED: &str = "strip16";
+const DENSE: &str = "dense";
+
+impl TensorLine {
+    /// The line of a tensor; `multiplied` is the CPU if there are kernels for it.
+    fn new(plan: &TensorPlan, info: TensorInfo, zeros: u64, multiplied: Option<&Cpu>) -> Self {
+        let format = if info.packed {
+            WeightFormat::SparseBf16
+        } else {
+            WeightFormat::DenseBf16
+        };
+        let kernel = |m| multiplied.map(|cpu| catalog::select(cpu.features(), format, m).name);
+        TensorLine {
+            name: info.name,
+            shape: info.shape,
+            dtype: info.dtype,
+            format: if info.packed { PACKED } else { DENSE },
+            sparsity: share(zeros, plan.elements()),
+            // What a packed one would take as bf16.
+            bytes_dense: if info.packed {
+                plan.elements() * 2
+            } else {
+                info.bytes
+            },
+            bytes_packed: info.bytes,
+            kernel_m1: kernel(1),
+            kernel_large_m: kernel(MANY_ROWS),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let shape: Vec<String> = self.shape.iter().map(ToString::to_string).collect();
+        let kernel = |name: Option<&'static str>| name.unwrap_or("-").to_owned();
+        vec![
+            self.name.clone(),
+            shape.join(" x "),
+            format!("{} {}", self.format, self.dtype.to_lowercase()),
+            units::percent(self.sparsity),
+            units::bytes(self.bytes_dense),
+            units::bytes(self.bytes_packed),
+            kernel(self.kernel_m1),
+            kernel(self.kernel_large_m),
+        ]
+    }
+}
+
+/// All kernels, as `--json` prints them.
+#[derive(Serialize)]
+struct Catalog {
+    isa: String,
+    features: Vec<&'static str>,
+    kernels: Vec<KernelLine>,
+}
+
+#[derive(Serialize)]
+struct KernelLine {
+    name: &'static str,
+    isa: String,
+    features: Vec<&'static str>,
+    weight: String,
+    activation: String,
+    mr: usize,
+    nr: usize,
+    best_m: String,
+    reason: &'static str,
+    runnable: bool,
+    missing: Option<String>,
+}
+
+impl Catalog {
+    fn new(cpu: &Cpu) -> Self {
+        Catalog {
+            isa: cpu.isa().to_string(),
+            features: cpu.features().names(),
+            kernels: catalog::catalog()
+                .iter()
+                .map(|spec| KernelLine::new(spec, cpu))
+                .collect(),
+        }
+    }
+
+    fn print(&self, common: Common) -> Result<()> {
+        if common.json {
+            return output::json(self);
+        }
+        let mut table = Table::new(&[
+            "kernel",
+            "weights",
+            "activations",
+            "best M",
+            "runs here",
+            "how it works",
+        ]);
+        for kernel in &self.kernels {
+            let runs = kernel
+                .missing
+                .as_ref()
+                .map_or_else(|| "yes".to_owned(), |missing| format!("no: {missing}"));
+            table.row(vec![
+                kernel.name.to_owned(),
+                kernel.weight.clone(),
+                kernel.activation.clone(),
+                kernel.best_m.clone(),
+                runs,
+                kernel.reason.to_owned(),
+            ]);
+        }
+        output::text_out(&table.aligned())
+    }
+}
+
+impl KernelLine {
+    fn new(spec: &'static KernelSpec, cpu: &Cpu) -> Self {
+        let missing = spec.on(cpu).is_err().then(|| why_not(spec, cpu));
+        KernelLine {
+            name: spec.name,
+            isa: spec.isa.to_string(),
+            features: spec.features.names(),
+            weight: spec.weight.to_string(),
+            activation: format!("{:?}", spec.activation).to_lowercase(),
+            mr: spec.mr,
+            nr: spec.nr,
+            best_m: kernels::span(&spec.best_m),
+            reason: spec.reason,
+            runnable: missing.is_none(),
+            missing,
+        }
+    }
+}
+
+/// What keeps a kernel from running here, in a few words.
+fn why_not(spec: &KernelSpec, cpu: &Cpu) -> String {
+    let report = cpu.report();
+    let lacks = report.missing(spec.isa);
+    match report.limit {
+        _ if !lacks.is_empty() => format!("lacks {}", lacks.join(", ")),
+        Some(limit) if limit < spec.isa => format!("SPARAMX_ISA={limit}"),
+        _ => format!("lacks {}", spec.features),
+    }
+}

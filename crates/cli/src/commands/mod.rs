@@ -1,0 +1,28 @@
+//! One file per command.
+
+pub mod bench;
+pub mod compress;
+pub mod doctor;
+pub mod inspect;
+pub mod perplexity;
+pub mod run;
+
+use anyhow::Result;
+
+use crate::cli::{Cli, Command};
+
+/// Does what the command line says.
+///
+/// # Errors
+/// Whatever stands in the way, as one line to be printed.
+pub fn dispatch(cli: Cli) -> Result<()> {
+    let common = cli.common;
+    match cli.command {
+        Command::Run(args) => run::run(&args, common),
+        Command::Compress(args) => compress::run(&args, common),
+        Command::Perplexity(args) => perplexity::run(&args, common),
+        Command::Bench(args) => bench::run(&args, common),
+        Command::Inspect(args) => inspect::run(&args, common),
+        Command::Doctor(args) => doctor::run(&args, common),
+    }
+}

@@ -1,0 +1,169 @@
+//! How the next token is chosen: options, the wishes of the model, and our defaults, in this order.
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde_json::Value;
+use sparamx_engine::SamplingParams;
+
+const TEMPERATURE: f32 = 0.8;
+const TOP_P: f32 = 0.95;
+
+/// Options of sampling.
+#[derive(Clone, Debug, Args)]
+pub struct SamplingArgs {
+    /// Randomness; 0 always takes the most probable token [default: the model's wish, or 0.8]
+    #[arg(long, value_name = "T", value_parser = temperature)]
+    temperature: Option<f32>,
+    /// Choose among so many of the most probable tokens; 0 among all [default: the model's wish, or 0]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Choose among the most probable tokens that together have this probability [default: the model's wish, or 0.95]
+    #[arg(long, value_name = "P", value_parser = share)]
+    top_p: Option<f32>,
+    /// Leave out tokens with less than this share of the highest probability [default: the model's wish, or 0]
+    #[arg(long, value_name = "P", value_parser = share)]
+    min_p: Option<f32>,
+    /// Make tokens that are there already less probable; 1 does not [default: the model's wish, or 1]
+    #[arg(long, value_name = "R", value_parser = penalty)]
+    repetition_penalty: Option<f32>,
+    /// The same seed gives the same text [default: another one every time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    number(text, |value| value >= 0.0, "0 or more is needed")
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    number(
+        text,
+        |value| (0.0..=1.0).contains(&value),
+        "a number from 0 to 1 is needed",
+    )
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    number(text, |value| value > 0.0, "more than 0 is needed")
+}
+
+fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && fits(value) => Ok(value),
+        _ => Err(wanted.to_owned()),
+    }
+}
+
+impl SamplingArgs {
+    /// The parameters for the model in a directory.
+    ///
+    /// # Errors
+    /// Its `generation_config.json` cannot be read.
+    pub fn params(&self, directory: &Path) -> Result<SamplingParams> {
+        let wish = Wish::read(directory)?;
+        Ok(SamplingParams {
+            temperature: self.temperature.or(wish.temperature).unwrap_or(TEMPERATURE),
+            top_k: self.top_k.or(wish.top_k).unwrap_or(0),
+            top_p: self.top_p.or(wish.top_p).unwrap_or(TOP_P),
+            min_p: self.min_p.or(wish.min_p).unwrap_or(0.0),
+            repetition_penalty: self
+                .repetition_penalty
+                .or(wish.repetition_penalty)
+                .unwrap_or(1.0),
+            // The keys of a hasher are the standard library's only source of randomness.
+            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+        })
+    }
+}
+
+/// What `generation_config.json` asks for.
+#[derive(Debug, Default, PartialEq)]
+struct Wish {
+    temperature: Option<f32>,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+}
+
+impl Wish {
+    fn read(directory: &Path) -> Result<Wish> {
+        let path = directory.join("generation_config.json");
+        if !path.exists() {
+            return Ok(Wish::default());
+        }
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let value = serde_json::from_slice(&text)
+            .with_context(|| format!("{}: not JSON", path.display()))?;
+        Ok(Wish::of(&value))
+    }
+
+    fn of(value: &Value) -> Wish {
+        let number = |name: &str| value[name].as_f64().map(|number| number as f32);
+        let greedy = value["do_sample"] == false;
+        Wish {
+            temperature: if greedy {
+                Some(0.0)
+            } else {
+                number("temperature")
+            },
+            top_k: value["top_k"].as_u64().map(|top_k| top_k as usize),
+            top_p: number("top_p"),
+            min_p: number("min_p"),
+            repetition_penalty: number("repetition_penalty"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_model_has_its_wishes() {
+        let wish = Wish::of(
+            &json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}),
+        );
+        assert_eq!(
+            wish,
+            Wish {
+                temperature: Some(0.6),
+                top_p: Some(0.9),
+                ..Wish::default()
+            }
+        );
+        let greedy = Wish::of(&json!({"do_sample": false, "temperature": 0.6}));
+        assert_eq!(greedy.temperature, Some(0.0));
+        assert_eq!(
+            Wish::of(&json!({"top_k": null, "temperature": "hot"})),
+            Wish::default()
+        );
+    }
+
+    #[test]
+    fn options_come_first() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let config = r#"{"temperature": 0.6, "top_k": 20}"#;
+        fs::write(directory.path().join("generation_config.json"), config).expect("a file");
+        let args = SamplingArgs {
+            temperature: Some(0.0),
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: None,
+            seed: Some(7),
+        };
+        let params = args.params(directory.path()).expect("parameters");
+        assert_eq!(
+            (params.temperature, params.top_k, params.top_p, params.seed),
+            (0.0, 20, TOP_P, 7)
+        );
+        fs::write(directory.path().join("generation_config.json"), "{").expect("a file");
+        assert!(args.params(directory.path()).is_err());
+    }
+}

@@ -1,0 +1,55 @@
+//! Where a model comes from: a directory, a hub, or the repository itself.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::cli::Common;
+use crate::hub::{self, HubId};
+
+/// The model that ships with the repository, relative to its root.
+pub const SHIPPED: &str = "models/stories-5m-50";
+
+/// The directory of a model.
+///
+/// # Errors
+/// There is no such directory, and no such model on the hub.
+pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    if path.exists() {
+        bail!("{model}: a file; give the directory that holds the model");
+    }
+    match HubId::parse(model) {
+        Some(id) => hub::fetch(&id, common),
+        None => bail!(
+            "{model}: no such directory; give a directory in Hugging Face layout or a hub id such as org/name"
+        ),
+    }
+}
+
+/// The directory of the model that ships: in the repository this was built from, beside the executable, or in the
+/// current directory.
+///
+/// # Errors
+/// It is in none of them.
+pub fn shipped() -> Result<PathBuf> {
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let executable = std::env::current_exe().ok();
+    let beside = executable.as_deref().and_then(Path::parent);
+    let roots = [Some(repository.as_path()), beside, Some(Path::new("."))];
+    let found = roots
+        .into_iter()
+        .flatten()
+        .map(|root| root.join(SHIPPED))
+        .find(|directory| directory.join("config.json").is_file());
+    match found {
+        Some(directory) => Ok(directory.canonicalize().unwrap_or(directory)),
+        None => bail!(
+            "the model that ships ({SHIPPED}) is not in the repository, beside the executable or here; name a model: \
+             sparamx run MODEL"
+        ),
+    }
+}

@@ -1,0 +1,294 @@
+//! Models from a hub: a local server plays the hub, and the cache is a directory of the test.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use common::hub::{COMMIT, Contents, Hub};
+use common::{fails, output, run, sparamx};
+use tempfile::TempDir;
+
+const MODEL: &str = "acme/tiny";
+
+/// A model that `inspect` can read, as the files of a repository.
+fn files() -> Vec<(String, Vec<u8>)> {
+    let directory = common::model::directory();
+    let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(&directory)
+        .expect("the model of the tests")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.is_file())
+        .map(|path| (name_of(&path), fs::read(&path).expect("a file")))
+        .collect();
+    // What a download has no use for.
+    for name in [
+        "README.md",
+        "pytorch_model.bin",
+        "original/consolidated.safetensors",
+        "consolidated.safetensors",
+    ] {
+        files.push((name.to_owned(), b"large".to_vec()));
+    }
+    files
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .expect("a name")
+        .to_str()
+        .expect("UTF-8")
+        .to_owned()
+}
+
+fn contents() -> Contents {
+    Contents {
+        model: MODEL.to_owned(),
+        revision: "main".to_owned(),
+        files: files(),
+        ..Contents::default()
+    }
+}
+
+/// `inspect --json` of a model of the hub, with this cache and these further variables.
+fn inspect(hub: &Hub, cache: &TempDir, model: &str, variables: &[(&str, &str)]) -> Output {
+    let mut command = sparamx();
+    command
+        .env("HF_ENDPOINT", &hub.endpoint)
+        .env("HF_HOME", cache.path());
+    command.envs(variables.iter().copied());
+    output(command.args(["inspect", "--json", model]))
+}
+
+fn snapshot(cache: &TempDir) -> PathBuf {
+    cache
+        .path()
+        .join("hub/models--acme--tiny/snapshots")
+        .join(COMMIT)
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
+    let hub = Hub::start(contents());
+    let cache = TempDir::new().expect("a directory");
+    let first = common::json(&inspect(&hub, &cache, MODEL, &[]));
+    let downloaded = files();
+    for (name, bytes) in &downloaded {
+        let path = snapshot(&cache).join(name);
+        let wanted = name.ends_with(".json") || name == "model.safetensors";
+        assert_eq!(path.exists(), wanted, "{name}");
+        if wanted {
+            assert_eq!(&fs::read(path).expect("a file"), bytes, "{name}");
+        }
+    }
+    let reference = cache.path().join("hub/models--acme--tiny/refs/main");
+    assert_eq!(fs::read_to_string(reference).expect("a reference"), COMMIT);
+    assert_eq!(
+        (hub.count("/consolidated.safetensors"), hub.count(".bin")),
+        (0, 0)
+    );
+
+    let transfers = hub.count("model.safetensors");
+    assert_eq!(common::json(&inspect(&hub, &cache, MODEL, &[])), first);
+    assert_eq!(
+        hub.count("model.safetensors"),
+        transfers,
+        "downloaded twice"
+    );
+
+    let requests = hub.requests.lock().expect("no panic").len();
+    let offline = inspect(&hub, &cache, MODEL, &[("HF_HUB_OFFLINE", "1")]);
+    assert_eq!(common::json(&offline), first);
+    assert_eq!(
+        hub.requests.lock().expect("no panic").len(),
+        requests,
+        "asked though offline"
+    );
+}
+
+#[test]
+fn the_cache_serves_when_the_hub_is_out_of_reach() {
+    let hub = Hub::start(contents());
+    let cache = TempDir::new().expect("a directory");
+    let first = common::json(&inspect(&hub, &cache, MODEL, &[]));
+    let away = inspect(
+        &hub,
+        &cache,
+        MODEL,
+        &[("HF_ENDPOINT", "http://127.0.0.1:9")],
+    );
+    assert!(String::from_utf8_lossy(&away.stderr).starts_with("warning: "));
+    assert_eq!(common::json(&away), first);
+}
+
+#[test]
+fn a_named_revision_is_asked_for() {
+    let hub = Hub::start(Contents {
+        revision: "v2".to_owned(),
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    common::json(&inspect(&hub, &cache, "acme/tiny@v2", &[]));
+    let main = inspect(&hub, &cache, MODEL, &[]);
+    fails(&main, 1, &["acme/tiny", "404", "revision"]);
+}
+
+#[test]
+fn hf_hub_cache_says_where_to_keep_models() {
+    let hub = Hub::start(contents());
+    let (home, cache) = (
+        TempDir::new().expect("a directory"),
+        TempDir::new().expect("a directory"),
+    );
+    let path = cache.path().to_str().expect("UTF-8");
+    common::json(&inspect(&hub, &home, MODEL, &[("HF_HUB_CACHE", path)]));
+    assert!(cache.path().join("models--acme--tiny/refs/main").exists());
+    assert!(!home.path().join("hub").exists());
+}
+
+#[test]
+fn shards_are_downloaded_as_the_index_lists_them() {
+    let mut files = files();
+    let weights = files
+        .iter()
+        .position(|(name, _)| name == "model.safetensors")
+        .expect("weights");
+    "model-00001-of-00001.safetensors".clone_into(&mut files[weights].0);
+    let index = common::model::index("model-00001-of-00001.safetensors");
+    files.push((
+        "model.safetensors.index.json".to_owned(),
+        index.into_bytes(),
+    ));
+    let hub = Hub::start(Contents {
+        files: files.clone(),
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    common::json(&inspect(&hub, &cache, MODEL, &[]));
+    assert!(
+        snapshot(&cache)
+            .join("model-00001-of-00001.safetensors")
+            .exists()
+    );
+
+    files.remove(weights);
+    let hub = Hub::start(Contents {
+        files,
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    let output = inspect(&hub, &cache, MODEL, &[]);
+    fails(&output, 1, &["model-00001-of-00001.safetensors", "404"]);
+}
+
+#[test]
+fn a_gated_model_needs_a_token() {
+    let hub = Hub::start(Contents {
+        token: Some("secret".to_owned()),
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    let none = inspect(&hub, &cache, MODEL, &[]);
+    fails(
+        &none,
+        1,
+        &["acme/tiny", "401", "set HF_TOKEN", &hub.endpoint],
+    );
+    let wrong = inspect(&hub, &cache, MODEL, &[("HF_TOKEN", "guess")]);
+    let line = fails(&wrong, 1, &["401", "check HF_TOKEN"]);
+    assert!(!line.contains("guess"), "{line}");
+    common::json(&inspect(&hub, &cache, MODEL, &[("HF_TOKEN", "secret")]));
+
+    let cache = TempDir::new().expect("a directory");
+    fs::write(cache.path().join("token"), "secret\n").expect("a token file");
+    common::json(&inspect(&hub, &cache, MODEL, &[]));
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let table = [
+        (403, "HF_TOKEN"),
+        (404, "check the name"),
+        (429, "wait"),
+        (503, "try again later"),
+    ];
+    for (status, advice) in table {
+        let hub = Hub::start(Contents {
+            status: Some(status),
+            ..contents()
+        });
+        let cache = TempDir::new().expect("a directory");
+        let output = inspect(&hub, &cache, MODEL, &[]);
+        fails(&output, 1, &["acme/tiny", &status.to_string(), advice]);
+    }
+}
+
+#[test]
+fn a_broken_transfer_goes_on_where_it_stopped() {
+    let hub = Hub::start(Contents {
+        cut: Some((1000, 1)),
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    common::json(&inspect(&hub, &cache, MODEL, &[]));
+    let requests = hub.requests.lock().expect("no panic").clone();
+    assert!(
+        requests.iter().any(|line| line.ends_with("bytes=1000-")),
+        "{requests:?}"
+    );
+
+    let hub = Hub::start(Contents {
+        cut: Some((1000, 3)),
+        ..contents()
+    });
+    let cache = TempDir::new().expect("a directory");
+    let output = inspect(&hub, &cache, MODEL, &[]);
+    fails(
+        &output,
+        1,
+        &["model.safetensors", "broke off", "run the command again"],
+    );
+    assert!(!snapshot(&cache).join("model.safetensors").exists());
+    common::json(&inspect(&hub, &cache, MODEL, &[]));
+}
+
+#[test]
+fn no_hub_no_cache() {
+    let refused = run(&["inspect", MODEL]);
+    fails(
+        &refused,
+        1,
+        &[
+            "acme/tiny",
+            "http://127.0.0.1:9",
+            "cannot be reached",
+            "give a directory",
+        ],
+    );
+    let offline = output(
+        sparamx()
+            .env("HF_HUB_OFFLINE", "1")
+            .args(["inspect", MODEL]),
+    );
+    fails(&offline, 1, &["acme/tiny", "HF_HUB_OFFLINE", "unset"]);
+}
+
+#[test]
+fn a_repository_without_a_model_is_refused() {
+    let table = [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "safetensors"),
+    ];
+    for (missing, word) in table {
+        let files = files()
+            .into_iter()
+            .filter(|(name, _)| name != missing)
+            .collect();
+        let hub = Hub::start(Contents {
+            files,
+            ..contents()
+        });
+        let cache = TempDir::new().expect("a directory");
+        fails(&inspect(&hub, &cache, MODEL, &[]), 1, &["acme/tiny", word]);
+    }
+}
