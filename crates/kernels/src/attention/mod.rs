@@ -10,9 +10,9 @@
 //! ```
 //!
 //! Departures from it:
-//! 1. The query heads of a kv head, for up to [`plan::BLOCK_ROWS`] rows of neighbouring tokens, go through the pages together:
+//! 1. The query heads of a kv head, for up to `plan::BLOCK_ROWS` rows of neighboring tokens, go through the pages together:
 //!    a *block*. Both products are those of the linear layers, with a page as the weight.
-//! 2. The pages of a sequence are cut at fixed places into *chunks* of [`plan::CHUNK_PAGES`]. Each chunk starts anew with
+//! 2. The pages of a sequence are cut at fixed places into *chunks* of `plan::CHUNK_PAGES`. Each chunk starts anew with
 //!    max, sum and acc, and chunks are merged in order. Where there are few blocks, threads share the chunks of a block.
 //!
 //! What a row computes depends on its own position only: not on the block it is in, on the other tasks of the call or on the
@@ -49,7 +49,7 @@ pub struct Params {
     pub window: Option<usize>,
 }
 
-/// Neighbouring tokens of one sequence. The token in row `first_row + i` is at position `start + i` and sees the positions up
+/// Neighboring tokens of one sequence. The token in row `first_row + i` is at position `start + i` and sees the positions up
 /// to its own, as far back as the window reaches.
 #[derive(Clone, Copy)]
 pub struct Task<'a> {

@@ -1,4 +1,4 @@
-//! Operations on rows of f32 between the linear layers, written once over [`crate::simd`].
+//! Operations on rows of f32 between the linear layers, written once over the vectors of `crate::simd`.
 //!
 //! Each row is computed by one thread in a fixed order, so results do not depend on the number of threads.
 
