@@ -3,15 +3,16 @@
 mod common;
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
-use common::{BYTE_LEVEL_IDS, byte_level, model, runtime, tokenizer};
+use common::{BYTE_LEVEL_IDS, byte_level, letters, model, runtime, tokenizer};
 use serde_json::json;
 use sparamx_engine::{
     EngineError, Event, FinishReason, GenerateParams, Outcome, PagedCache, SamplingParams, Session,
     Tokenizer, perplexity,
 };
 use sparamx_kernels::Runtime;
-use sparamx_model::{Input, Model, Want, Workspace};
+use sparamx_model::{Checkpoint, Input, LoadOptions, Model, Want, Workspace};
 
 const PROMPT: &str = "the tall 🦀 told her";
 
@@ -216,6 +217,35 @@ fn what_prompts_have_in_common_is_kept() {
             .generate(prompt, &greedy(12), &mut all);
         assert_eq!(reused.unwrap().ids, fresh.unwrap().ids);
     }
+}
+
+/// The tiny models of the `model` crate: every kind of rotation, sliding windows, biases, a prompt longer than a window.
+#[test]
+fn every_family_goes_on_from_its_cache() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+    let rt = runtime(2);
+    let mut families = 0;
+    for entry in std::fs::read_dir(fixtures).unwrap() {
+        let dir = entry.unwrap().path();
+        let checkpoint = Checkpoint::open(&dir).unwrap();
+        let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
+        let vocab_size = model.config().vocab_size;
+        let tokenizer = tokenizer(&[("tokenizer.json", letters(vocab_size))], vocab_size);
+        let length = 70.min(model.config().context_length() - 24);
+        let prompt: Vec<u32> = (0..length as u32)
+            .map(|i| i * 5 % vocab_size as u32)
+            .collect();
+        let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+        let mut run =
+            |prompt: &[u32], tokens| session.generate(prompt, &greedy(tokens), &mut all).unwrap();
+        let whole = run(&prompt, 24);
+        assert_eq!(whole.text, tokenizer.decode(&whole.ids).unwrap());
+        // Now with the first ten tokens as a part of the prompt, which the cache has.
+        let longer = [&prompt[..], &whole.ids[..10]].concat();
+        assert_eq!(run(&longer, 14).ids, whole.ids[10..], "{}", dir.display());
+        families += 1;
+    }
+    assert!(families >= 9, "{families}");
 }
 
 #[test]

@@ -196,6 +196,8 @@ fn folders_that_do_not_serve_are_refused() {
         ),
         "{wrong}"
     );
+    std::fs::create_dir(dir.path().join("config.json")).unwrap();
+    assert!(message(300).contains("config.json: "), "{}", message(300));
     write(dir.path(), &[("generation_config.json", json!([]))]);
     assert!(
         message(300).contains("generation_config.json: not a JSON object"),

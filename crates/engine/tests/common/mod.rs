@@ -171,3 +171,17 @@ pub fn model(rt: &Runtime, context: usize) -> Model {
     };
     Model::random(rt, &config, spec).unwrap()
 }
+
+/// `tokenizer.json` of as many letters as there are ids.
+pub fn letters(vocab_size: usize) -> Value {
+    let vocab: Map<String, Value> = ('A'..)
+        .zip(0..vocab_size)
+        .map(|(c, id)| (c.to_string(), json!(id)))
+        .collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
+    })
+}
