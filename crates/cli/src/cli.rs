@@ -1,8 +1,9 @@
 //! The command line as a whole: the commands, and what they have in common.
 
+use std::ffi::OsString;
 use std::fmt;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{bench, compress, doctor, inspect, perplexity, run};
 
@@ -78,7 +79,7 @@ impl Threads {
 }
 
 /// More threads than any machine we know of has is a slip of the finger.
-pub const MAX_THREADS: usize = 4096;
+pub const MAX_THREADS: usize = 1024;
 
 fn thread_count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -107,21 +108,18 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// One line out of what `clap` prints for a mistake: the message, its tip if there is one, and where help is.
-pub fn usage_line(error: &clap::Error) -> String {
+/// One line out of what `clap` prints for a mistake in `args`: the message, its tip if there is one, and where help is.
+pub fn usage_line(error: &clap::Error, args: impl Iterator<Item = OsString>) -> String {
     let text = error.to_string();
-    let mut usage = text.split("Usage: ");
-    let message = usage.next().unwrap_or_default();
+    let message = text.split("Usage: ").next().unwrap_or_default();
     let message = message
         .split("For more information")
         .next()
         .unwrap_or_default();
-    let command: Vec<&str> = usage
-        .next()
-        .unwrap_or("sparamx")
-        .split_whitespace()
-        .take_while(|word| word.starts_with(|first: char| first.is_ascii_lowercase()))
-        .collect();
     let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("{message} (see: {} --help)", command.join(" "))
+    let command = args
+        .filter_map(|arg| arg.into_string().ok())
+        .find(|arg| Cli::command().find_subcommand(arg).is_some());
+    let command = command.map(|name| format!(" {name}")).unwrap_or_default();
+    format!("{message} (see: sparamx{command} --help)")
 }

@@ -25,7 +25,7 @@ pub struct Loaded {
 /// # Errors
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.
 pub fn load(directory: &Path, threads: Threads, common: Common) -> Result<Loaded> {
-    let runtime = runtime::start(threads.count())?;
+    let runtime = runtime::start(threads.count(), common)?;
     let checkpoint = Checkpoint::open(directory)?;
     // Before the weights: it is the smaller one, and as often wrong.
     let tokenizer = Tokenizer::from_dir(directory, checkpoint.config().vocab_size)?;

@@ -1,10 +1,11 @@
 //! The threads that compute.
 
 use anyhow::{Context, Result};
-use sparamx_cpu::Cpu;
+use sparamx_cpu::{Cpu, topology};
 use sparamx_kernels::Runtime;
 
-use crate::cli::Threads;
+use crate::cli::{Common, Threads};
+use crate::output;
 
 /// Starts a pool of threads, the calling one among them.
 ///
@@ -12,7 +13,13 @@ use crate::cli::Threads;
 ///
 /// # Errors
 /// `SPARAMX_ISA` or `SPARAMX_KERNEL` cannot be obeyed, or the system gives no threads.
-pub fn start(threads: usize) -> Result<Runtime> {
+pub fn start(threads: usize, common: Common) -> Result<Runtime> {
+    let cpus = topology::allowed_cpus().len();
+    if threads > cpus && !common.quiet {
+        output::complain(&format!(
+            "warning: {threads} threads on {cpus} CPUs wait for each other; lower --threads"
+        ));
+    }
     // The permission for AMX tiles counts for threads that start after it was given.
     let cpu = Cpu::detect()?;
     Ok(Runtime::new(cpu, threads)?)

@@ -56,7 +56,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["doctor", "-q", "-v"],
             &["cannot be used with", "sparamx doctor --help"],
         ),
-        (&["doctor", "-t", "0"], &["--threads", "from 1 to 4096"]),
+        (&["doctor", "-t", "0"], &["--threads", "from 1 to 1024"]),
         (&["doctor", "-t", "many"], &["--threads", "'many'"]),
         (
             &["compress", "m"],
@@ -68,7 +68,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
         ),
         (
             &["compress", "m", "-o", "d", "--sparsity=-0.1"],
-            &["'-0.1'", "--sparsity"],
+            &["'-0.1'", "--sparsity", "sparamx compress --help"],
         ),
         (
             &["compress", "m", "-o", "d", "--sparsity", "nan"],

@@ -171,11 +171,9 @@ impl Talk<'_> {
             self.summarize(&outcome);
             return output::json(&outcome);
         }
-        if self.template.is_none() {
-            // It reads as one text.
-            output::text_out(prompt)?;
-        }
-        let outcome = self.stream(&ids)?;
+        // A text and its continuation read as one.
+        let before = if self.template.is_none() { prompt } else { "" };
+        let outcome = self.stream(&ids, before)?;
         self.summarize(&outcome);
         Ok(())
     }
@@ -225,7 +223,7 @@ impl Talk<'_> {
                 .tokenizer
                 .encode(&template.render(messages, true)?, false)?;
         }
-        let outcome = self.stream(&ids);
+        let outcome = self.stream(&ids, "");
         match outcome {
             Ok(outcome) => {
                 self.summarize(&outcome);
@@ -239,14 +237,20 @@ impl Talk<'_> {
         }
     }
 
-    /// Generates, and writes the text to standard output as it comes.
-    fn stream(&mut self, ids: &[u32]) -> Result<Outcome> {
+    /// Generates, and writes the text to standard output as it comes, after `before`.
+    fn stream(&mut self, ids: &[u32], before: &str) -> Result<Outcome> {
         let mut out = io::stdout().lock();
+        let mut before = Some(before);
         let mut written = Ok(());
         let outcome = self.session.generate(ids, &self.params, &mut |event| {
-            if let Event::Text(text) = event {
-                written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-            }
+            // Only now is it certain that the prompt can be run.
+            let text = before.take().unwrap_or_default();
+            let more = if let Event::Text(more) = event {
+                more
+            } else {
+                ""
+            };
+            written = write!(out, "{text}{more}").and_then(|()| out.flush());
             if written.is_err() {
                 ControlFlow::Break(())
             } else {

@@ -14,6 +14,7 @@ const INTER: usize = 96;
 const LAYERS: usize = 2;
 const HEADS: usize = 4;
 const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = HIDDEN / HEADS;
 /// Positions the model has.
 pub const CONTEXT: usize = 128;
 
@@ -61,6 +62,7 @@ pub fn config() -> Value {
         "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
         "vocab_size": VOCAB,
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": 1e-5,
@@ -115,26 +117,48 @@ pub fn tokenizer() -> Value {
     })
 }
 
+/// Names and shapes of the tensors of such a model, with another vocabulary and width if need be.
+pub fn shapes(vocab: usize, hidden: usize) -> Vec<(String, Vec<usize>)> {
+    let (q, kv) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
+    let mut list = vec![("model.embed_tokens.weight".to_owned(), vec![vocab, hidden])];
+    for layer in 0..LAYERS {
+        let mut add = |part: &str, shape: &[usize]| {
+            list.push((
+                format!("model.layers.{layer}.{part}.weight"),
+                shape.to_vec(),
+            ))
+        };
+        add("input_layernorm", &[hidden]);
+        add("self_attn.q_proj", &[q, hidden]);
+        add("self_attn.k_proj", &[kv, hidden]);
+        add("self_attn.v_proj", &[kv, hidden]);
+        add("self_attn.o_proj", &[hidden, q]);
+        add("post_attention_layernorm", &[hidden]);
+        add("mlp.gate_proj", &[INTER, hidden]);
+        add("mlp.up_proj", &[INTER, hidden]);
+        add("mlp.down_proj", &[hidden, INTER]);
+    }
+    list.push(("model.norm.weight".to_owned(), vec![hidden]));
+    list.push(("lm_head.weight".to_owned(), vec![vocab, hidden]));
+    list
+}
+
 /// All tensors of the model, random and always the same.
 pub fn tensors() -> Vec<Tensor> {
     let mut random = Random(7);
-    let mut list = vec![random.matrix("model.embed_tokens.weight", VOCAB, HIDDEN)];
-    let head = HIDDEN / HEADS;
-    for layer in 0..LAYERS {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        list.push(ones(&name("input_layernorm"), HIDDEN));
-        list.push(random.matrix(&name("self_attn.q_proj"), HIDDEN, HIDDEN));
-        list.push(random.matrix(&name("self_attn.k_proj"), KV_HEADS * head, HIDDEN));
-        list.push(random.matrix(&name("self_attn.v_proj"), KV_HEADS * head, HIDDEN));
-        list.push(random.matrix(&name("self_attn.o_proj"), HIDDEN, HIDDEN));
-        list.push(ones(&name("post_attention_layernorm"), HIDDEN));
-        list.push(random.matrix(&name("mlp.gate_proj"), INTER, HIDDEN));
-        list.push(random.matrix(&name("mlp.up_proj"), INTER, HIDDEN));
-        list.push(random.matrix(&name("mlp.down_proj"), HIDDEN, INTER));
-    }
-    list.push(ones("model.norm.weight", HIDDEN));
-    list.push(random.matrix("lm_head.weight", VOCAB, HIDDEN));
-    list
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let bytes = match shape[..] {
+            [len] => 0x3f80u16.to_le_bytes().repeat(len),
+            _ => random.values(shape.iter().product()),
+        };
+        Tensor {
+            name,
+            shape,
+            dtype: "BF16",
+            bytes,
+        }
+    };
+    shapes(VOCAB, HIDDEN).into_iter().map(tensor).collect()
 }
 
 /// An index that puts all tensors into one file.
@@ -162,37 +186,20 @@ pub fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
     file
 }
 
-fn ones(name: &str, len: usize) -> Tensor {
-    Tensor {
-        name: name.to_owned(),
-        shape: vec![len],
-        dtype: "BF16",
-        bytes: 0x3f80u16.to_le_bytes().repeat(len),
-    }
-}
-
 /// A multiplicative congruential generator, good enough for weights.
 struct Random(u64);
 
 impl Random {
-    fn matrix(&mut self, name: &str, n: usize, k: usize) -> Tensor {
+    /// Uniform in -0.25 .. 0.25, never zero, cut to bf16.
+    fn values(&mut self, count: usize) -> Vec<u8> {
         let mut value = || {
             self.0 = self
                 .0
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            // Uniform in -0.25 .. 0.25, never zero, cut to bf16.
             let unit = ((self.0 >> 40) as f32 + 0.5) / 16_777_216.0 - 0.5;
-            (unit / 2.0).to_bits() >> 16
+            ((unit / 2.0).to_bits() >> 16) as u16
         };
-        let bytes = (0..n * k)
-            .flat_map(|_| (value() as u16).to_le_bytes())
-            .collect();
-        Tensor {
-            name: name.to_owned(),
-            shape: vec![n, k],
-            dtype: "BF16",
-            bytes,
-        }
+        (0..count).flat_map(|_| value().to_le_bytes()).collect()
     }
 }

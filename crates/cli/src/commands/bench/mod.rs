@@ -135,7 +135,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     }
     let runtimes = threads
         .iter()
-        .map(|&threads| runtime::start(threads))
+        .map(|&threads| runtime::start(threads, common))
         .collect::<Result<Vec<_>>>()?;
     let subjects = load(&source, &models, &runtimes[runtimes.len() - 1], common)?;
     let settings = args.settings(&tests, threads.len(), subjects.len());
