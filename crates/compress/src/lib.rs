@@ -21,7 +21,7 @@ use sparamx_model::plan::{Role, TensorPlan};
 use sparamx_model::{Checkpoint, TensorInfo};
 
 pub use error::CompressError;
-pub use prune::{Scope, prune, zeros_for};
+pub use prune::{Scope, clear_negative_zeros, prune, zeros_for};
 pub use staging::check_output;
 
 use shards::Shards;
@@ -230,6 +230,7 @@ impl<'a> Packer<'a> {
         let (n, k) = (rows.n, rows.k);
         let mut bits = rows.bits;
         if pruned {
+            clear_negative_zeros(bits.to_mut());
             if self.options.sparsity > 0.0 {
                 prune(bits.to_mut(), k, self.options.sparsity, self.options.scope);
             }

@@ -38,6 +38,16 @@ pub fn prune(rows: &mut [u16], k: usize, sparsity: f64, scope: Scope) {
     }
 }
 
+/// Makes negative zeros plain ones. Training with a mask leaves them behind; they multiply like zeros, but the packed layout
+/// keeps every bit of a weight, so it would store each as a value.
+pub fn clear_negative_zeros(weights: &mut [u16]) {
+    weights
+        .par_iter_mut()
+        .with_min_len(CHUNK)
+        .filter(|bits| **bits & MAGNITUDE == 0)
+        .for_each(|zero| *zero = 0);
+}
+
 /// What to prune: everything smaller than `magnitude`, and the first `ties` of exactly that size.
 struct Cut {
     magnitude: u16,
@@ -230,6 +240,13 @@ mod tests {
             pruned(&sparse, 8, 0.75, Scope::Tensor),
             [0.0, 0.0, 0.0, 5.0, 0.0, 0.0, 0.0, 3.0]
         );
+    }
+
+    #[test]
+    fn negative_zeros_become_plain_ones() {
+        let mut weights = bits(&[-0.0, 1.0, 0.0, -2.0]);
+        clear_negative_zeros(&mut weights);
+        assert_eq!(weights, bits(&[0.0, 1.0, 0.0, -2.0]));
     }
 
     #[test]
