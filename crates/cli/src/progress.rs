@@ -14,7 +14,7 @@ pub fn byte_bar(common: Common, bytes: u64, message: impl Into<Cow<'static, str>
         common,
         bytes,
         message,
-        "{msg:30!} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
+        "{msg:20!} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
     )
 }
 
@@ -26,7 +26,7 @@ pub fn count_bar(
     message: impl Into<Cow<'static, str>>,
 ) -> ProgressBar {
     let template = format!(
-        "{{msg:30!}} [{{bar:30}}] {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}} left"
+        "{{msg:20!}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}} left"
     );
     bar(common, total, message, &template)
 }

@@ -292,3 +292,26 @@ fn a_repository_without_a_model_is_refused() {
         fails(&inspect(&hub, &cache, MODEL, &[]), 1, &["acme/tiny", word]);
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_the_cache_is_one_line() {
+    let hub = Hub::start(contents());
+    let disk = TempDir::new().expect("a directory");
+    let cache = disk.path().join("cache");
+    let mut command = sparamx();
+    command
+        .env("HF_ENDPOINT", &hub.endpoint)
+        .env("HF_HOME", &cache);
+    command.args(["inspect", "--json", MODEL]);
+    if let Some(mut done) = common::on_small_disk(&command, disk.path(), "60k") {
+        // What has arrived stays, to go on from.
+        assert_eq!(done.stdout, b"cache\n");
+        done.stdout.clear();
+        fails(
+            &done,
+            1,
+            &["model.safetensors", "full", "make room", "HF_HOME"],
+        );
+    }
+}

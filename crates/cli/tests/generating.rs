@@ -182,6 +182,42 @@ fn instruction_sets_agree_where_the_choice_is_clear() {
 }
 
 #[test]
+fn the_model_that_ships_is_the_default() {
+    let tell = |options: &[&str]| {
+        let args = [
+            "run",
+            "Once upon a time",
+            "--json",
+            "--temperature",
+            "0",
+            "-n",
+            "40",
+        ];
+        json(&output(sparamx().args(args).args(options)))
+    };
+    let story = tell(&["-t", "1"]);
+    assert_eq!(ids(&story, "ids"), ids(&tell(&["-t", "2"]), "ids"));
+    assert!(
+        story["text"]
+            .as_str()
+            .expect("text")
+            .split_whitespace()
+            .count()
+            >= 15,
+        "{story}"
+    );
+    let listing = json(&run(&[
+        "inspect",
+        text(&stories().with_file_name("stories-5m-50")),
+        "--json",
+    ]));
+    let sparsity = listing["totals"]["sparsity_of_packed"]
+        .as_f64()
+        .expect("a number");
+    assert!((0.45..0.8).contains(&sparsity), "{sparsity}");
+}
+
+#[test]
 fn packing_at_sparsity_0_changes_no_token() {
     let root = TempDir::new().expect("a directory");
     let packed = root.path().join("packed");

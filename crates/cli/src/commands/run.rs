@@ -196,6 +196,8 @@ impl Talk<'_> {
             // Without a history the chat goes on.
             let _ = editor.add_history_entry(&line);
             interrupt::clear();
+            // The same line twice shall not get the same answer.
+            self.params.sampling.seed = self.params.sampling.seed.wrapping_add(1);
             if let Err(error) = self.turn(&line, &mut messages) {
                 if output::is_broken_pipe(&error) {
                     return Err(error);

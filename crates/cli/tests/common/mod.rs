@@ -85,6 +85,41 @@ pub fn fails(output: &Output, status: i32, words: &[&str]) -> String {
     error
 }
 
+/// Runs a prepared command with a file system of its own at `disk`, and lists what it leaves there on standard output.
+/// Nothing where the system does not let an ordinary user mount one.
+#[cfg(target_os = "linux")]
+pub fn on_small_disk(command: &Command, disk: &Path, size: &str) -> Option<Output> {
+    let script = "mount -t tmpfs -o size=\"$1\" tmpfs \"$2\" || exit 99; \
+                  cd \"$2\" && shift 2 && \"$@\"; status=$?; ls -A; exit $status";
+    let mut unshare = Command::new("unshare");
+    unshare.args([
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        size,
+        text(disk),
+    ]);
+    unshare.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => unshare.env(name, value),
+            None => unshare.env_remove(name),
+        };
+    }
+    match unshare.output() {
+        Ok(done) if done.status.code() != Some(99) && !done.stderr.starts_with(b"unshare") => {
+            Some(done)
+        }
+        other => {
+            println!("SKIPPED: no mount name space for an ordinary user here ({other:?})");
+            None
+        }
+    }
+}
+
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
