@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn finite_is_everything_below_the_last_exponent() {
-        for bits in 0..=u16::MAX {
+        let step = if cfg!(miri) { 61 } else { 1 };
+        for bits in (0..=u16::MAX).step_by(step) {
             let finite = half::bf16::from_bits(bits).is_finite();
             assert_eq!(all_finite(&[0, bits, 0]), finite, "{bits:#06x}");
             let stored = finite && bits != 0;
