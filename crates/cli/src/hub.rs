@@ -183,6 +183,12 @@ struct Download<'a> {
     common: Common,
 }
 
+/// A commit of a repository, and where the cache keeps it.
+struct Snapshot {
+    repo: ApiRepo,
+    directory: PathBuf,
+}
+
 impl<'a> Download<'a> {
     fn new(settings: &'a Settings, id: &'a HubId, common: Common) -> Result<Self> {
         let api = ApiBuilder::from_cache(Cache::new(settings.cache.clone()))
@@ -204,11 +210,15 @@ impl<'a> Download<'a> {
             Ok(info) => info,
             Err(error) => return self.without_hub(&error),
         };
-        let repo = self.api.repo(Repo::with_revision(
-            self.id.name.clone(),
-            RepoType::Model,
-            info.sha.clone(),
-        ));
+        if info.sha.is_empty() || !info.sha.chars().all(|c| c.is_ascii_alphanumeric()) {
+            // It becomes the name of a directory.
+            bail!(
+                "{}: {} names no commit; check HF_ENDPOINT",
+                label(self.id),
+                self.settings.endpoint
+            );
+        }
+        let snapshot = self.snapshot(&info);
         let has = |name: &str| info.siblings.iter().any(|file| file.rfilename == name);
         if !has("config.json") {
             bail!(
@@ -216,16 +226,11 @@ impl<'a> Download<'a> {
                 label(self.id)
             );
         }
-        let mut directory = PathBuf::new();
         for name in SMALL_FILES.into_iter().filter(|name| has(name)) {
-            directory = self
-                .file(&repo, name)?
-                .parent()
-                .map(Path::to_owned)
-                .unwrap_or_default();
+            self.file(&snapshot, name)?;
         }
-        for name in self.weights(&directory, &has)? {
-            self.file(&repo, &name)?;
+        for name in self.weights(&snapshot.directory, &has)? {
+            self.file(&snapshot, &name)?;
         }
         Cache::new(self.settings.cache.clone())
             .repo(self.id.repo())
@@ -236,7 +241,17 @@ impl<'a> Download<'a> {
                     self.settings.cache.display()
                 )
             })?;
-        Ok(directory)
+        Ok(snapshot.directory)
+    }
+
+    /// The state of the repository that the hub described: later changes to the branch do not mix with it.
+    fn snapshot(&self, info: &RepoInfo) -> Snapshot {
+        let repo = Repo::with_revision(self.id.name.clone(), RepoType::Model, info.sha.clone());
+        let cache = Cache::new(self.settings.cache.clone()).repo(repo.clone());
+        Snapshot {
+            directory: cache.pointer_path(&info.sha),
+            repo: self.api.repo(repo),
+        }
     }
 
     fn info(&self) -> Result<RepoInfo, ApiError> {
@@ -278,17 +293,16 @@ impl<'a> Download<'a> {
     }
 
     /// One file of the snapshot, from the cache or the hub, its size checked.
-    fn file(&self, repo: &ApiRepo, name: &str) -> Result<PathBuf> {
+    fn file(&self, snapshot: &Snapshot, name: &str) -> Result<PathBuf> {
+        let cached = snapshot.directory.join(name);
+        if cached.exists() {
+            return Ok(cached);
+        }
         let mut attempt = 1;
         loop {
             let mut expected = None;
-            let outcome = if attempt == 1 && self.in_cache(repo, name) {
-                repo.get(name)
-            } else {
-                let bar = DownloadBar::new(self.common, &mut expected);
-                repo.download_with_progress(name, bar)
-            };
-            match outcome {
+            let bar = DownloadBar::new(self.common, &mut expected);
+            match snapshot.repo.download_with_progress(name, bar) {
                 Ok(path) => return self.sized(path, expected, name),
                 Err(error) if attempt < ATTEMPTS && broken_transfer(&error) => {
                     std::thread::sleep(PAUSE * attempt);
@@ -297,15 +311,6 @@ impl<'a> Download<'a> {
                 Err(error) => return Err(self.explain(&error, name)),
             }
         }
-    }
-
-    fn in_cache(&self, repo: &ApiRepo, name: &str) -> bool {
-        // The address of a file ends with the commit and the name; the cache keeps both.
-        let commit = repo.url(name).rsplit('/').nth(1).map(str::to_owned);
-        commit.is_some_and(|commit| {
-            let repo = Cache::new(self.settings.cache.clone()).repo(self.id.repo());
-            repo.pointer_path(&commit).join(name).exists()
-        })
     }
 
     /// A file whose size is not what the hub announced is of no use, nor to be found again.

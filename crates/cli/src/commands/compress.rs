@@ -94,8 +94,8 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
     let (Method::Magnitude, Weights::Bf16) = (args.method, args.weights);
     sparamx_compress::check_output(&args.output)?;
     runtime::loading_threads(args.threads)?;
-    interrupt::install()?;
     let checkpoint = Checkpoint::open(&source::resolve(&args.model, common)?)?;
+    interrupt::install()?;
     let report = pack(args, &checkpoint, common)?;
     warn(args, &checkpoint, &report, common);
     if common.json {
