@@ -25,6 +25,13 @@ pub enum CompressError {
         /// The path.
         path: PathBuf,
     },
+    /// The output folder cannot be made.
+    CannotMake {
+        /// The folder.
+        dir: PathBuf,
+        /// What the operating system said.
+        error: io::Error,
+    },
     /// The disk has no room for the output.
     DiskFull {
         /// The folder that was to be written.
@@ -81,7 +88,9 @@ impl CompressError {
             )
         };
         match self {
-            CompressError::Io { error, .. } => full(error),
+            CompressError::Io { error, .. } | CompressError::CannotMake { error, .. } => {
+                full(error)
+            }
             CompressError::Format(error) => io_error(error).is_some_and(full),
             _ => false,
         }
@@ -118,6 +127,11 @@ impl fmt::Display for CompressError {
                 "{}: exists and is not an empty directory; choose another output directory, or empty this one",
                 path.display()
             ),
+            CompressError::CannotMake { dir, error } => write!(
+                f,
+                "{}: cannot be made: {error}; choose another output directory",
+                dir.display()
+            ),
             CompressError::DiskFull { dir } => write!(
                 f,
                 "{}: the disk is full, nothing was written; make room or choose a directory on another disk",
@@ -137,7 +151,9 @@ impl fmt::Display for CompressError {
 impl std::error::Error for CompressError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            CompressError::Io { error, .. } => Some(error),
+            CompressError::Io { error, .. } | CompressError::CannotMake { error, .. } => {
+                Some(error)
+            }
             CompressError::Model(error) => Some(error),
             CompressError::Format(error) => Some(error),
             _ => None,

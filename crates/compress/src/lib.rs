@@ -143,7 +143,7 @@ pub fn compress(
             dir: checkpoint.dir().to_owned(),
         });
     }
-    let staging = Staging::new(output)?;
+    let staging = Staging::new(output).map_err(|error| error.for_output(output))?;
     let filled = fill(checkpoint, staging.dir(), options, progress);
     let mut report = filled.map_err(|error| error.for_output(staging.target()))?;
     report.dir = staging.publish()?;

@@ -9,7 +9,7 @@ use crate::CompressError;
 /// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty.
 ///
 /// # Errors
-/// [`CompressError::OutputExists`], or [`CompressError::Io`] if that cannot be found out.
+/// [`CompressError::OutputExists`], or [`CompressError::CannotMake`] if a file is in its way or that cannot be found out.
 pub fn check_output(target: &Path) -> Result<(), CompressError> {
     resolve(target).map(|_| ())
 }
@@ -28,7 +28,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`CompressError::OutputExists`] if there is something else at `target` than an empty folder, or
-    /// [`CompressError::Io`].
+    /// [`CompressError::CannotMake`].
     pub(crate) fn new(target: &Path) -> Result<Self, CompressError> {
         let target = resolve(target)?;
         let parent = target.parent().unwrap_or(Path::new("/"));
@@ -45,8 +45,13 @@ impl Staging {
             made_parent,
             published: false,
         };
-        fs::create_dir_all(&staging.dir).map_err(|error| CompressError::io(&staging.dir, error))?;
-        Ok(staging)
+        match fs::create_dir_all(&staging.dir) {
+            Ok(()) => Ok(staging),
+            Err(error) => Err(CompressError::CannotMake {
+                dir: staging.target.clone(),
+                error,
+            }),
+        }
     }
 
     /// The temporary folder.
@@ -101,30 +106,27 @@ fn remove_empty(top: &Path, leaf: Option<&Path>) -> io::Result<()> {
 
 /// The output folder as an absolute path, if it may be made: it does not exist, or is empty.
 fn resolve(target: &Path) -> Result<PathBuf, CompressError> {
-    let io = |error| CompressError::io(target, error);
+    let exists = || CompressError::OutputExists {
+        path: target.to_owned(),
+    };
+    let cannot_make = |error| CompressError::CannotMake {
+        dir: target.to_owned(),
+        error,
+    };
     match fs::read_dir(target) {
         Ok(mut entries) => match entries.next() {
-            None => target.canonicalize().map_err(io),
-            Some(_) => Err(CompressError::OutputExists {
-                path: target.to_owned(),
-            }),
+            None => target.canonicalize().map_err(cannot_make),
+            Some(_) => Err(exists()),
         },
+        // A file, or a link to nothing.
+        Err(_) if fs::symlink_metadata(target).is_ok_and(|found| !found.is_dir()) => Err(exists()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if fs::symlink_metadata(target).is_ok()
-                || !matches!(target.components().next_back(), Some(Component::Normal(_)))
-            {
-                return Err(CompressError::OutputExists {
-                    path: target.to_owned(),
-                });
+            if !matches!(target.components().next_back(), Some(Component::Normal(_))) {
+                return Err(exists());
             }
-            std::path::absolute(target).map_err(io)
+            std::path::absolute(target).map_err(cannot_make)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(CompressError::OutputExists {
-                path: target.to_owned(),
-            })
-        }
-        Err(error) => Err(io(error)),
+        Err(error) => Err(cannot_make(error)),
     }
 }
 
@@ -194,8 +196,13 @@ mod tests {
         fs::create_dir(&full).expect("a folder");
         fs::write(full.join("file"), "text").expect("a file");
         let file = full.join("file");
-        for target in [&full, &file, &file.join("below")] {
+        for (target, why) in [
+            (&full, "not an empty directory"),
+            (&file, "not an empty directory"),
+            (&file.join("below"), "cannot be made"),
+        ] {
             let error = Staging::new(target).err().expect("refused").to_string();
+            assert!(error.contains(why), "{error}");
             assert!(error.contains("another output directory"), "{error}");
         }
         assert_eq!(names(root.path()), ["full"]);
