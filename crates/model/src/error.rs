@@ -258,6 +258,9 @@ impl ModelError {
     fn fmt_config(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ModelError::*;
         match self {
+            Io { error, .. } if error.kind() == std::io::ErrorKind::NotFound => {
+                write!(f, "{error}: give a folder in Hugging Face layout")
+            }
             Io { error, .. } => write!(f, "{error}"),
             NoWeights { hint, .. } => write!(f, "{hint}"),
             Json { error, .. } => write!(f, "not a JSON object: {error}"),

@@ -150,6 +150,7 @@ fn a_missing_folder_or_config_is_named() {
             matches!(&error, ModelError::Io { path, .. } if path.ends_with("config.json")),
             "{error}"
         );
+        assert!(error.to_string().contains("Hugging Face"), "{error}");
     }
 }
 
