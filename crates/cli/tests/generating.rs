@@ -20,6 +20,11 @@ fn stories() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m")
 }
 
+/// The model that ships, pruned and packed.
+fn packed_stories() -> PathBuf {
+    stories().with_file_name("stories-5m-50")
+}
+
 /// Greedy text as JSON, with further options and variables.
 fn greedy(directory: &Path, prompt: &str, options: &[&str], variables: &[(&str, &str)]) -> Value {
     let mut command = sparamx();
@@ -107,7 +112,7 @@ fn text_is_streamed_and_the_rest_is_silent_on_demand() {
 
 #[test]
 fn threads_change_no_token() {
-    for directory in [model::directory(), stories()] {
+    for directory in [model::directory(), stories(), packed_stories()] {
         let one = greedy(&directory, "Once upon a time", &["-t", "1"], &[]);
         for threads in ["2", "3"] {
             let more = greedy(&directory, "Once upon a time", &["-q", "-t", threads], &[]);
@@ -154,31 +159,36 @@ fn clear_tokens(directory: &Path, prompt: &[u32], count: usize) -> Vec<u32> {
 
 #[test]
 fn instruction_sets_agree_where_the_choice_is_clear() {
-    let directory = stories();
+    for directory in [stories(), packed_stories()] {
+        instruction_sets_agree(&directory);
+    }
+}
+
+#[track_caller]
+fn instruction_sets_agree(directory: &Path) {
     let mut compared = 0;
     for prompt in [
         "Once upon a time",
         "One day, a girl named Lily",
         "The little dog",
     ] {
-        let native = greedy(&directory, prompt, &[], &[]);
-        let clear = clear_tokens(&directory, &ids(&native, "prompt_ids"), 60);
+        let native = greedy(directory, prompt, &[], &[]);
+        let clear = clear_tokens(directory, &ids(&native, "prompt_ids"), 60);
         compared += clear.len();
         for isa in Isa::ALL
             .into_iter()
             .filter(|&isa| isa <= Cpu::detect().expect("a CPU").isa())
         {
-            let answer = greedy(
-                &directory,
-                prompt,
-                &[],
-                &[("SPARAMX_ISA", &isa.to_string())],
-            );
+            let answer = greedy(directory, prompt, &[], &[("SPARAMX_ISA", &isa.to_string())]);
             assert_eq!(ids(&answer, "ids")[..clear.len()], clear, "{isa}: {prompt}");
         }
     }
     // Of 180; otherwise the comparison says little.
-    assert!(compared >= 20, "only {compared} tokens were clear by {GAP}");
+    assert!(
+        compared >= 20,
+        "{}: only {compared} tokens were clear by {GAP}",
+        directory.display()
+    );
 }
 
 #[test]
@@ -206,11 +216,7 @@ fn the_model_that_ships_is_the_default() {
             >= 15,
         "{story}"
     );
-    let listing = json(&run(&[
-        "inspect",
-        text(&stories().with_file_name("stories-5m-50")),
-        "--json",
-    ]));
+    let listing = json(&run(&["inspect", text(&packed_stories()), "--json"]));
     let sparsity = listing["totals"]["sparsity_of_packed"]
         .as_f64()
         .expect("a number");
