@@ -166,7 +166,9 @@ def save_checkpoint(model, tokenizer_path, folder):
     write_json(os.path.join(folder, 'tokenizer_config.json'), dict(
         bos_token='<s>', eos_token='<|endoftext|>', model_max_length=model.shape.max_position_embeddings,
         tokenizer_class='PreTrainedTokenizerFast', clean_up_tokenization_spaces=False))
-    write_json(os.path.join(folder, 'generation_config.json'), dict(bos_token_id=BOS, eos_token_id=EOS))
+    # Models this small make up words at higher temperatures.
+    write_json(os.path.join(folder, 'generation_config.json'), dict(
+        bos_token_id=BOS, do_sample=True, eos_token_id=EOS, temperature=0.6))
     target = os.path.join(folder, 'tokenizer.json')
     if os.path.abspath(tokenizer_path) != os.path.abspath(target):
         shutil.copyfile(tokenizer_path, target)
