@@ -51,7 +51,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return match error.print() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(_) => ExitCode::from(FAILURE),
+            Err(error) => {
+                output::complain(&format!("error: {}: {error}", output::CANNOT_WRITE));
+                ExitCode::from(FAILURE)
+            }
         };
     }
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {

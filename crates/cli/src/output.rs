@@ -2,7 +2,11 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use anyhow::Context;
 use serde::Serialize;
+
+/// What went wrong if standard output takes no more, a full disk for one.
+pub const CANNOT_WRITE: &str = "cannot write to standard output";
 
 /// Prints one JSON object, followed by a line feed, on standard output.
 ///
@@ -20,9 +24,9 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Standard output cannot be written.
 pub fn text_out(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context(CANNOT_WRITE)
 }
 
 /// Prints a line on standard error; there is nothing to be done if that fails.

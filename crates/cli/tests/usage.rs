@@ -260,3 +260,21 @@ fn a_reader_that_leaves_is_no_error() {
         String::from_utf8_lossy(&output.stderr)
     );
 }
+
+/// Linux has a file that is always full.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_standard_output_is_named() {
+    for args in [
+        &["inspect", "--kernels"][..],
+        &["doctor", "--json"],
+        &["--help"],
+    ] {
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .expect("a device");
+        let done = output(sparamx().args(args).stdout(full));
+        fails(&done, 1, &["standard output", "No space left"]);
+    }
+}

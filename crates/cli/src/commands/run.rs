@@ -259,8 +259,9 @@ impl Talk<'_> {
                 flow()
             }
         })?;
-        written?;
-        writeln!(out)?;
+        written
+            .and_then(|()| writeln!(out))
+            .context(output::CANNOT_WRITE)?;
         Ok(outcome)
     }
 
