@@ -2,8 +2,9 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::str::FromStr;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{bench, compress, doctor, inspect, perplexity, run};
 
@@ -48,6 +49,22 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
 }
 
+impl Cli {
+    /// Reads the command line. A negative number is a value, so that the option it was meant for says what it takes.
+    ///
+    /// # Errors
+    /// What `clap` has to say: wrong usage, or help that was asked for.
+    pub fn read() -> Result<Self, clap::Error> {
+        let command = Cli::command().mut_subcommands(|command| {
+            command.mut_args(|arg| {
+                let takes_values = arg.get_action().takes_values();
+                arg.allow_negative_numbers(takes_values)
+            })
+        });
+        Cli::from_arg_matches(&command.try_get_matches()?)
+    }
+}
+
 /// What all commands take.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Common {
@@ -86,6 +103,12 @@ fn thread_count(text: &str) -> Result<usize, String> {
         Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
         _ => Err(format!("a whole number from 1 to {MAX_THREADS} is needed")),
     }
+}
+
+/// Reads a whole number that is not negative.
+pub fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| "a whole number of at least 0 is needed".to_owned())
 }
 
 /// Reads a fraction of zeros: at least 0 and below 1.

@@ -71,6 +71,10 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'-0.1'", "--sparsity", "sparamx compress --help"],
         ),
         (
+            &["compress", "m", "-o", "d", "--sparsity", "-0.1"],
+            &["'-0.1'", "--sparsity", "at least 0 and below 1"],
+        ),
+        (
             &["compress", "m", "-o", "d", "--sparsity", "nan"],
             &["'nan'", "--sparsity"],
         ),
@@ -118,6 +122,15 @@ fn wrong_usage_ends_with_2_and_one_line() {
         ),
         (&["run", "m", "p", "--top-p", "2"], &["--top-p", "0 to 1"]),
         (&["run", "m", "p", "-n", "0"], &["--max-tokens"]),
+        (&["run", "m", "p", "-n", "-5"], &["'-5'", "--max-tokens"]),
+        (
+            &["run", "m", "p", "--top-k", "-1"],
+            &["'-1'", "--top-k", "whole number"],
+        ),
+        (
+            &["run", "m", "p", "--seed", "x"],
+            &["'x'", "--seed", "whole number"],
+        ),
         (&["perplexity", "m"], &["<FILE>"]),
     ];
     for (args, words) in table {

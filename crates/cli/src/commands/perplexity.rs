@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_engine::perplexity;
 
-use crate::cli::{Common, Threads, UsageError};
+use crate::cli::{self, Common, Threads, UsageError};
 use crate::{loading, output, progress, source, units};
 
 /// The window if nobody says, where the model's context is larger.
@@ -32,7 +32,7 @@ pub struct PerplexityArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Tokens in a window [default: the model's context, at most 2048]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
     ctx: Option<usize>,
     #[command(flatten)]
     threads: Threads,
