@@ -95,7 +95,7 @@ struct Variable {
 /// `SPARAMX_ISA` cannot be obeyed, or standard output cannot be written.
 pub fn run(args: &DoctorArgs, common: Common) -> Result<()> {
     let cpu = Cpu::detect()?;
-    let findings = examine(&cpu, args.threads.count());
+    let findings = examine(cpu.report(), args.threads.count());
     if common.json {
         output::json(&findings)
     } else {
@@ -103,8 +103,7 @@ pub fn run(args: &DoctorArgs, common: Common) -> Result<()> {
     }
 }
 
-fn examine(cpu: &Cpu, threads: usize) -> Findings {
-    let report = cpu.report();
+fn examine(report: &Report, threads: usize) -> Findings {
     let mut findings = Findings {
         cpu: topology::brand(),
         vendor: report.vendor.clone(),
@@ -343,7 +342,57 @@ fn ranges(numbers: &[usize]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sparamx_cpu::{Os, evaluate};
+
     use super::*;
+
+    /// A CPU with every flag there is, under a kernel that permits no tiles.
+    struct Refusing;
+
+    impl Os for Refusing {
+        fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+            match (leaf, subleaf) {
+                (0, _) => [0x20, 0, 0, 0],
+                (7, 0) => [1, u32::MAX, u32::MAX, u32::MAX],
+                (0x8000_0000, _) => [0x8000_0001, 0, 0, 0],
+                (1 | 0x8000_0001, _) | (7, 1) => [u32::MAX; 4],
+                _ => [0; 4],
+            }
+        }
+
+        fn xcr0(&self) -> u64 {
+            u64::MAX
+        }
+
+        fn is_linux(&self) -> bool {
+            true
+        }
+
+        fn request_permission(&self, _: u32) -> Result<(), i32> {
+            Err(1)
+        }
+
+        fn permitted_components(&self) -> Result<u64, i32> {
+            Ok(0)
+        }
+    }
+
+    #[test]
+    fn a_refused_permission_is_said_with_the_kernels_that_run_instead() {
+        let findings = examine(&evaluate(&Refusing, None), 1);
+        assert_eq!(findings.isa, "avx512");
+        for choice in &findings.kernels {
+            assert!(choice.kernel.contains("_avx512"), "{}", choice.kernel);
+        }
+        let text = findings.text();
+        for line in [
+            "amx needs permission",
+            "AMX is not used",
+            "the kernel refused the permission",
+        ] {
+            assert!(text.contains(line), "no {line:?} in\n{text}");
+        }
+    }
 
     #[test]
     fn numbers_are_written_as_ranges() {
