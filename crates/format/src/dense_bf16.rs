@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use crate::bitmap_bf16::SparseBf16;
+use crate::error::check_length;
 use crate::shape::{Geometry, LINE_ELEMS_BF16, STRIP_ROWS};
 use crate::{Field, FormatError, Storage, finite, strip};
 
@@ -31,7 +32,7 @@ impl DenseBf16 {
             .par_chunks_exact_mut(shape.strip_elems())
             .zip(rows.par_chunks(STRIP_ROWS * k))
             .map(|(lines, rows)| {
-                strip::gather_strip(rows, k, lines);
+                strip::gather_strip::<2, _>(rows, k, lines);
                 finite::all_finite(rows)
             })
             .reduce(|| true, |a, b| a & b);
@@ -120,22 +121,14 @@ impl DenseBf16 {
         let mut rows = vec![0; self.n() * k];
         rows.par_chunks_mut(STRIP_ROWS * k)
             .enumerate()
-            .for_each(|(s, rows)| strip::scatter_strip(self.strip(s), rows, k));
+            .for_each(|(s, rows)| strip::scatter_strip::<2, _>(self.strip(s), rows, k));
         rows
     }
 }
 
 /// Checks that `rows` has the logical size.
-pub(crate) fn check_rows(rows: &[u16], shape: &Geometry) -> Result<(), FormatError> {
-    let expected = shape.n * shape.k;
-    if rows.len() != expected {
-        return Err(FormatError::Length {
-            field: Field::Rows,
-            expected,
-            found: rows.len(),
-        });
-    }
-    Ok(())
+pub(crate) fn check_rows<T>(rows: &[T], shape: &Geometry) -> Result<(), FormatError> {
+    check_length(Field::Rows, shape.n * shape.k, rows.len())
 }
 
 /// The error for the first NaN or infinity of `rows`, of which there is one.

@@ -17,6 +17,10 @@ pub enum Field {
     Values,
     /// Where the values of every (strip, block) start.
     Offsets,
+    /// What the levels of a quantized weight are worth.
+    Scales,
+    /// The levels of a dense quantized weight.
+    Levels,
 }
 
 impl fmt::Display for Field {
@@ -26,6 +30,8 @@ impl fmt::Display for Field {
             Field::Masks => "masks",
             Field::Values => "values",
             Field::Offsets => "offsets",
+            Field::Scales => "scales",
+            Field::Levels => "levels",
         })
     }
 }
@@ -90,6 +96,43 @@ pub enum FormatError {
         index: usize,
         /// The bf16 bits.
         bits: u16,
+    },
+    /// A level that the format cannot hold.
+    Level {
+        /// Row of the weight.
+        row: usize,
+        /// Column of the weight.
+        col: usize,
+        /// The level.
+        level: i8,
+        /// Lowest level of the format.
+        lowest: i8,
+        /// Highest level of the format.
+        highest: i8,
+    },
+    /// A stored level is -128, or a zero that should not have been stored.
+    BadLevel {
+        /// Index into the values or levels.
+        index: usize,
+        /// The level.
+        level: i8,
+    },
+    /// A scale is NaN, infinite or -0.
+    BadScale {
+        /// Index of the scale in the array that holds it.
+        index: usize,
+        /// The scale.
+        value: f32,
+    },
+    /// A group of columns that share a scale has a size that no kernel knows.
+    GroupSize {
+        /// Columns of a group.
+        elems: usize,
+    },
+    /// Scales of the wrong kind for the weight's format.
+    ScaleKind {
+        /// The kind the format has, `row` or `group`.
+        expected: &'static str,
     },
     /// An offset is not where the set bits of the masks before it put it.
     Offset {
@@ -201,6 +244,11 @@ impl fmt::Display for FormatError {
             | E::Length { .. }
             | E::NotFinite { .. }
             | E::BadValue { .. }
+            | E::Level { .. }
+            | E::BadLevel { .. }
+            | E::BadScale { .. }
+            | E::GroupSize { .. }
+            | E::ScaleKind { .. }
             | E::Offset { .. }
             | E::Padding { .. } => self.fmt_weight(f),
             E::MissingShape { .. }
@@ -269,6 +317,11 @@ impl FormatError {
                     "stored values are finite and not +0; pack the model again"
                 )
             }
+            E::Level { .. }
+            | E::BadLevel { .. }
+            | E::BadScale { .. }
+            | E::GroupSize { .. }
+            | E::ScaleKind { .. } => self.fmt_quantized(f),
             E::Offset {
                 strip,
                 block,
@@ -283,6 +336,47 @@ impl FormatError {
                 write!(f, "pack the model again")
             }
             other => unreachable!("{other:?} is not about the arrays of a weight"),
+        }
+    }
+
+    /// The message of an error in the levels or scales of a weight.
+    fn fmt_quantized(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use FormatError as E;
+        match self {
+            E::Level {
+                row,
+                col,
+                level,
+                lowest,
+                highest,
+            } => {
+                write!(f, "level at row {row}, column {col} is {level}; ")?;
+                write!(f, "levels of this format are {lowest} to {highest}")
+            }
+            E::BadLevel { index, level } => {
+                write!(
+                    f,
+                    "stored level {index} is {level}; stored levels of a packed "
+                )?;
+                write!(
+                    f,
+                    "weight are not 0, and none is -128; pack the model again"
+                )
+            }
+            E::BadScale { index, value } => {
+                write!(
+                    f,
+                    "scale {index} is {value}; scales are finite and not -0; "
+                )?;
+                write!(f, "quantize the model again")
+            }
+            E::GroupSize { elems } => {
+                write!(f, "groups of {elems} columns; a group has 32, 64 or 128")
+            }
+            E::ScaleKind { expected } => {
+                write!(f, "weights of this format have {expected} scales")
+            }
+            other => unreachable!("{other:?} is not about levels or scales"),
         }
     }
 
@@ -338,6 +432,18 @@ impl FormatError {
             other => unreachable!("{other:?} is not about a tensor"),
         }
     }
+}
+
+/// Checks that `field` has as many elements as its shape asks for.
+pub(crate) fn check_length(field: Field, expected: usize, found: usize) -> Result<(), FormatError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(FormatError::Length {
+        field,
+        expected,
+        found,
+    })
 }
 
 /// The word for bf16 bits that are refused.
@@ -411,6 +517,32 @@ mod tests {
                     found: 33,
                 },
                 "offset of strip 1, block 2 is 33, the masks put it at 32; pack the model again",
+            ),
+            (
+                E::Level {
+                    row: 1,
+                    col: 2,
+                    level: -128,
+                    lowest: -127,
+                    highest: 127,
+                },
+                "level at row 1, column 2 is -128; levels of this format are -127 to 127",
+            ),
+            (
+                E::BadLevel { index, level: 0 },
+                "stored level 7 is 0; stored levels of a packed weight are not 0, and none is -128; pack the model again",
+            ),
+            (
+                E::BadScale { index, value: -0.0 },
+                "scale 7 is -0; scales are finite and not -0; quantize the model again",
+            ),
+            (
+                E::GroupSize { elems: 48 },
+                "groups of 48 columns; a group has 32, 64 or 128",
+            ),
+            (
+                E::ScaleKind { expected: "group" },
+                "weights of this format have group scales",
             ),
             (
                 E::Padding {

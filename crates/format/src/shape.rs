@@ -8,6 +8,8 @@ pub const STRIP_ROWS: usize = 16;
 pub const LINE_BYTES: usize = 64;
 /// Elements of a bf16 line: 16 rows times a pair of columns.
 pub const LINE_ELEMS_BF16: usize = LINE_BYTES / 2;
+/// Elements of a line of int8 or int4 weights: 16 rows times four columns.
+pub const LINE_ELEMS_I8: usize = LINE_BYTES;
 /// Columns covered by one entry of the offsets.
 pub const BLOCK_K: usize = 512;
 /// Readable zero bytes after the last value, so that a 64-byte load from any value stays inside.
@@ -63,6 +65,14 @@ impl Geometry {
             lines_per_block: BLOCK_K / columns_per_line,
             blocks_per_strip: k_padded.div_ceil(BLOCK_K),
         })
+    }
+
+    /// The sizes of a quantized weight.
+    ///
+    /// # Errors
+    /// As [`Geometry::new`].
+    pub fn for_levels(n: usize, k: usize) -> Result<Self, FormatError> {
+        Self::new(n, k, LINE_ELEMS_I8)
     }
 
     /// Elements of one strip, padding included.

@@ -1,58 +1,62 @@
-//! Moves bf16 elements between row-major rows and the lines of a strip.
+//! Moves elements between row-major rows and the lines of a strip.
+//!
+//! `P` is the number of columns of a line: 2 for bf16, 4 for bytes and levels. A line has `16 P` elements, element
+//! `P j + p` of line `l` is row `j`, column `P l + p`; a tile is 16 lines, so `16 P` columns.
 
-use crate::shape::{LINE_ELEMS_BF16, STRIP_ROWS, TILE_LINES};
+use crate::shape::{STRIP_ROWS, TILE_LINES};
 
-/// Columns of a tile: a pair for each of its lines.
-pub(crate) const TILE_K: usize = 2 * TILE_LINES;
-/// 16 lines of 32 elements: line `l`, element `2j + p` is row `j`, column `2l + p`.
-pub(crate) type Tile = [u16; TILE_LINES * LINE_ELEMS_BF16];
-pub(crate) const EMPTY_TILE: Tile = [0; TILE_LINES * LINE_ELEMS_BF16];
-
-/// Fills `tile` with columns `col..col + 32` of up to 16 `rows` of `k` elements each; what lies outside is zero.
-pub(crate) fn gather_tile(rows: &[u16], k: usize, col: usize, tile: &mut Tile) {
-    if rows.len() < STRIP_ROWS * k || col + TILE_K > k {
-        tile.fill(0);
+/// Fills `tile` with columns `col..col + 16 P` of up to 16 `rows` of `k` elements each; what lies outside is zero.
+pub(crate) fn gather_tile<const P: usize, T: Copy + Default>(
+    rows: &[T],
+    k: usize,
+    col: usize,
+    tile: &mut [T],
+) {
+    let tile_k = P * TILE_LINES;
+    if rows.len() < STRIP_ROWS * k || col + tile_k > k {
+        tile.fill(T::default());
     }
     for (j, row) in rows.chunks_exact(k).enumerate() {
-        if let Some(part) = row.get(col..col + TILE_K) {
-            for (line, pair) in tile
-                .chunks_exact_mut(LINE_ELEMS_BF16)
-                .zip(part.chunks_exact(2))
-            {
-                line[2 * j] = pair[0];
-                line[2 * j + 1] = pair[1];
+        if let Some(part) = row.get(col..col + tile_k) {
+            let (columns, _) = part.as_chunks::<P>();
+            for (line, columns) in tile.chunks_exact_mut(P * STRIP_ROWS).zip(columns) {
+                line.as_chunks_mut::<P>().0[j] = *columns;
             }
         } else {
-            for (c, &bits) in row[col..].iter().enumerate() {
-                tile[c / 2 * LINE_ELEMS_BF16 + 2 * j + c % 2] = bits;
+            for (c, &element) in row[col..].iter().enumerate() {
+                tile[c / P * P * STRIP_ROWS + P * j + c % P] = element;
             }
         }
     }
 }
 
-/// Writes the lines of a tile to columns `col..col + 32` of up to 16 `rows` of `k` elements each; padding is dropped.
-pub(crate) fn scatter_tile(tile: &[u16], rows: &mut [u16], k: usize, col: usize) {
+/// Writes the lines of a tile to columns `col..col + 16 P` of up to 16 `rows` of `k` elements each; padding is dropped.
+fn scatter_tile<const P: usize, T: Copy>(tile: &[T], rows: &mut [T], k: usize, col: usize) {
     for (j, row) in rows.chunks_exact_mut(k).enumerate() {
-        let end = k.min(col + TILE_K);
-        for (c, bits) in row[col..end].iter_mut().enumerate() {
-            *bits = tile[c / 2 * LINE_ELEMS_BF16 + 2 * j + c % 2];
+        let end = k.min(col + P * TILE_LINES);
+        for (c, element) in row[col..end].iter_mut().enumerate() {
+            *element = tile[c / P * P * STRIP_ROWS + P * j + c % P];
         }
     }
 }
 
 /// Writes up to 16 `rows` of `k` elements as the lines of a strip, padding included.
-pub(crate) fn gather_strip(rows: &[u16], k: usize, lines: &mut [u16]) {
-    let mut tile = EMPTY_TILE;
-    for (t, out) in lines.chunks_exact_mut(tile.len()).enumerate() {
-        gather_tile(rows, k, t * TILE_K, &mut tile);
-        out.copy_from_slice(&tile);
+pub(crate) fn gather_strip<const P: usize, T: Copy + Default>(
+    rows: &[T],
+    k: usize,
+    lines: &mut [T],
+) {
+    let tile_elems = P * STRIP_ROWS * TILE_LINES;
+    for (t, tile) in lines.chunks_exact_mut(tile_elems).enumerate() {
+        gather_tile::<P, T>(rows, k, t * P * TILE_LINES, tile);
     }
 }
 
 /// The inverse of [`gather_strip`].
-pub(crate) fn scatter_strip(lines: &[u16], rows: &mut [u16], k: usize) {
-    for (t, tile) in lines.chunks_exact(EMPTY_TILE.len()).enumerate() {
-        scatter_tile(tile, rows, k, t * TILE_K);
+pub(crate) fn scatter_strip<const P: usize, T: Copy>(lines: &[T], rows: &mut [T], k: usize) {
+    let tile_elems = P * STRIP_ROWS * TILE_LINES;
+    for (t, tile) in lines.chunks_exact(tile_elems).enumerate() {
+        scatter_tile::<P, T>(tile, rows, k, t * P * TILE_LINES);
     }
 }
 
@@ -68,22 +72,28 @@ pub(crate) fn first_not_finite(rows: &[u16], k: usize) -> Option<(usize, usize)>
 mod tests {
     use super::*;
 
+    /// Every element of a strip is where the specification says, and comes back.
+    fn check<const P: usize>(n: usize, k: usize) {
+        let rows: Vec<u16> = (1..=(n * k) as u16).collect();
+        let k_padded = k.next_multiple_of(P * TILE_LINES);
+        let mut lines = vec![0xffff; STRIP_ROWS * k_padded];
+        gather_strip::<P, _>(&rows, k, &mut lines);
+        for (i, &element) in lines.iter().enumerate() {
+            let (line, e) = (i / (P * STRIP_ROWS), i % (P * STRIP_ROWS));
+            let (row, col) = (e / P, P * line + e % P);
+            let inside = row < n && col < k;
+            assert_eq!(element, if inside { rows[row * k + col] } else { 0 });
+        }
+        let mut back = vec![0; n * k];
+        scatter_strip::<P, _>(&lines, &mut back, k);
+        assert_eq!(back, rows);
+    }
+
     #[test]
-    fn a_strip_holds_pairs_of_columns_of_sixteen_rows() {
-        for (n, k) in [(16usize, 32usize), (16, 64), (3, 33), (16, 31), (1, 1)] {
-            let rows: Vec<u16> = (1..=(n * k) as u16).collect();
-            let k_padded = k.next_multiple_of(TILE_K);
-            let mut lines = vec![0xffff; STRIP_ROWS * k_padded];
-            gather_strip(&rows, k, &mut lines);
-            for (i, &bits) in lines.iter().enumerate() {
-                let (line, element) = (i / LINE_ELEMS_BF16, i % LINE_ELEMS_BF16);
-                let (row, col) = (element / 2, 2 * line + element % 2);
-                let inside = row < n && col < k;
-                assert_eq!(bits, if inside { rows[row * k + col] } else { 0 });
-            }
-            let mut back = vec![0; n * k];
-            scatter_strip(&lines, &mut back, k);
-            assert_eq!(back, rows);
+    fn a_strip_holds_groups_of_columns_of_sixteen_rows() {
+        for (n, k) in [(16, 32), (16, 64), (3, 33), (3, 67), (16, 31), (1, 1)] {
+            check::<2>(n, k);
+            check::<4>(n, k);
         }
     }
 

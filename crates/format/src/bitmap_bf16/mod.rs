@@ -179,7 +179,7 @@ impl SparseBf16 {
                 || vec![0; self.shape.strip_elems()],
                 |lines, (s, rows)| {
                     self.decode_strip(s, lines);
-                    strip::scatter_strip(lines, rows, k);
+                    strip::scatter_strip::<2, _>(lines, rows, k);
                 },
             );
         rows

@@ -3,10 +3,15 @@
 use rayon::prelude::*;
 
 use super::{SLACK_ELEMS, SparseBf16, VALUES_ALIGN};
+use crate::bitmap::{split_strips, write_offsets};
 use crate::dense_bf16::{check_rows, not_finite};
 use crate::shape::{Geometry, LINE_ELEMS_BF16, STRIP_ROWS, TILE_LINES};
-use crate::strip::{EMPTY_TILE, TILE_K, gather_tile};
+use crate::strip::gather_tile;
 use crate::{FormatError, Storage, finite};
+
+/// Columns of a tile: a pair for each of its lines.
+const TILE_K: usize = 2 * TILE_LINES;
+const EMPTY_TILE: [u16; TILE_K * STRIP_ROWS] = [0; TILE_K * STRIP_ROWS];
 
 /// Packs row-major `rows` of `shape`.
 pub(super) fn pack(rows: &[u16], shape: Geometry) -> Result<SparseBf16, FormatError> {
@@ -26,11 +31,14 @@ pub(super) fn pack(rows: &[u16], shape: Geometry) -> Result<SparseBf16, FormatEr
     }
 
     let mut offsets = Storage::zeroed(shape.offset_count_padded())?;
-    let counts = write_offsets(&masks, &shape, offsets.unique());
+    let counts = write_offsets(&masks, &shape, VALUES_ALIGN, offsets.unique());
     let nnz = counts.iter().sum();
 
-    let mut values = Storage::zeroed(padded_values(&counts))?;
-    split_strips(values.unique(), &counts)
+    let padded = |count: usize| count.next_multiple_of(VALUES_ALIGN);
+    let strips: usize = counts.iter().map(|&count| padded(count)).sum();
+    let mut values = Storage::zeroed(strips + SLACK_ELEMS)?;
+    let lengths = counts.iter().map(|&count| (count, padded(count)));
+    split_strips(values.unique(), lengths)
         .into_par_iter()
         .zip(rows.par_chunks(STRIP_ROWS * shape.k))
         .for_each(|(values, rows)| write_values(rows, shape.k, values));
@@ -47,7 +55,7 @@ pub(super) fn pack(rows: &[u16], shape: Geometry) -> Result<SparseBf16, FormatEr
 fn write_masks(rows: &[u16], k: usize, masks: &mut [u32]) {
     let mut tile = EMPTY_TILE;
     for (t, masks) in masks.chunks_exact_mut(TILE_LINES).enumerate() {
-        gather_tile(rows, k, t * TILE_K, &mut tile);
+        gather_tile::<2, _>(rows, k, t * TILE_K, &mut tile);
         for (mask, line) in masks.iter_mut().zip(tile.chunks_exact(LINE_ELEMS_BF16)) {
             let (low, high) = line.split_at(16);
             *mask = u32::from(non_zero_bits(low)) | u32::from(non_zero_bits(high)) << 16;
@@ -63,53 +71,12 @@ fn non_zero_bits(elements: &[u16]) -> u16 {
         .fold(0, |bits, (i, &element)| bits | u16::from(element != 0) << i)
 }
 
-/// Writes where every block starts and returns the number of values of each strip.
-fn write_offsets(masks: &[u32], shape: &Geometry, offsets: &mut [u64]) -> Vec<usize> {
-    let mut next = 0usize;
-    let mut offsets = offsets.iter_mut();
-    masks
-        .chunks_exact(shape.lines_per_strip)
-        .map(|strip| {
-            let start = next;
-            for (block, offset) in strip.chunks(shape.lines_per_block).zip(&mut offsets) {
-                *offset = next as u64;
-                next += block.iter().map(|m| m.count_ones() as usize).sum::<usize>();
-            }
-            let count = next - start;
-            next = start + count.next_multiple_of(VALUES_ALIGN);
-            count
-        })
-        .collect()
-}
-
-/// Elements of the values of strips that hold `counts` values.
-fn padded_values(counts: &[usize]) -> usize {
-    let strips: usize = counts
-        .iter()
-        .map(|c| c.next_multiple_of(VALUES_ALIGN))
-        .sum();
-    strips + SLACK_ELEMS
-}
-
-/// The part of `values` that belongs to each strip, without its padding.
-fn split_strips<'a>(mut values: &'a mut [u16], counts: &[usize]) -> Vec<&'a mut [u16]> {
-    counts
-        .iter()
-        .map(|&count| {
-            let (strip, rest) =
-                std::mem::take(&mut values).split_at_mut(count.next_multiple_of(VALUES_ALIGN));
-            values = rest;
-            &mut strip[..count]
-        })
-        .collect()
-}
-
 /// Copies the elements of the strip that holds `rows` that are not zero, in line order.
 fn write_values(rows: &[u16], k: usize, values: &mut [u16]) {
     let mut tile = EMPTY_TILE;
     let mut next = 0;
     for col in (0..k).step_by(TILE_K) {
-        gather_tile(rows, k, col, &mut tile);
+        gather_tile::<2, _>(rows, k, col, &mut tile);
         for &bits in &tile {
             // No branch on the element: a zero is written to where the next value will go. Behind the last value
             // there is no such place and nothing but zeros is left.

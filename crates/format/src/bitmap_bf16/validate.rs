@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use super::{SLACK_ELEMS, VALUES_ALIGN};
+use crate::error::check_length;
 use crate::finite::{first_bad_value, first_non_zero};
 use crate::shape::{Geometry, STRIP_ROWS};
 use crate::{Field, FormatError};
@@ -144,17 +145,6 @@ impl Parts<'_> {
             }),
         }
     }
-}
-
-fn check_length(field: Field, expected: usize, found: usize) -> Result<(), FormatError> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(FormatError::Length {
-        field,
-        expected,
-        found,
-    })
 }
 
 fn check_offset(strip: usize, block: usize, expected: u64, found: u64) -> Result<(), FormatError> {

@@ -1,0 +1,179 @@
+//! int4: a level is a nibble.
+
+use rayon::prelude::*;
+
+use super::{Bitmap, for_each_compressed_tile};
+use crate::bitmap::split_strips;
+use crate::dense_bf16::check_rows;
+use crate::levels::{self, SPARSE_I4_LEVELS};
+use crate::shape::{Geometry, LINE_BYTES, SLACK_BYTES, STRIP_ROWS};
+use crate::{FormatError, Scales, Storage};
+
+/// Levels to which the values of each strip are padded.
+const VALUES_ALIGN: usize = 2 * LINE_BYTES;
+
+/// A sparse `[N, K]` int4 weight in strip16 layout: a bit for every element, a nibble for every level that is not 0.
+///
+/// The 16 codes stand for levels that are not 0: code `c` is level `c - 8` below 8 and `c - 7` from 8 on, so -8 to -1
+/// and 1 to 8. An element of W is its level times the scale of its group of columns. A clone shares the memory.
+#[derive(Clone, Debug)]
+pub struct SparseI4 {
+    bitmap: Bitmap,
+    values: Storage<u8>,
+    scales: Scales,
+}
+
+impl SparseI4 {
+    /// Packs row-major `levels` `[n, k]`, -8 to 8; strips are packed in parallel and the result is the same for any
+    /// number of threads.
+    ///
+    /// # Errors
+    /// If the shape is empty or too large, `levels` has not `n * k` elements, a level is out of range, `scales` are
+    /// not group scales of this shape or hold something other than finite numbers, or memory is refused.
+    pub fn pack(levels: &[i8], n: usize, k: usize, scales: Scales) -> Result<Self, FormatError> {
+        let shape = Geometry::for_levels(n, k)?;
+        check_rows(levels, &shape)?;
+        scales.check(&shape)?;
+        scales.must_be_groups()?;
+        levels::check_range(levels, k, SPARSE_I4_LEVELS)?;
+        let (bitmap, counts) = Bitmap::of(levels, shape, VALUES_ALIGN)?;
+        let padded_bytes = |count: usize| count.next_multiple_of(VALUES_ALIGN) / 2;
+        let strips: usize = counts.iter().map(|&count| padded_bytes(count)).sum();
+        let mut values = Storage::zeroed(strips + SLACK_BYTES)?;
+        let lengths = counts
+            .iter()
+            .map(|&count| (count.div_ceil(2), padded_bytes(count)));
+        split_strips(values.unique(), lengths)
+            .into_par_iter()
+            .zip(levels.par_chunks(STRIP_ROWS * k))
+            .for_each(|(values, rows)| write_values(rows, k, values));
+        Ok(Self {
+            bitmap,
+            values,
+            scales,
+        })
+    }
+
+    /// Output rows N.
+    pub fn n(&self) -> usize {
+        self.bitmap.shape.n
+    }
+
+    /// Input columns K.
+    pub fn k(&self) -> usize {
+        self.bitmap.shape.k
+    }
+
+    /// K rounded up to 64.
+    pub fn k_padded(&self) -> usize {
+        self.bitmap.shape.k_padded
+    }
+
+    /// Strips of 16 rows.
+    pub fn strips(&self) -> usize {
+        self.bitmap.shape.strips
+    }
+
+    /// Lines of a strip: a quarter of the padded K.
+    pub fn lines_per_strip(&self) -> usize {
+        self.bitmap.shape.lines_per_strip
+    }
+
+    /// Blocks of 512 columns in a strip; the last may be shorter.
+    pub fn blocks_per_strip(&self) -> usize {
+        self.bitmap.shape.blocks_per_strip
+    }
+
+    /// Stored levels.
+    pub fn nnz(&self) -> usize {
+        self.bitmap.nnz
+    }
+
+    /// Stored levels divided by `n * k`.
+    pub fn density(&self) -> f64 {
+        self.nnz() as f64 / (self.n() as f64 * self.k() as f64)
+    }
+
+    /// Bytes of masks, values, offsets and scales, padding included.
+    pub fn packed_bytes(&self) -> usize {
+        size_of_val(&*self.bitmap.masks)
+            + size_of_val(&*self.values)
+            + size_of_val(&*self.bitmap.offsets)
+            + self.scales.bytes()
+    }
+
+    /// What the levels are worth.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// One u64 for each line, strip after strip.
+    pub fn masks(&self) -> &[u64] {
+        &self.bitmap.masks
+    }
+
+    /// Index into the values, in levels, where block `b` of strip `s` starts, at `s * blocks_per_strip + b`.
+    pub fn offsets(&self) -> &[u64] {
+        &self.bitmap.offsets[..self.bitmap.shape.offset_count()]
+    }
+
+    pub(crate) fn geometry(&self) -> &Geometry {
+        &self.bitmap.shape
+    }
+
+    /// The codes of all strips, two to a byte, with the padding between strips and the slack at the end.
+    pub fn values(&self) -> &[u8] {
+        &self.values
+    }
+
+    /// Bytes of masks and values that a pass over strip `s` reads.
+    ///
+    /// # Panics
+    /// If there is no strip `s`.
+    pub fn strip_bytes(&self, s: usize) -> usize {
+        let start = self.bitmap.strip_start(s);
+        let end = self
+            .bitmap
+            .start_after(s, 2 * (self.values.len() - SLACK_BYTES));
+        size_of_val(self.bitmap.strip_masks(s)) + (end - start) / 2
+    }
+
+    /// Expands strip `s` to its `k_padded * 16` levels in line order, by walking the bits.
+    ///
+    /// # Panics
+    /// If there is no strip `s` or `lines` has another length.
+    pub fn decode_strip(&self, s: usize, lines: &mut [i8]) {
+        let mut i = self.bitmap.strip_start(s);
+        self.bitmap.expand_strip(s, lines, || {
+            let code = self.values[i / 2] >> (4 * (i % 2)) & 15;
+            i += 1;
+            level(code)
+        });
+    }
+
+    /// The levels of all rows, row-major `[n, k]`.
+    pub fn decode(&self) -> Vec<i8> {
+        self.bitmap.decode(|s, lines| self.decode_strip(s, lines))
+    }
+}
+
+/// The level that code 0 to 15 stands for.
+fn level(code: u8) -> i8 {
+    code as i8 - if code < 8 { 8 } else { 7 }
+}
+
+/// The code of a level that is not 0.
+fn code(level: i8) -> u8 {
+    (level + if level < 0 { 8 } else { 7 }) as u8
+}
+
+/// Writes the codes of the levels of the strip that holds `rows` that are not zero, in line order.
+fn write_values(rows: &[i8], k: usize, values: &mut [u8]) {
+    let mut i = 0;
+    for_each_compressed_tile(rows, k, |kept| {
+        for &level in kept {
+            values[i / 2] |= code(level) << (4 * (i % 2));
+            i += 1;
+        }
+    });
+}
