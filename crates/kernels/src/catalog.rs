@@ -10,11 +10,11 @@ use sparamx_cpu::{Cpu, Features, Isa};
 
 use crate::KernelError;
 use crate::linear::chunk::Chunk;
-use crate::linear::schedule::{no_bytes, panel_bytes};
+use crate::linear::schedule::{int_panel_bytes, no_bytes, panel_bytes};
 use crate::linear::{Activation, WeightFormat, portable};
 
 #[cfg(target_arch = "x86_64")]
-use crate::linear::{amx, avx2, avx512};
+use crate::linear::{amx, amx_int, avx2, avx512, avx512_int};
 
 /// Kernels of one class give the same bits for the same row of activations, whatever M is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +27,8 @@ pub enum NumericClass {
     Bf16Dot,
     /// `tdpbf16ps` on bf16 activations.
     Bf16Tile,
+    /// int8 activations: sums in a group of scales are exact, groups are added in order in f32. The same bits on every CPU.
+    Exact,
 }
 
 /// One linear kernel.
@@ -34,7 +36,7 @@ pub enum NumericClass {
 /// Any kernel computes any M, N and K; `best_m` is where it is chosen.
 #[derive(Clone)]
 pub struct KernelSpec {
-    /// `linear_<activation>_<weight>_<sum>_<MR>x<NR>_<isa>`; `bmbf16` is bitmap and bf16 values.
+    /// `linear_<activation>_<weight>_<sum>_<MR>x<NR>_<isa>`; `bmbf16` is bitmap and bf16 values, `bmi8` and `bmi4` likewise.
     pub name: &'static str,
     /// The level of vector instructions it belongs to.
     pub isa: Isa,
@@ -113,6 +115,10 @@ pub fn select(features: Features, weight: WeightFormat, m: usize) -> &'static Ke
         .find(fits)
         .expect("the portable rows fit everywhere")
 }
+
+/// AMX tiles of bytes; their expansion uses what comes with AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+const AMX_INT8: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
 
 const ANY: RangeInclusive<usize> = 1..=usize::MAX;
 /// AVX2: from 3 rows on, to expand once costs less than to expand for every 2 rows.
@@ -340,5 +346,241 @@ static CATALOG: &[KernelSpec] = &[
         class: NumericClass::F32,
         scratch_bytes: panel_bytes,
         run: portable::sparse_1x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i8_i32_32x32_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::DenseI8,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_MANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::batch_bytes,
+        run: amx_int::dense_i8_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_32x32_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_ONE_BLOCK,
+        reason: TILE,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::batch_bytes,
+        run: amx_int::sparse_i8_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_32x32_panel_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_PANEL,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::panel_pair_bytes,
+        run: amx_int::sparse_panel_i8_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i4_i32_32x32_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::DenseI4,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_MANY,
+        reason: TILE,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::batch_bytes,
+        run: amx_int::dense_i4_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_32x32_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_ONE_BLOCK,
+        reason: TILE,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::batch_bytes,
+        run: amx_int::sparse_i4_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_32x32_panel_amx",
+        isa: Isa::Amx,
+        features: AMX_INT8,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 32,
+        nr: 32,
+        best_m: AMX_PANEL,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: amx_int::panel_pair_bytes,
+        run: amx_int::sparse_panel_i4_32x32,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i8_i32_8x16_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::DenseI8,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: no_bytes,
+        run: avx512_int::dense_i8_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_8x16_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_DIRECT,
+        reason: DIRECT,
+        class: NumericClass::Exact,
+        scratch_bytes: no_bytes,
+        run: avx512_int::sparse_i8_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_8x16_panel_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_PANEL,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: int_panel_bytes,
+        run: avx512_int::sparse_panel_i8_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i4_i32_8x16_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::DenseI4,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: no_bytes,
+        run: avx512_int::dense_i4_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_8x16_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_DIRECT,
+        reason: DIRECT,
+        class: NumericClass::Exact,
+        scratch_bytes: no_bytes,
+        run: avx512_int::sparse_i4_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_8x16_panel_avx512vnni",
+        isa: Isa::Avx512,
+        features: Features::AVX512_VNNI,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 8,
+        nr: 16,
+        best_m: AVX512_PANEL,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: int_panel_bytes,
+        run: avx512_int::sparse_panel_i4_8x16,
+    },
+    KernelSpec {
+        name: "linear_i8_i8_i32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::DenseI8,
+        activation: Activation::I8,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: no_bytes,
+        run: portable::dense_i8_1x16,
+    },
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I8,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: int_panel_bytes,
+        run: portable::sparse_i8_1x16,
+    },
+    KernelSpec {
+        name: "linear_i8_i4_i32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::DenseI4,
+        activation: Activation::I8,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: int_panel_bytes,
+        run: portable::dense_i4_1x16,
+    },
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_1x16_portable",
+        isa: Isa::Portable,
+        features: Features::NONE,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 1,
+        nr: 16,
+        best_m: ANY,
+        reason: PANEL,
+        class: NumericClass::Exact,
+        scratch_bytes: int_panel_bytes,
+        run: portable::sparse_i4_1x16,
     },
 ];

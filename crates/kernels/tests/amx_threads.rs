@@ -1,11 +1,13 @@
 //! Tile state over context switches: more threads than processors, all in AMX kernels at once.
 
+mod common;
+
+use common::TestWeight;
 use sparamx_cpu::{Cpu, Isa};
-use sparamx_format::{DenseBf16, SparseBf16};
 use sparamx_kernels::catalog::{KernelSpec, catalog};
-use sparamx_kernels::linear::{WeightFormat, linear_with};
-use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, Weight};
-use sparamx_testkit::{Density, Random, RowReport, activations, fast, weights};
+use sparamx_kernels::linear::linear_with;
+use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime};
+use sparamx_testkit::{Density, Random, RowReport, activations, fast};
 
 const THREADS: usize = 6;
 const M: usize = 40;
@@ -22,11 +24,9 @@ struct Work {
 impl Work {
     fn new(spec: &'static KernelSpec, seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let w = weights(N, K, Density::Random(0.5), &mut random);
-        let weight = match spec.weight {
-            WeightFormat::DenseBf16 => Weight::DenseBf16(DenseBf16::from_rows(&w, N, K).unwrap()),
-            WeightFormat::SparseBf16 => Weight::SparseBf16(SparseBf16::pack(&w, N, K).unwrap()),
-        };
+        let density = Density::Random(0.5);
+        let TestWeight { weight, .. } =
+            TestWeight::new(spec.weight, (N, K), density, None, &mut random);
         let x = activations(M, K, &mut random);
         Self {
             spec,

@@ -3,7 +3,11 @@
 use sparamx_cpu::Features;
 use sparamx_kernels::KernelError;
 use sparamx_kernels::catalog::{by_name, catalog, select};
-use sparamx_kernels::linear::WeightFormat::{self, DenseBf16, SparseBf16};
+use sparamx_kernels::linear::WeightFormat::{
+    self, DenseBf16, DenseI4, DenseI8, SparseBf16, SparseI4, SparseI8,
+};
+
+const SPR: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
 
 #[test]
 fn each_cpu_gets_its_kernel() {
@@ -22,6 +26,16 @@ fn each_cpu_gets_its_kernel() {
         ("Sapphire Rapids", Features::AMX_BF16, SparseBf16, 5, "linear_bf16_bmbf16_f32_32x32_amx"),
         ("Sapphire Rapids", Features::AMX_BF16, SparseBf16, 33, "linear_bf16_bmbf16_f32_32x32_panel_amx"),
         ("Sapphire Rapids", Features::AMX_BF16, DenseBf16, 512, "linear_bf16_bf16_f32_32x32_amx"),
+        ("any", Features::NONE, SparseI8, 1, "linear_i8_bmi8_i32_1x16_portable"),
+        ("any", Features::NONE, DenseI4, 9, "linear_i8_i4_i32_1x16_portable"),
+        ("Zen 4", Features::AVX512_VNNI, DenseI8, 512, "linear_i8_i8_i32_8x16_avx512vnni"),
+        ("Zen 4", Features::AVX512_VNNI, SparseI8, 1, "linear_i8_bmi8_i32_8x16_avx512vnni"),
+        ("Zen 4", Features::AVX512_VNNI, SparseI8, 100, "linear_i8_bmi8_i32_8x16_panel_avx512vnni"),
+        ("Zen 4", Features::AVX512_VNNI, SparseI4, 100, "linear_i8_bmi4_i32_8x16_panel_avx512vnni"),
+        ("Sapphire Rapids", SPR, SparseI4, 4, "linear_i8_bmi4_i32_8x16_avx512vnni"),
+        ("Sapphire Rapids", SPR, SparseI8, 5, "linear_i8_bmi8_i32_32x32_amx"),
+        ("Sapphire Rapids", SPR, SparseI8, 33, "linear_i8_bmi8_i32_32x32_panel_amx"),
+        ("Sapphire Rapids", SPR, DenseI4, 33, "linear_i8_i4_i32_32x32_amx"),
     ];
     for &(cpu, features, weight, m, want) in table {
         if by_name(want).is_ok() || cfg!(target_arch = "x86_64") {
@@ -42,7 +56,8 @@ fn names_are_unique_and_every_row_is_chosen_somewhere() {
         Features::AVX512,
         Features::AVX512_BF16,
         Features::AMX_BF16,
-        Features::AMX_INT8,
+        Features::AVX512_VNNI,
+        SPR,
     ];
     for spec in catalog() {
         assert_eq!(

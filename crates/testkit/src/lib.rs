@@ -9,7 +9,7 @@ mod tolerance;
 pub mod attention;
 pub mod vecops;
 
-pub use matrix::{Canary, Density, Random, activations, round_bf16, to_f32, weights};
+pub use matrix::{Canary, Density, Random, activations, levels, round_bf16, to_f32, weights};
 pub use rows::RowReport;
 pub use tolerance::{BF16_EPS, sum_tolerance};
 

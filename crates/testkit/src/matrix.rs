@@ -53,6 +53,32 @@ pub enum Density {
 
 /// A weight `[n, k]` in bf16 bits, row-major.
 pub fn weights(n: usize, k: usize, density: Density, random: &mut Random) -> Vec<u16> {
+    matrix(n, k, density, random, non_zero)
+}
+
+/// Levels of a quantized weight `[n, k]`, row-major: those that are there are not 0 and from `least` to `most`.
+pub fn levels(
+    n: usize,
+    k: usize,
+    density: Density,
+    (least, most): (i8, i8),
+    random: &mut Random,
+) -> Vec<i8> {
+    let choices = (i16::from(most) - i16::from(least)) as usize;
+    matrix(n, k, density, random, |random| {
+        let level = least + random.below(choices) as i8;
+        if level < 0 { level } else { level + 1 }
+    })
+}
+
+/// `n * k` values, row-major: `value` where one is there, zero elsewhere.
+fn matrix<T: Default>(
+    n: usize,
+    k: usize,
+    density: Density,
+    random: &mut Random,
+    value: impl Fn(&mut Random) -> T,
+) -> Vec<T> {
     let only = random.below((n * k).max(1));
     (0..n * k)
         .map(|at| {
@@ -68,7 +94,7 @@ pub fn weights(n: usize, k: usize, density: Density, random: &mut Random) -> Vec
                 Density::Mixed if column / 32 % 5 == 3 => true,
                 Density::Mixed => random.unit() < 0.5,
             };
-            if there { non_zero(random) } else { 0 }
+            if there { value(random) } else { T::default() }
         })
         .collect()
 }

@@ -107,3 +107,15 @@ pub(crate) unsafe fn dot_bf16<const C: u8, const A: u8, const B: u8>() {
         asm!("tdpbf16ps tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nostack, preserves_flags, nomem));
     }
 }
+
+/// Tile `C` += tile `A` x tile `B`: i32 sums of products of signed bytes; A is 16 rows x 64 k, B is 16 k-quads x 16 columns.
+///
+/// # Safety
+/// Inside a [`TileScope`]; three different tiles below 8; the CPU has AMX-INT8.
+#[inline(always)]
+pub(crate) unsafe fn dot_i8<const C: u8, const A: u8, const B: u8>() {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!("tdpbssd tmm{c}, tmm{a}, tmm{b}", c = const C, a = const A, b = const B, options(nostack, preserves_flags, nomem));
+    }
+}

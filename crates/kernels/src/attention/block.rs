@@ -192,7 +192,9 @@ impl<L: Lanes> Work<'_, L> {
             {
                 l.store_some(l.mul(l.load_some(from, 0.0), scale), to);
             }
-            plan.kernel.activation.write_row(scaled, to);
+            plan.kernel
+                .activation
+                .write_row(scaled, plan.shape.key_k(), to);
         }
     }
 
@@ -238,7 +240,9 @@ impl<L: Lanes> Work<'_, L> {
             .zip(weights.chunks_exact_mut(row_bytes));
         for (row, (scores, weights)) in pairs.take(rows).enumerate() {
             factors[row] = state.weigh(l, row, scores, self.visible(row, page));
-            plan.kernel.activation.write_row(scores, weights);
+            plan.kernel
+                .activation
+                .write_row(scores, PAGE_TOKENS, weights);
         }
         let Page::Dense(values) = kv.value(kv_head, page);
         multiply(

@@ -105,7 +105,7 @@ pub(crate) unsafe fn sparse_panel_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 }
 
 /// The chunk's strips, two by two; the last may be alone.
-fn pairs(chunk: &Chunk<'_>) -> impl Iterator<Item = [Option<usize>; 2]> {
+pub(super) fn pairs(chunk: &Chunk<'_>) -> impl Iterator<Item = [Option<usize>; 2]> {
     let end = chunk.strips.end;
     chunk
         .strips
@@ -116,9 +116,19 @@ fn pairs(chunk: &Chunk<'_>) -> impl Iterator<Item = [Option<usize>; 2]> {
 
 /// Which tiles of a block are used: a multiplication by tiles that nobody needs takes as long as any.
 #[derive(Clone, Copy)]
-struct Used {
-    second_rows: bool,
-    second_strip: bool,
+pub(super) struct Used {
+    pub second_rows: bool,
+    pub second_strip: bool,
+}
+
+impl Used {
+    /// By the block of up to 32 rows from `first` on.
+    pub fn of(chunk: &Chunk<'_>, pair: [Option<usize>; 2], first: usize) -> Self {
+        Self {
+            second_rows: first + ROWS < chunk.m,
+            second_strip: pair[1].is_some(),
+        }
+    }
 }
 
 /// Computes up to 32 rows of a pair of strips: sums set to zero, `work` called, sums written out.
@@ -132,10 +142,7 @@ unsafe fn block(
     sums: &mut [u8],
     work: impl FnOnce(Used),
 ) {
-    let used = Used {
-        second_rows: first + ROWS < chunk.m,
-        second_strip: pair[1].is_some(),
-    };
+    let used = Used::of(chunk, pair, first);
     // SAFETY: the caller's promise.
     unsafe {
         tile::zero::<0>();
@@ -159,7 +166,7 @@ unsafe fn block(
 
 /// # Safety
 /// Inside a [`TileScope`]; `sums` takes a tile.
-unsafe fn store_sums(number: usize, sums: &mut [u8]) {
+pub(super) unsafe fn store_sums(number: usize, sums: &mut [u8]) {
     assert_eq!(sums.len(), SUMS_BYTES);
     let to = sums.as_mut_ptr();
     // SAFETY: the caller's promise.

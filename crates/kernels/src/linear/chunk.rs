@@ -3,7 +3,10 @@
 use std::ops::Range;
 
 use half::bf16;
-use sparamx_format::{DenseBf16, LINE_ELEMS_BF16, STRIP_ROWS, SparseBf16};
+use sparamx_format::{
+    DenseBf16, DenseI4, DenseI8, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales,
+    SparseBf16, SparseI4, SparseI8,
+};
 
 /// How a kernel wants its activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -12,17 +15,35 @@ pub enum Activation {
     F32,
     /// Rounded to bf16 (nearest, ties to even) in groups of [`ROW_GROUP`] rows; rows that fill up a group are zero.
     Bf16,
+    /// Each row quantized to int8 by its own scale, in groups of [`ROW_GROUP`] rows as above. Made of `x` by
+    /// `scale = max |x| / 127` and `q = x * (127 / max |x|)`, rounded to the nearest integer, ties to even.
+    I8,
 }
 
-/// Rows of an AMX tile: bf16 activations come in whole tiles.
+/// Rows of an AMX tile: bf16 and int8 activations come in whole tiles.
 pub(crate) const ROW_GROUP: usize = 16;
 
+/// k of one partial sum of int8 activations: the smallest group of scales.
+pub(crate) const SUM_K: usize = 32;
+
 impl Activation {
+    pub(crate) const ALL: [Activation; 3] = [Activation::F32, Activation::Bf16, Activation::I8];
+
     /// Bytes of an element.
     pub(crate) const fn bytes(self) -> usize {
         match self {
             Activation::F32 => 4,
             Activation::Bf16 => 2,
+            Activation::I8 => 1,
+        }
+    }
+
+    /// Bytes of a row of `k_padded` elements. A row of int8 goes on, after its elements, with its scale (f32) and the sums
+    /// of its first 32, 64, 96 ... elements (i32), up to whole lines.
+    pub(crate) const fn row_bytes(self, k_padded: usize) -> usize {
+        match self {
+            Activation::F32 | Activation::Bf16 => k_padded * self.bytes(),
+            Activation::I8 => (k_padded + 4 + k_padded / SUM_K * 4).next_multiple_of(LINE_BYTES),
         }
     }
 
@@ -30,13 +51,13 @@ impl Activation {
     pub(crate) const fn padded_rows(self, m: usize) -> usize {
         match self {
             Activation::F32 => m,
-            Activation::Bf16 => m.next_multiple_of(ROW_GROUP),
+            Activation::Bf16 | Activation::I8 => m.next_multiple_of(ROW_GROUP),
         }
     }
 
-    /// Writes one row of a panel of activations: `row` converted, then zeros up to the end of `out`, which has room for
-    /// K rounded up to what the weight has.
-    pub(crate) fn write_row(self, row: &[f32], out: &mut [u8]) {
+    /// Writes one row of activations: `row` converted, then zeros up to `k_padded` elements. `out` is
+    /// [`row_bytes`](Self::row_bytes) of those long.
+    pub(crate) fn write_row(self, row: &[f32], k_padded: usize, out: &mut [u8]) {
         let (filled, rest) = out.split_at_mut(row.len() * self.bytes());
         match self {
             Activation::F32 => bytemuck::cast_slice_mut::<u8, f32>(filled).copy_from_slice(row),
@@ -48,8 +69,38 @@ impl Activation {
                     *o = round_to_bf16(v);
                 }
             }
+            Activation::I8 => return quantize_row(row, k_padded, out),
         }
         rest.fill(0);
+    }
+}
+
+/// [`Activation::I8`]. A row with a NaN or an infinity gets a scale that is not finite, and so does everything made of it.
+fn quantize_row(row: &[f32], k_padded: usize, out: &mut [u8]) {
+    // Magnitudes compare as their bits do, NaN above all; the comparison of signed integers is there on every x86-64.
+    let bits = row.iter().map(|v| (v.to_bits() & 0x7fff_ffff) as i32);
+    let most = f32::from_bits(bits.fold(0, i32::max) as u32);
+    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+    // Adding 1.5 * 2^23 leaves no bits below 1, so the sum is rounded as the unit says, to nearest, ties to even; the integer
+    // is then in the low bits. A call of `round_ties_even` per element would be a function call on plain x86-64.
+    const ROUND: f32 = 12_582_912.0;
+    let (elements, rest) = out.split_at_mut(k_padded);
+    elements[row.len()..].fill(0);
+    for (q, &v) in elements.iter_mut().zip(row) {
+        *q = (v * inverse + ROUND).to_bits() as u8;
+    }
+    let (scale, sums) = rest.split_at_mut(4);
+    // A magnitude below 2^-142 has no finite inverse; it is nothing beside any other activation.
+    let step = if inverse.is_finite() {
+        most / 127.0
+    } else {
+        0.0
+    };
+    scale.copy_from_slice(&step.to_ne_bytes());
+    let mut sum = 0i32;
+    for (to, part) in sums.chunks_exact_mut(4).zip(elements.chunks_exact(SUM_K)) {
+        sum += part.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
+        to.copy_from_slice(&sum.to_ne_bytes());
     }
 }
 
@@ -64,8 +115,8 @@ fn round_to_bf16(v: f32) -> u16 {
     }
 }
 
-/// Activations ready for a kernel: row `i` starts `i * stride` elements after `ptr` and holds K elements rounded up to a
-/// multiple of 32; those beyond K are finite (the weight is zero there).
+/// Activations ready for a kernel: row `i` starts `i * stride` elements after `ptr` and holds K elements rounded up to what
+/// the weight has; those beyond K are finite (the weight is zero there). int8 rows go on as [`Activation::row_bytes`] says.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations {
     pub ptr: *const u8,
@@ -81,6 +132,14 @@ pub(crate) enum Strips<'a> {
     DenseBf16(&'a [u16]),
     /// Packed.
     SparseBf16(&'a SparseBf16),
+    /// int8, all elements.
+    DenseI8(&'a DenseI8),
+    /// int8, packed.
+    SparseI8(&'a SparseI8),
+    /// int4, all elements.
+    DenseI4(&'a DenseI4),
+    /// int4, packed.
+    SparseI4(&'a SparseI4),
 }
 
 impl<'a> From<&'a DenseBf16> for Strips<'a> {
@@ -89,12 +148,14 @@ impl<'a> From<&'a DenseBf16> for Strips<'a> {
     }
 }
 
+const WRONG_FORMAT: &str = "a row of the catalog names the wrong format of weights";
+
 /// One thread's share of a call: `strips` of a weight for all rows of activations.
 pub(crate) struct Chunk<'a> {
     pub x: Activations,
     /// Rows of activations.
     pub m: usize,
-    /// K rounded up to a multiple of 32.
+    /// K rounded up to what the weight has: a multiple of 32 for bf16, of 64 for int8 and int4.
     pub k_padded: usize,
     pub weight: Strips<'a>,
     pub strips: Range<usize>,
@@ -106,9 +167,14 @@ pub(crate) struct Chunk<'a> {
 unsafe impl Sync for Chunk<'_> {}
 
 impl<'a> Chunk<'a> {
-    /// Lines of a strip.
+    /// Lines of a bf16 strip.
     pub fn lines(&self) -> usize {
         self.k_padded / 2
+    }
+
+    /// Lines of an int8 or int4 strip.
+    pub fn int_lines(&self) -> usize {
+        self.k_padded / 4
     }
 
     /// Elements of a dense strip.
@@ -123,7 +189,7 @@ impl<'a> Chunk<'a> {
     pub fn dense_strip(&self, s: usize) -> &'a [u16] {
         match self.weight {
             Strips::DenseBf16(lines) => &lines[s * self.strip_elems()..][..self.strip_elems()],
-            Strips::SparseBf16(_) => panic!("a kernel for dense weights was given a packed one"),
+            _ => panic!("{WRONG_FORMAT}"),
         }
     }
 
@@ -141,8 +207,94 @@ impl<'a> Chunk<'a> {
                     &w.values()[start..],
                 )
             }
-            Strips::DenseBf16(_) => panic!("a kernel for packed weights was given a dense one"),
+            _ => panic!("{WRONG_FORMAT}"),
         }
+    }
+
+    /// The lines of dense int8 strip `s`.
+    ///
+    /// # Panics
+    /// As [`dense_strip`](Self::dense_strip).
+    pub fn dense_i8_strip(&self, s: usize) -> &'a [i8] {
+        match self.weight {
+            Strips::DenseI8(w) => {
+                let elems = self.int_lines() * LINE_ELEMS_I8;
+                &w.lines()[s * elems..][..elems]
+            }
+            _ => panic!("{WRONG_FORMAT}"),
+        }
+    }
+
+    /// Masks and values of packed int8 strip `s`; the values run on as those of [`sparse_strip`](Self::sparse_strip).
+    ///
+    /// # Panics
+    /// As [`sparse_strip`](Self::sparse_strip).
+    pub fn sparse_i8_strip(&self, s: usize) -> (&'a [u64], &'a [i8]) {
+        match self.weight {
+            Strips::SparseI8(w) => {
+                let start = w.offsets()[s * w.blocks_per_strip()] as usize;
+                let lines = self.int_lines();
+                (&w.masks()[s * lines..][..lines], &w.values()[start..])
+            }
+            _ => panic!("{WRONG_FORMAT}"),
+        }
+    }
+
+    /// The lines of dense int4 strip `s`, two to 64 bytes: line 2t in the low nibbles, line 2t + 1 in the high ones.
+    ///
+    /// # Panics
+    /// As [`dense_strip`](Self::dense_strip).
+    pub fn dense_i4_strip(&self, s: usize) -> &'a [u8] {
+        match self.weight {
+            Strips::DenseI4(w) => {
+                let bytes = self.int_lines() * LINE_ELEMS_I8 / 2;
+                &w.lines()[s * bytes..][..bytes]
+            }
+            _ => panic!("{WRONG_FORMAT}"),
+        }
+    }
+
+    /// Masks and values of packed int4 strip `s`: the first value is the low nibble of the first byte. The bytes run on as
+    /// the values of [`sparse_strip`](Self::sparse_strip).
+    ///
+    /// # Panics
+    /// As [`sparse_strip`](Self::sparse_strip).
+    pub fn sparse_i4_strip(&self, s: usize) -> (&'a [u64], &'a [u8]) {
+        match self.weight {
+            Strips::SparseI4(w) => {
+                let start = w.offsets()[s * w.blocks_per_strip()] as usize;
+                let lines = self.int_lines();
+                (&w.masks()[s * lines..][..lines], &w.values()[start / 2..])
+            }
+            _ => panic!("{WRONG_FORMAT}"),
+        }
+    }
+
+    /// The scales of an int8 or int4 weight.
+    ///
+    /// # Panics
+    /// If the weight is bf16.
+    fn scales(&self) -> &'a Scales {
+        match self.weight {
+            Strips::DenseI8(w) => w.scales(),
+            Strips::SparseI8(w) => w.scales(),
+            Strips::DenseI4(w) => w.scales(),
+            Strips::SparseI4(w) => w.scales(),
+            _ => panic!("{WRONG_FORMAT}"),
+        }
+    }
+
+    /// Lines of an int8 or int4 strip that have one scale per output; the last group may have fewer.
+    pub fn group_lines(&self) -> usize {
+        match self.scales() {
+            Scales::Row(_) => self.int_lines(),
+            Scales::Group { elems, .. } => elems / 4,
+        }
+    }
+
+    /// The 16 scales of group `g` of strip `s`.
+    pub fn strip_scales(&self, s: usize, g: usize) -> [f32; STRIP_ROWS] {
+        self.scales().strip(s, g)
     }
 
     /// Pointers to `R` rows of f32 activations from row `first` on.
@@ -175,6 +327,57 @@ impl<'a> Chunk<'a> {
                 .cast::<u16>()
                 .wrapping_add((first + r) * self.x.stride)
         })
+    }
+
+    /// `R` rows of int8 activations from row `first` on.
+    pub fn i8_rows<const R: usize>(&self, first: usize) -> [I8Row; R] {
+        let rows = Activation::I8.padded_rows(self.m);
+        assert!(
+            self.x.kind == Activation::I8 && first + R <= rows,
+            "rows {first}..{} of {rows}",
+            first + R
+        );
+        std::array::from_fn(|r| I8Row {
+            q: self
+                .x
+                .ptr
+                .cast::<i8>()
+                .wrapping_add((first + r) * self.x.stride),
+            k_padded: self.k_padded,
+        })
+    }
+}
+
+/// A row of int8 activations of a chunk, which it does not outlive.
+#[derive(Clone, Copy)]
+pub(crate) struct I8Row {
+    /// The elements, K rounded up to a multiple of 64 of them.
+    pub q: *const i8,
+    k_padded: usize,
+}
+
+impl I8Row {
+    /// What an element must be multiplied by.
+    ///
+    /// # Safety
+    /// The chunk that the row is of lives.
+    pub unsafe fn scale(self) -> f32 {
+        // SAFETY: the scale follows the elements, see `Activation::row_bytes`.
+        unsafe { self.q.add(self.k_padded).cast::<f32>().read() }
+    }
+
+    /// The sum of the elements `range` of k, both ends multiples of 32 or K rounded up.
+    ///
+    /// # Safety
+    /// The chunk that the row is of lives; `range` is inside K rounded up.
+    pub unsafe fn sum(self, range: Range<usize>) -> i32 {
+        let sums = self.q.wrapping_add(self.k_padded + 4).cast::<i32>();
+        let before = |k: usize| match k / SUM_K {
+            0 => 0,
+            // SAFETY: the sums of the first 32, 64, 96 ... elements follow the scale.
+            n => unsafe { sums.add(n - 1).read() },
+        };
+        before(range.end) - before(range.start)
     }
 }
 

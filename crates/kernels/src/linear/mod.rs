@@ -9,13 +9,17 @@ pub(crate) mod schedule;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx_int;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512_int;
 
 use std::fmt;
 
-use sparamx_format::{DenseBf16, SparseBf16};
+use sparamx_format::{DenseBf16, DenseI4, DenseI8, Scales, SparseBf16, SparseI4, SparseI8};
 
 use crate::catalog::{KernelSpec, select};
 use crate::{KernelError, Rows, RowsMut, Runtime};
@@ -29,6 +33,28 @@ pub enum Weight {
     DenseBf16(DenseBf16),
     /// Bitmap and non-zero values.
     SparseBf16(SparseBf16),
+    /// All levels, a byte each, with the scales.
+    DenseI8(DenseI8),
+    /// Bitmap and non-zero levels, with the scales.
+    SparseI8(SparseI8),
+    /// All levels, half a byte each, with the scales.
+    DenseI4(DenseI4),
+    /// Bitmap and non-zero levels, half a byte each, with the scales.
+    SparseI4(SparseI4),
+}
+
+/// The same expression over the weight inside, whatever its format: the formats' types share these methods but no trait.
+macro_rules! each {
+    ($weight:expr, $w:ident => $e:expr) => {
+        match $weight {
+            Weight::DenseBf16($w) => $e,
+            Weight::SparseBf16($w) => $e,
+            Weight::DenseI8($w) => $e,
+            Weight::SparseI8($w) => $e,
+            Weight::DenseI4($w) => $e,
+            Weight::SparseI4($w) => $e,
+        }
+    };
 }
 
 /// The forms of [`Weight`].
@@ -38,6 +64,34 @@ pub enum WeightFormat {
     DenseBf16,
     /// [`Weight::SparseBf16`]
     SparseBf16,
+    /// [`Weight::DenseI8`]
+    DenseI8,
+    /// [`Weight::SparseI8`]
+    SparseI8,
+    /// [`Weight::DenseI4`]
+    DenseI4,
+    /// [`Weight::SparseI4`]
+    SparseI4,
+}
+
+impl WeightFormat {
+    /// All formats.
+    pub const ALL: [WeightFormat; 6] = [
+        WeightFormat::DenseBf16,
+        WeightFormat::SparseBf16,
+        WeightFormat::DenseI8,
+        WeightFormat::SparseI8,
+        WeightFormat::DenseI4,
+        WeightFormat::SparseI4,
+    ];
+
+    /// Whether zeros are left out.
+    pub const fn is_sparse(self) -> bool {
+        matches!(
+            self,
+            WeightFormat::SparseBf16 | WeightFormat::SparseI8 | WeightFormat::SparseI4
+        )
+    }
 }
 
 impl fmt::Display for WeightFormat {
@@ -45,6 +99,10 @@ impl fmt::Display for WeightFormat {
         f.pad(match self {
             WeightFormat::DenseBf16 => "dense bf16",
             WeightFormat::SparseBf16 => "sparse bf16",
+            WeightFormat::DenseI8 => "dense int8",
+            WeightFormat::SparseI8 => "sparse int8",
+            WeightFormat::DenseI4 => "dense int4",
+            WeightFormat::SparseI4 => "sparse int4",
         })
     }
 }
@@ -52,49 +110,58 @@ impl fmt::Display for WeightFormat {
 impl Weight {
     /// Output features.
     pub fn n(&self) -> usize {
-        match self {
-            Weight::DenseBf16(w) => w.n(),
-            Weight::SparseBf16(w) => w.n(),
-        }
+        each!(self, w => w.n())
     }
 
     /// Input features.
     pub fn k(&self) -> usize {
-        match self {
-            Weight::DenseBf16(w) => w.k(),
-            Weight::SparseBf16(w) => w.k(),
-        }
+        each!(self, w => w.k())
     }
 
     /// Input features, rounded up to the layout's step.
     pub(crate) fn k_padded(&self) -> usize {
-        match self {
-            Weight::DenseBf16(w) => w.k_padded(),
-            Weight::SparseBf16(w) => w.k_padded(),
-        }
+        each!(self, w => w.k_padded())
     }
 
     /// Groups of 16 output features.
     pub(crate) fn strips(&self) -> usize {
-        match self {
-            Weight::DenseBf16(w) => w.strips(),
-            Weight::SparseBf16(w) => w.strips(),
-        }
+        each!(self, w => w.strips())
     }
 
     /// Bytes that a multiplication reads.
     pub fn bytes(&self) -> usize {
-        self.bytes_before(self.strips())
+        match self {
+            Weight::DenseBf16(w) => w.bytes(),
+            Weight::SparseBf16(w) => w.packed_bytes(),
+            Weight::DenseI8(w) => w.bytes(),
+            Weight::SparseI8(w) => w.packed_bytes(),
+            Weight::DenseI4(w) => w.bytes(),
+            Weight::SparseI4(w) => w.packed_bytes(),
+        }
     }
 
     /// Bytes of the strips before strip `s`.
     pub(crate) fn bytes_before(&self, s: usize) -> usize {
+        if s == self.strips() {
+            return self.bytes();
+        }
+        // Each strip has equally many masks and scales, and as many values as the offsets say.
+        let scales = |scales: &Scales| scales.bytes() / self.strips() * s;
         match self {
             Weight::DenseBf16(w) => s * w.k_padded() * 32,
-            Weight::SparseBf16(w) if s < w.strips() => {
+            Weight::SparseBf16(w) => {
                 s * w.lines_per_strip() * 4 + 2 * w.offsets()[s * w.blocks_per_strip()] as usize
             }
-            Weight::SparseBf16(w) => w.packed_bytes(),
+            Weight::DenseI8(w) => s * w.k_padded() * 16 + scales(w.scales()),
+            Weight::SparseI8(w) => {
+                let values = w.offsets()[s * w.blocks_per_strip()] as usize;
+                s * w.lines_per_strip() * 8 + values + scales(w.scales())
+            }
+            Weight::DenseI4(w) => s * w.k_padded() * 8 + scales(w.scales()),
+            Weight::SparseI4(w) => {
+                let values = w.offsets()[s * w.blocks_per_strip()] as usize / 2;
+                s * w.lines_per_strip() * 8 + values + scales(w.scales())
+            }
         }
     }
 
@@ -103,6 +170,10 @@ impl Weight {
         match self {
             Weight::DenseBf16(_) => WeightFormat::DenseBf16,
             Weight::SparseBf16(_) => WeightFormat::SparseBf16,
+            Weight::DenseI8(_) => WeightFormat::DenseI8,
+            Weight::SparseI8(_) => WeightFormat::SparseI8,
+            Weight::DenseI4(_) => WeightFormat::DenseI4,
+            Weight::SparseI4(_) => WeightFormat::SparseI4,
         }
     }
 }

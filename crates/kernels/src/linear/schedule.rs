@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sparamx_format::STRIP_ROWS;
+use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
 use super::chunk::{Activation, Activations, Chunk, Out, Strips};
 use super::{LinearJob, Weight};
@@ -77,6 +77,10 @@ pub(crate) fn strips_of(weight: &Weight) -> Strips<'_> {
     match weight {
         Weight::DenseBf16(w) => w.into(),
         Weight::SparseBf16(w) => Strips::SparseBf16(w),
+        Weight::DenseI8(w) => Strips::DenseI8(w),
+        Weight::SparseI8(w) => Strips::SparseI8(w),
+        Weight::DenseI4(w) => Strips::DenseI4(w),
+        Weight::SparseI4(w) => Strips::SparseI4(w),
     }
 }
 
@@ -119,10 +123,7 @@ fn partition(count: usize, below: impl Fn(usize) -> bool) -> usize {
 }
 
 /// Activations in the forms that the kernels of a call want.
-struct Ready {
-    f32: Option<Activations>,
-    bf16: Option<Activations>,
-}
+struct Ready([Option<Activations>; 3]);
 
 impl Ready {
     fn new(
@@ -132,40 +133,36 @@ impl Ready {
         kernels: &[&KernelSpec],
         scratch: &mut crate::Scratch,
     ) -> Self {
-        let wants = |kind| kernels.iter().any(|kernel| kernel.activation == kind);
-        let as_is = x.cols() == k_padded;
-        let copy_f32 = wants(Activation::F32) && !as_is;
-        let bytes = |kind: Activation| kind.padded_rows(x.rows()) * k_padded * kind.bytes();
-        let f32_bytes = if copy_f32 { bytes(Activation::F32) } else { 0 };
-        let bf16_bytes = if wants(Activation::Bf16) {
-            bytes(Activation::Bf16)
-        } else {
-            0
-        };
-        let (for_f32, for_bf16) = scratch
-            .bytes(f32_bytes + bf16_bytes)
-            .split_at_mut(f32_bytes);
-        let in_place = Activations {
-            ptr: x.as_ptr().cast(),
-            stride: x.stride(),
-            kind: Activation::F32,
-        };
-        Self {
-            f32: if copy_f32 {
-                Some(convert(rt, x, k_padded, Activation::F32, for_f32))
+        let as_is = |kind| kind == Activation::F32 && x.cols() == k_padded;
+        let bytes = Activation::ALL.map(|kind| {
+            let wanted = kernels.iter().any(|kernel| kernel.activation == kind);
+            let rows = kind.padded_rows(x.rows()) * kind.row_bytes(k_padded);
+            if wanted && !as_is(kind) {
+                rows.next_multiple_of(LINE_BYTES)
             } else {
-                as_is.then_some(in_place)
-            },
-            bf16: (bf16_bytes > 0).then(|| convert(rt, x, k_padded, Activation::Bf16, for_bf16)),
-        }
+                0
+            }
+        });
+        let mut rest = scratch.bytes(bytes.iter().sum());
+        let mut made = Activation::ALL.into_iter().zip(bytes);
+        Self(std::array::from_fn(|_| {
+            let (kind, bytes) = made.next()?;
+            let (out, after) = std::mem::take(&mut rest).split_at_mut(bytes);
+            rest = after;
+            if as_is(kind) {
+                return Some(Activations {
+                    ptr: x.as_ptr().cast(),
+                    stride: x.stride(),
+                    kind,
+                });
+            }
+            (bytes > 0).then(|| convert(rt, x, k_padded, kind, out))
+        }))
     }
 
     fn of(&self, kind: Activation) -> Activations {
-        match kind {
-            Activation::F32 => self.f32,
-            Activation::Bf16 => self.bf16,
-        }
-        .expect("made in `new` for every kernel of the call")
+        let made = self.0.into_iter().flatten().find(|x| x.kind == kind);
+        made.expect("made in `new` for every kernel of the call")
     }
 }
 
@@ -176,13 +173,13 @@ fn convert(
     kind: Activation,
     out: &mut [u8],
 ) -> Activations {
-    let row_bytes = k_padded * kind.bytes();
+    let row_bytes = kind.row_bytes(k_padded);
     let (rows, fill) = out.split_at_mut(x.rows() * row_bytes);
     fill.fill(0);
     if x.rows() * k_padded < PARALLEL_ELEMS {
         rows.chunks_mut(row_bytes)
             .enumerate()
-            .for_each(|(i, out)| kind.write_row(x.row(i), out));
+            .for_each(|(i, out)| kind.write_row(x.row(i), k_padded, out));
     } else {
         let per_thread = x.rows().div_ceil(rt.threads());
         let parts: Vec<_> = rows
@@ -195,13 +192,13 @@ fn convert(
             };
             let mut part = part.lock().expect("each thread locks its own part");
             for (i, out) in part.chunks_mut(row_bytes).enumerate() {
-                kind.write_row(x.row(thread * per_thread + i), out);
+                kind.write_row(x.row(thread * per_thread + i), k_padded, out);
             }
         });
     }
     Activations {
         ptr: out.as_ptr(),
-        stride: k_padded,
+        stride: row_bytes / kind.bytes(),
         kind,
     }
 }
@@ -214,6 +211,11 @@ pub(crate) type Multiply = unsafe fn(chunk: &Chunk<'_>, lines: &[u16], s: usize)
 /// Bytes of scratch that [`panels`] needs.
 pub(crate) fn panel_bytes(k_padded: usize) -> usize {
     k_padded * STRIP_ROWS * 2
+}
+
+/// Bytes of a strip of int8 or int4 weights as lines of bytes.
+pub(crate) fn int_panel_bytes(k_padded: usize) -> usize {
+    k_padded * STRIP_ROWS
 }
 
 /// No scratch at all.
