@@ -261,7 +261,7 @@ unsafe fn block(
                 // SAFETY: the caller's promise; AMX includes AVX-512.
                 unsafe {
                     store_sums(quarter, exact);
-                    add_scaled(exact, &chunk.strip_scales(s, g), sums);
+                    add_scaled(exact, &chunk.strip_scales(s).group(g), sums);
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx512_vnni_fns;
 use sparamx_format::{LINE_ELEMS_I8, STRIP_ROWS};
 
-use super::chunk::{Chunk, I8Row};
+use super::chunk::{Chunk, I8Row, StripScales};
 
 /// How far ahead of use weights are asked for; see avx2.rs.
 const PREFETCH_BYTES: usize = 4096;
@@ -40,9 +40,10 @@ impl<const OFFSET: i32> Lines for Bytes<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let lines = [0, 1].map(|i| _mm512_loadu_si512(self.0.add(i * LINE_ELEMS_I8).cast()));
+            let even = _mm512_loadu_si512(self.0.cast());
+            let odd = _mm512_loadu_si512(self.0.add(LINE_ELEMS_I8).cast());
             self.0 = self.0.add(2 * LINE_ELEMS_I8);
-            lines
+            [even, odd]
         }
     }
 }
@@ -64,13 +65,15 @@ impl<const OFFSET: i32> Lines for DenseI8<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            let lines = [0, 1].map(|i| {
-                let line = self.0.add(i * LINE_ELEMS_I8);
-                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES));
-                // Adding 128 to a byte is turning over its highest bit.
-                let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
-                _mm512_xor_si512(_mm512_loadu_si512(line.cast()), turn)
-            });
+            let odd = self.0.add(LINE_ELEMS_I8);
+            _mm_prefetch::<_MM_HINT_T0>(self.0.wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_add(PREFETCH_BYTES));
+            // Adding 128 to a byte is turning over its highest bit.
+            let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
+            let lines = [
+                _mm512_xor_si512(_mm512_loadu_si512(self.0.cast()), turn),
+                _mm512_xor_si512(_mm512_loadu_si512(odd.cast()), turn),
+            ];
             self.0 = self.0.add(2 * LINE_ELEMS_I8);
             lines
         }
@@ -92,27 +95,35 @@ impl<const OFFSET: i32> SparseI8<OFFSET> {
             value: values.as_ptr(),
         }
     }
+
+    /// The register form of the expansion, as in avx512.rs. Places without a value take the offset alone.
+    ///
+    /// # Safety
+    /// As for [`Lines::next`].
+    #[inline(always)]
+    unsafe fn line(&mut self) -> __m512i {
+        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(self.value.wrapping_add(PREFETCH_BYTES));
+            let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
+            let values = _mm512_xor_si512(_mm512_loadu_si512(self.value.cast()), turn);
+            let mask = *self.mask;
+            self.mask = self.mask.add(1);
+            self.value = self.value.add(mask.count_ones() as usize);
+            _mm512_mask_expand_epi8(turn, mask, values)
+        }
+    }
 }
 
 impl<const OFFSET: i32> Lines for SparseI8<OFFSET> {
     const OFFSET: i32 = OFFSET;
 
-    /// The register form of the expansion, as in avx512.rs. Places without a value take the offset alone.
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-            let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
-            let lines = [0, 1].map(|i| {
-                _mm_prefetch::<_MM_HINT_T0>(self.value.wrapping_add(PREFETCH_BYTES));
-                let mask = *self.mask.add(i);
-                let values = _mm512_xor_si512(_mm512_loadu_si512(self.value.cast()), turn);
-                self.value = self.value.add(mask.count_ones() as usize);
-                _mm512_mask_expand_epi8(turn, mask, values)
-            });
-            self.mask = self.mask.add(2);
-            lines
+            [self.line(), self.line()]
         }
     }
 }
@@ -137,13 +148,11 @@ impl<const OFFSET: i32> Lines for DenseI4<OFFSET> {
             _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_add(PREFETCH_BYTES));
             let both = _mm512_loadu_si512(self.0.cast());
             self.0 = self.0.add(LINE_ELEMS_I8);
-            [both, _mm512_srli_epi16::<4>(both)].map(|codes| {
-                let codes = _mm512_and_si512(codes, _mm512_set1_epi8(15));
-                match OFFSET {
-                    8 => codes,
-                    _ => _mm512_sub_epi8(codes, _mm512_set1_epi8(8)),
-                }
-            })
+            let low = _mm512_set1_epi8(15);
+            let even = _mm512_and_si512(both, low);
+            let odd = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+            let less = _mm512_set1_epi8((8 - OFFSET) as i8);
+            [_mm512_sub_epi8(even, less), _mm512_sub_epi8(odd, less)]
         }
     }
 }
@@ -190,16 +199,40 @@ impl<const OFFSET: i32> SparseI4<OFFSET> {
         }
         spread
     };
+
+    /// Codes are spread one to a byte (`vpermb` brings the bytes, `vpmultishiftqb` the nibbles, at an odd one too), looked up,
+    /// and expanded.
+    ///
+    /// # Safety
+    /// As for [`Lines::next`].
+    #[inline(always)]
+    unsafe fn line(&mut self) -> __m512i {
+        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        unsafe {
+            let spread = _mm512_loadu_si512(Self::SPREAD.as_ptr().cast());
+            let table = _mm512_loadu_si512(Self::TABLE.as_ptr().cast());
+            let shifts = _mm512_set1_epi64(0x1c18_1410_0c08_0400);
+            let odd = _mm512_set1_epi8(((self.at & 1) * 4) as i8);
+            let bytes = _mm512_loadu_si512(self.values.add(self.at / 2).cast());
+            let codes = _mm512_multishift_epi64_epi8(
+                _mm512_add_epi8(shifts, odd),
+                _mm512_permutexvar_epi8(spread, bytes),
+            );
+            let levels = _mm512_permutexvar_epi8(codes, table);
+            let mask = *self.mask;
+            self.mask = self.mask.add(1);
+            self.at += mask.count_ones() as usize;
+            _mm512_mask_expand_epi8(_mm512_set1_epi8(OFFSET as i8), mask, levels)
+        }
+    }
 }
 
 impl<const OFFSET: i32> Lines for SparseI4<OFFSET> {
     const OFFSET: i32 = OFFSET;
 
-    /// Codes are spread one to a byte (`vpermb` brings the bytes, `vpmultishiftqb` the nibbles, at an odd one too), looked up,
-    /// and expanded.
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
             _mm_prefetch::<_MM_HINT_T0>(
@@ -207,23 +240,7 @@ impl<const OFFSET: i32> Lines for SparseI4<OFFSET> {
                     .cast::<i8>()
                     .wrapping_add(self.at / 2 + PREFETCH_BYTES),
             );
-            let spread = _mm512_loadu_si512(Self::SPREAD.as_ptr().cast());
-            let table = _mm512_loadu_si512(Self::TABLE.as_ptr().cast());
-            let shifts = _mm512_set1_epi64(0x1c18_1410_0c08_0400);
-            let lines = [0, 1].map(|i| {
-                let mask = *self.mask.add(i);
-                let bytes = _mm512_loadu_si512(self.values.add(self.at / 2).cast());
-                let odd = _mm512_set1_epi8(((self.at & 1) * 4) as i8);
-                let codes = _mm512_multishift_epi64_epi8(
-                    _mm512_add_epi8(shifts, odd),
-                    _mm512_permutexvar_epi8(spread, bytes),
-                );
-                let levels = _mm512_permutexvar_epi8(codes, table);
-                self.at += mask.count_ones() as usize;
-                _mm512_mask_expand_epi8(_mm512_set1_epi8(OFFSET as i8), mask, levels)
-            });
-            self.mask = self.mask.add(2);
-            lines
+            [self.line(), self.line()]
         }
     }
 }
@@ -337,6 +354,7 @@ avx512_vnni_fns!(
     ) -> usize {
         let x = chunk.i8_rows::<R>(i);
         let (all, group) = (chunk.int_lines(), chunk.group_lines());
+        let scales = chunk.strip_scales(s);
         let mut sums = [_mm512_setzero_ps(); R];
         for (g, first) in (0..all).step_by(group).enumerate() {
             let end = all.min(first + group);
@@ -353,17 +371,16 @@ avx512_vnni_fns!(
                     }
                 }
             }
-            let scales = chunk.strip_scales(s, g);
+            let scale = scales_of(scales, g);
             for r in 0..R {
-                // SAFETY: the group is inside the row; 16 scales are a register.
+                // SAFETY: the group is inside the row.
                 unsafe {
                     let offset = L::OFFSET.wrapping_mul(x[r].sum(4 * first..4 * end));
                     let exact = _mm512_sub_epi32(
                         _mm512_add_epi32(acc[r][0], acc[r][1]),
                         _mm512_set1_epi32(offset),
                     );
-                    let scaled =
-                        _mm512_mul_ps(_mm512_cvtepi32_ps(exact), _mm512_loadu_ps(scales.as_ptr()));
+                    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
                     sums[r] = _mm512_add_ps(sums[r], scaled);
                 }
             }
@@ -371,6 +388,23 @@ avx512_vnni_fns!(
         // SAFETY: rows and strip are the chunk's.
         unsafe { put(chunk, x, sums, s, i) };
         R
+    }
+
+    /// The 16 scales of group `g`.
+    fn scales_of(scales: StripScales<'_>, g: usize) -> __m512 {
+        match scales {
+            StripScales::F32(scales) => {
+                let group: &[f32; STRIP_ROWS] = scales.as_chunks().0.get(g).expect("a group");
+                // SAFETY: 16 floats.
+                unsafe { _mm512_loadu_ps(group.as_ptr()) }
+            }
+            StripScales::Bf16(bits) => {
+                let group: &[u16; STRIP_ROWS] = bits.as_chunks().0.get(g).expect("a group");
+                // SAFETY: 32 bytes.
+                let bits = unsafe { _mm256_loadu_si256(group.as_ptr().cast()) };
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
+            }
+        }
     }
 
     /// # Safety

@@ -292,9 +292,14 @@ impl<'a> Chunk<'a> {
         }
     }
 
-    /// The 16 scales of group `g` of strip `s`.
-    pub fn strip_scales(&self, s: usize, g: usize) -> [f32; STRIP_ROWS] {
-        self.scales().strip(s, g)
+    /// The scales of strip `s`.
+    pub fn strip_scales(&self, s: usize) -> StripScales<'a> {
+        let scales = self.scales();
+        let count = scales.groups() * STRIP_ROWS;
+        match scales {
+            Scales::Row(values) => StripScales::F32(&values[s * count..][..count]),
+            Scales::Group { values, .. } => StripScales::Bf16(&values[s * count..][..count]),
+        }
     }
 
     /// Pointers to `R` rows of f32 activations from row `first` on.
@@ -344,6 +349,26 @@ impl<'a> Chunk<'a> {
                 .cast::<i8>()
                 .wrapping_add((first + r) * self.x.stride),
             k_padded: self.k_padded,
+        })
+    }
+}
+
+/// The scales of a strip, 16 for each of its groups.
+#[derive(Clone, Copy)]
+pub(crate) enum StripScales<'a> {
+    /// Of one group.
+    F32(&'a [f32]),
+    /// bf16 bits.
+    Bf16(&'a [u16]),
+}
+
+impl StripScales<'_> {
+    /// The 16 scales of group `g`.
+    pub fn group(self, g: usize) -> [f32; STRIP_ROWS] {
+        let at = g * STRIP_ROWS;
+        std::array::from_fn(|j| match self {
+            StripScales::F32(scales) => scales[at + j],
+            StripScales::Bf16(bits) => f32::from_bits(u32::from(bits[at + j]) << 16),
         })
     }
 }
