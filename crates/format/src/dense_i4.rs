@@ -3,9 +3,10 @@
 use rayon::prelude::*;
 
 use crate::dense_bf16::check_rows;
+use crate::error::check_length;
 use crate::levels::{self, DENSE_I4_LEVELS};
 use crate::shape::{Geometry, LINE_BYTES, LINE_ELEMS_I8, STRIP_ROWS};
-use crate::{FormatError, Scales, Storage, strip};
+use crate::{Field, FormatError, Scales, Storage, strip};
 
 /// A dense `[N, K]` int4 weight in strip and line order.
 ///
@@ -54,6 +55,40 @@ impl DenseI4 {
             lines,
             scales,
         })
+    }
+
+    /// Takes arrays from elsewhere, usually from a mapped file. Every code is a level, so only the padding is read.
+    ///
+    /// # Errors
+    /// If the arrays are not exactly what [`DenseI4::from_rows`] would have made: wrong lengths, padding that is not
+    /// level 0, or scales it would refuse.
+    pub fn from_parts(
+        n: usize,
+        k: usize,
+        lines: Storage<u8>,
+        scales: Scales,
+    ) -> Result<Self, FormatError> {
+        let shape = Geometry::for_levels(n, k)?;
+        check_length(Field::Levels, shape.dense_elems() / 2, lines.len())?;
+        scales.check(&shape)?;
+        scales.must_be_groups()?;
+        let weight = Self {
+            shape,
+            lines,
+            scales,
+        };
+        let place = |l: usize, e: usize| l / 2 * LINE_BYTES + e;
+        for s in 0..shape.strips {
+            let strip = weight.strip(s);
+            let level_at = |l: usize, e: usize| level(strip[place(l, e)] >> (4 * (l % 2)));
+            if let Some((l, e)) = levels::first_padding(&shape, s, level_at) {
+                return Err(FormatError::Padding {
+                    field: Field::Levels,
+                    index: s * strip.len() + place(l, e),
+                });
+            }
+        }
+        Ok(weight)
     }
 
     /// Output rows N.

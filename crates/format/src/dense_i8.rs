@@ -4,9 +4,10 @@ use rayon::prelude::*;
 
 use crate::bitmap_int::{SparseI4, SparseI8};
 use crate::dense_bf16::check_rows;
+use crate::error::check_length;
 use crate::levels::{self, I8_LEVELS};
 use crate::shape::{Geometry, LINE_ELEMS_I8, STRIP_ROWS};
-use crate::{FormatError, Scales, Storage, strip};
+use crate::{Field, FormatError, Scales, Storage, strip};
 
 /// A dense `[N, K]` int8 weight in strip and line order: every element of [`SparseI8`]'s layout present.
 ///
@@ -42,6 +43,46 @@ impl DenseI8 {
             .par_chunks_exact_mut(shape.strip_elems())
             .zip(levels.par_chunks(STRIP_ROWS * k))
             .for_each(|(lines, rows)| strip::gather_strip::<4, _>(rows, k, lines));
+        Ok(Self {
+            shape,
+            lines,
+            scales,
+        })
+    }
+
+    /// Takes arrays from elsewhere, usually from a mapped file, and checks all of them in parallel.
+    ///
+    /// # Errors
+    /// If the arrays are not exactly what [`DenseI8::from_rows`] would have made: wrong lengths, padding that is not
+    /// zero, levels of -128, or scales it would refuse.
+    pub fn from_parts(
+        n: usize,
+        k: usize,
+        lines: Storage<i8>,
+        scales: Scales,
+    ) -> Result<Self, FormatError> {
+        let shape = Geometry::for_levels(n, k)?;
+        check_length(Field::Levels, shape.dense_elems(), lines.len())?;
+        let strip_elems = shape.strip_elems();
+        let check = |(s, strip): (usize, &[i8])| {
+            if let Some(i) = levels::first_lowest(strip) {
+                let (index, level) = (s * strip_elems + i, strip[i]);
+                return Err(FormatError::BadLevel { index, level });
+            }
+            match levels::first_padding(&shape, s, |l, e| strip[l * LINE_ELEMS_I8 + e]) {
+                None => Ok(()),
+                Some((l, e)) => Err(FormatError::Padding {
+                    field: Field::Levels,
+                    index: s * strip_elems + l * LINE_ELEMS_I8 + e,
+                }),
+            }
+        };
+        let strips = lines.par_chunks_exact(strip_elems).enumerate().map(check);
+        strips
+            .collect::<Vec<_>>()
+            .into_iter()
+            .collect::<Result<(), _>>()?;
+        scales.check(&shape)?;
         Ok(Self {
             shape,
             lines,

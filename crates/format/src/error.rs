@@ -162,6 +162,22 @@ pub enum FormatError {
         /// The key that the header's `__metadata__` lacks or whose text is not `[n, k]`.
         key: String,
     },
+    /// An entry of the file that describes a packed weight is none this reader knows.
+    Description {
+        /// The key of the header's `__metadata__`.
+        key: String,
+        /// Its text, empty where there is none.
+        found: String,
+        /// What it can be.
+        expected: &'static str,
+    },
+    /// A packed weight has another format than the reader asks for.
+    WeightFormat {
+        /// Asked for.
+        expected: &'static str,
+        /// In the file.
+        found: &'static str,
+    },
     /// The logical shape in the file is not the one the model asks for.
     LogicalShape {
         /// Asked for, `[n, k]`.
@@ -252,6 +268,8 @@ impl fmt::Display for FormatError {
             | E::Offset { .. }
             | E::Padding { .. } => self.fmt_weight(f),
             E::MissingShape { .. }
+            | E::Description { .. }
+            | E::WeightFormat { .. }
             | E::LogicalShape { .. }
             | E::Dtype { .. }
             | E::ElementSize { .. }
@@ -390,6 +408,18 @@ impl FormatError {
                     "the header's __metadata__ has no entry {key} of the form [n, k]; "
                 )?;
                 write!(f, "pack the model again")
+            }
+            E::Description {
+                key,
+                found,
+                expected,
+            } => {
+                write!(f, "the header's __metadata__ says {found:?} for {key}, ")?;
+                write!(f, "expected {expected}; pack the model again")
+            }
+            E::WeightFormat { expected, found } => {
+                write!(f, "the file holds {found}, not {expected}; ")?;
+                write!(f, "config.json belongs to other weights")
             }
             E::LogicalShape { expected, found } => {
                 write!(
@@ -558,6 +588,21 @@ mod tests {
             (
                 E::MissingShape { key: text() },
                 "the header's __metadata__ has no entry x of the form [n, k]; pack the model again",
+            ),
+            (
+                E::Description {
+                    key: "w.format".to_string(),
+                    found: text(),
+                    expected: "int8 or int4",
+                },
+                "the header's __metadata__ says \"x\" for w.format, expected int8 or int4; pack the model again",
+            ),
+            (
+                E::WeightFormat {
+                    expected: "dense int4",
+                    found: "packed int8",
+                },
+                "the file holds packed int8, not dense int4; config.json belongs to other weights",
             ),
             (
                 E::LogicalShape {

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::rows;
-use sparamx_format::container::{self, Dtype, TensorFile, TensorOut};
+use sparamx_format::container::{self, Dtype, PackedFormat, PackedWeight, TensorFile, TensorOut};
 use sparamx_format::{FormatError, SparseBf16};
 
 /// Opens what `write` made of the tensors, in a folder that lives as long as the result.
@@ -31,10 +31,17 @@ fn packed_weights_are_used_from_the_map() {
         .flat_map(|(name, weight, _)| container::sparse_bf16_tensors(name, weight))
         .collect();
     let (_folder, file) = written(&tensors);
-    let found = container::packed_shapes(&file).unwrap();
+    let found = container::packed_weights(&file).unwrap();
     assert_eq!(found.len(), shapes.len());
-    for ((name, [n, k]), (expected, weight, rows)) in found.iter().zip(&weights) {
-        assert_eq!(name, expected);
+    for (found, (expected, weight, rows)) in found.iter().zip(&weights) {
+        let PackedWeight {
+            name,
+            shape: [n, k],
+            format,
+            group_elems,
+        } = found;
+        assert_eq!((name, *format), (expected, PackedFormat::SparseBf16));
+        assert_eq!(*group_elems, None);
         let read = container::sparse_bf16(&file, name, *n, *k).unwrap();
         assert_eq!(&read.decode(), rows);
         assert_eq!(read.nnz(), weight.nnz());

@@ -38,8 +38,11 @@ fn sample() -> Vec<u8> {
 fn read_all(bytes: &[u8]) -> Result<usize, FormatError> {
     let file = TensorFile::from_bytes(bytes)?;
     let mut elements = 0;
-    for (name, [n, k]) in container::packed_shapes(&file)? {
-        elements += container::sparse_bf16(&file, &name, n, k)?.decode().len();
+    for packed in container::packed_weights(&file)? {
+        let [n, k] = packed.shape;
+        elements += container::sparse_bf16(&file, &packed.name, n, k)?
+            .decode()
+            .len();
     }
     for name in file.names() {
         elements += file.tensor(&name).unwrap().bytes.len();

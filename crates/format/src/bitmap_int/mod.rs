@@ -12,10 +12,12 @@
 //! ```
 //!
 //! So every strip of masks and of values starts on a 64-byte boundary and a 64-byte load that starts at any value
-//! stays inside the tensor. Each weight has exactly one encoding.
+//! stays inside the tensor. Each weight has exactly one encoding: `validate.rs` refuses any
+//! other.
 
 mod sparse_i4;
 mod sparse_i8;
+mod validate;
 
 use rayon::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Bitmap, for_each_compressed_tile};
+use super::{Bitmap, for_each_compressed_tile, validate};
 use crate::bitmap::split_strips;
 use crate::dense_bf16::check_rows;
 use crate::levels::{self, I8_LEVELS};
@@ -46,6 +46,37 @@ impl SparseI8 {
             .into_par_iter()
             .zip(levels.par_chunks(STRIP_ROWS * k))
             .for_each(|(values, rows)| write_values(rows, k, values));
+        Ok(Self {
+            bitmap,
+            values,
+            scales,
+        })
+    }
+
+    /// Takes arrays from elsewhere, usually from a mapped file, and checks all of them in parallel at about the speed
+    /// of memory (`benches/rates.rs` measures it).
+    ///
+    /// # Errors
+    /// If the arrays are not exactly what [`SparseI8::pack`] would have made: wrong lengths, offsets that
+    /// disagree with the masks, padding that is not zero, levels that are 0 or -128, or scales it would refuse.
+    pub fn from_parts(
+        n: usize,
+        k: usize,
+        masks: Storage<u64>,
+        values: Storage<i8>,
+        offsets: Storage<u64>,
+        scales: Scales,
+    ) -> Result<Self, FormatError> {
+        let shape = Geometry::for_levels(n, k)?;
+        let nnz = validate::validate_i8(&shape, &masks, &values, &offsets)?;
+        scales.check(&shape)?;
+        scales.must_be_rows()?;
+        let bitmap = Bitmap {
+            shape,
+            nnz,
+            masks,
+            offsets,
+        };
         Ok(Self {
             bitmap,
             values,
@@ -114,6 +145,11 @@ impl SparseI8 {
     /// Index into the values, in levels, where block `b` of strip `s` starts, at `s * blocks_per_strip + b`.
     pub fn offsets(&self) -> &[u64] {
         &self.bitmap.offsets[..self.bitmap.shape.offset_count()]
+    }
+
+    /// The offsets with their padding, as they are written to a file.
+    pub(crate) fn padded_offsets(&self) -> &[u64] {
+        &self.bitmap.offsets
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {

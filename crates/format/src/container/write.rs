@@ -19,7 +19,7 @@ pub struct TensorOut<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     data: &'a [u8],
-    metadata: Option<(String, String)>,
+    metadata: Vec<(String, String)>,
 }
 
 impl<'a> TensorOut<'a> {
@@ -30,13 +30,13 @@ impl<'a> TensorOut<'a> {
             dtype,
             shape,
             data,
-            metadata: None,
+            metadata: Vec::new(),
         }
     }
 
     /// Adds an entry that [`write()`] puts into the header's `__metadata__` with the tensor.
     pub(crate) fn with_metadata(mut self, key: String, value: String) -> Self {
-        self.metadata = Some((key, value));
+        self.metadata.push((key, value));
         self
     }
 
@@ -112,7 +112,7 @@ fn check_and_order<'t, 'a>(
 /// The header and the length in front of it, padded with spaces to a multiple of 64 bytes.
 fn header(tensors: &[&TensorOut<'_>], metadata: &BTreeMap<String, String>) -> Vec<u8> {
     let mut metadata = metadata.clone();
-    metadata.extend(tensors.iter().filter_map(|tensor| tensor.metadata.clone()));
+    metadata.extend(tensors.iter().flat_map(|tensor| tensor.metadata.clone()));
     let mut entries = Map::new();
     if !metadata.is_empty() {
         entries.insert("__metadata__".to_string(), json!(metadata));
