@@ -1,12 +1,12 @@
-//! Rates of packing, checking and expanding one large weight at 50 % sparsity, in GB of dense bf16 a second and in
-//! GB of packed bytes a second. Every result is checked before the time is printed.
+//! Rates of packing, checking and expanding one large weight at 50 % sparsity in every format, in GB of its dense form
+//! a second and in GB of packed bytes a second. Every result is checked before the time is printed.
 //!
 //! `cargo bench -p sparamx-format -- [N K]`
 
 use std::time::Instant;
 
-use sparamx_format::container::{self, TensorFile};
-use sparamx_format::{DenseBf16, SparseBf16};
+use sparamx_format::container::{self, TensorFile, TensorOut};
+use sparamx_format::{DenseBf16, DenseI4, DenseI8, Scales, SparseBf16, SparseI4, SparseI8};
 
 const REPEATS: usize = 5;
 
@@ -18,57 +18,121 @@ fn main() {
         [n, k] => (n, k),
         _ => (8192, 16384),
     };
+    bf16(n, k);
+    int8(n, k);
+    int4(n, k);
+}
+
+fn bf16(n: usize, k: usize) {
     let rows = rows(n * k);
     let sparse = SparseBf16::pack(&rows, n, k).expect("finite rows");
     assert!(sparse.decode() == rows, "decode gives the rows back");
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("w.safetensors");
-    container::write(
-        &path,
-        &container::sparse_bf16_tensors("w", &sparse),
-        &Default::default(),
-    )
-    .expect("room for the file");
-    let file = TensorFile::open(&path).expect("the file just written");
+    let (_folder, file) = written(&container::sparse_bf16_tensors("w", &sparse));
     let mapped = container::sparse_bf16(&file, "w", n, k).expect("a valid file");
     assert!(
         mapped.values() == sparse.values(),
         "the file holds the values"
     );
+    let report = Report {
+        dense_bytes: 2 * n * k,
+        packed_bytes: sparse.packed_bytes(),
+    };
+    report.title(&format!("[{n}, {k}] bf16"), sparse.density());
+    report.row("pack", || SparseBf16::pack(&rows, n, k));
+    report.row("validate, mapped file", || {
+        container::sparse_bf16(&file, "w", n, k)
+    });
+    report.row("decode to rows", || sparse.decode());
+    report.row("expand to dense lines", || DenseBf16::from_sparse(&sparse));
+    report.row("rows to dense lines", || DenseBf16::from_rows(&rows, n, k));
+}
 
-    let packed_bytes = sparse.packed_bytes();
-    println!(
-        "[{n}, {k}] bf16, {:.1} % kept, {} MB dense, {} MB packed, {} threads",
-        100.0 * sparse.density(),
-        size_of_val(&rows[..]) / 1_000_000,
-        packed_bytes / 1_000_000,
-        rayon::current_num_threads()
-    );
-    let report = |name: &str, seconds: f64| {
+fn int8(n: usize, k: usize) {
+    let rows: Vec<i8> = rows(n * k).iter().map(|&bits| bits as i8 >> 1).collect();
+    let scales = Scales::row(&vec![0.01; n], n).expect("finite scales");
+    let sparse = SparseI8::pack(&rows, n, k, scales.clone()).expect("no level of -128");
+    assert!(sparse.decode() == rows, "decode gives the rows back");
+    let (_folder, file) = written(&container::sparse_i8_tensors("w", &sparse));
+    let dense = DenseI8::from_sparse(&sparse).expect("enough memory");
+    let (_folder, dense_file) = written(&container::dense_i8_tensors("w", &dense));
+    let report = Report {
+        dense_bytes: n * k,
+        packed_bytes: sparse.packed_bytes(),
+    };
+    report.title(&format!("[{n}, {k}] int8"), sparse.density());
+    let pack = || SparseI8::pack(&rows, n, k, scales.clone());
+    report.row("pack", pack);
+    report.row("validate, mapped file", || {
+        container::sparse_i8(&file, "w", n, k)
+    });
+    report.row("validate dense file", || {
+        container::dense_i8(&dense_file, "w", n, k)
+    });
+    report.row("decode to rows", || sparse.decode());
+    report.row("expand to dense lines", || DenseI8::from_sparse(&sparse));
+    let from_rows = || DenseI8::from_rows(&rows, n, k, scales.clone());
+    report.row("rows to dense lines", from_rows);
+}
+
+fn int4(n: usize, k: usize) {
+    let rows: Vec<i8> = rows(n * k).iter().map(|&bits| bits as i8 >> 5).collect();
+    let groups = n * k.div_ceil(128);
+    let scales = Scales::group(&vec![0.01; groups], n, k, 128).expect("finite scales");
+    let sparse = SparseI4::pack(&rows, n, k, scales.clone()).expect("levels of 3 bits");
+    assert!(sparse.decode() == rows, "decode gives the rows back");
+    let (_folder, file) = written(&container::sparse_i4_tensors("w", &sparse));
+    let report = Report {
+        dense_bytes: n * k / 2,
+        packed_bytes: sparse.packed_bytes(),
+    };
+    report.title(&format!("[{n}, {k}] int4"), sparse.density());
+    let pack = || SparseI4::pack(&rows, n, k, scales.clone());
+    report.row("pack", pack);
+    report.row("validate, mapped file", || {
+        container::sparse_i4(&file, "w", n, k)
+    });
+    report.row("decode to rows", || sparse.decode());
+    report.row("expand to int8 lines", || DenseI8::from_sparse_i4(&sparse));
+    let from_rows = || DenseI4::from_rows(&rows, n, k, scales.clone());
+    report.row("rows to dense lines", from_rows);
+}
+
+/// A file of the tensors, in a folder that lives as long as the result.
+fn written(tensors: &[TensorOut<'_>]) -> (tempfile::TempDir, TensorFile) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("w.safetensors");
+    container::write(&path, tensors, &Default::default()).expect("room for the file");
+    let file = TensorFile::open(&path).expect("the file just written");
+    (folder, file)
+}
+
+/// Sizes of a weight that rates refer to.
+struct Report {
+    dense_bytes: usize,
+    packed_bytes: usize,
+}
+
+impl Report {
+    fn title(&self, what: &str, density: f64) {
+        println!(
+            "{what}, {:.1} % kept, {} MB dense, {} MB packed, {} threads",
+            100.0 * density,
+            self.dense_bytes / 1_000_000,
+            self.packed_bytes / 1_000_000,
+            rayon::current_num_threads()
+        );
+    }
+
+    /// Prints the rates of the fastest of a few calls.
+    fn row<T>(&self, name: &str, f: impl FnMut() -> T) {
+        let seconds = best(f);
         println!(
             "{name:24} {:8.1} ms  {:6.2} GB/s dense  {:6.2} GB/s packed",
             1e3 * seconds,
-            size_of_val(&rows[..]) as f64 / seconds / 1e9,
-            packed_bytes as f64 / seconds / 1e9
+            self.dense_bytes as f64 / seconds / 1e9,
+            self.packed_bytes as f64 / seconds / 1e9
         );
-    };
-    report(
-        "pack",
-        best(|| SparseBf16::pack(&rows, n, k).map(|w| w.nnz())),
-    );
-    report(
-        "validate, mapped file",
-        best(|| container::sparse_bf16(&file, "w", n, k).map(|w| w.nnz())),
-    );
-    report("decode to rows", best(|| sparse.decode().len()));
-    report(
-        "expand to dense lines",
-        best(|| DenseBf16::from_sparse(&sparse).map(|w| w.bytes())),
-    );
-    report(
-        "rows to dense lines",
-        best(|| DenseBf16::from_rows(&rows, n, k).map(|w| w.bytes())),
-    );
+    }
 }
 
 /// Seconds of the fastest of a few calls.

@@ -2,7 +2,7 @@
 #![cfg(not(miri))] // Reads and maps files.
 
 use sparamx_format::container::{self, TensorFile};
-use sparamx_format::{SparseBf16, Storage};
+use sparamx_format::{DenseI4, DenseI8, Scales, SparseBf16, SparseI4, SparseI8, Storage};
 
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/weight-format.md");
 const NAME: &str = "up.weight";
@@ -21,6 +21,25 @@ fn block(info: &str) -> String {
 fn bytes(info: &str) -> Vec<u8> {
     let byte = |pair| u8::from_str_radix(pair, 16).unwrap();
     block(info).split_whitespace().map(byte).collect()
+}
+
+/// The bytes of a block that leaves out the padding at the end, as many as it says.
+fn padded_bytes(info: &str, size: usize, padding: u8) -> Vec<u8> {
+    let mut bytes = bytes(&format!("hex {info} of {size} padded with {padding:02x}"));
+    assert_ne!(bytes.last(), Some(&padding), "{info}: shown to the end");
+    bytes.resize(size, padding);
+    bytes
+}
+
+/// The levels of an `[2, 8]` weight.
+fn levels(info: &str) -> Vec<i8> {
+    let text = block(info);
+    let levels: Vec<i8> = text
+        .split_whitespace()
+        .map(|n| n.parse().unwrap())
+        .collect();
+    assert_eq!((levels.len(), text.lines().count()), (16, 2));
+    levels
 }
 
 /// The weight as bf16 bits, row-major, N and K.
@@ -115,4 +134,88 @@ fn a_file_has_the_documented_bytes() {
 
     let read = container::sparse_bf16(&TensorFile::open(&path).unwrap(), NAME, n, k).unwrap();
     assert_eq!(read.decode(), rows);
+}
+
+#[test]
+fn int8_has_the_documented_bytes() {
+    let levels = levels("text int8 levels");
+    let scales = Scales::row(&[0.5, 0.25], 2).unwrap();
+    let packed = SparseI8::pack(&levels, 2, 8, scales.clone()).unwrap();
+    let dense = DenseI8::from_rows(&levels, 2, 8, scales).unwrap();
+    let mask = padded_bytes("int8 mask", 128, 0);
+    let values = padded_bytes("int8 values", 128, 0);
+    let scale = padded_bytes("int8 scale", 64, 0);
+    let lines = padded_bytes("int8 dense", 1024, 0);
+    check_file(
+        &container::sparse_i8_tensors(NAME, &packed),
+        &[
+            ("mask", &mask),
+            ("values", &values),
+            ("offsets", &[0; 64]),
+            ("scale", &scale),
+        ],
+        &[("format", "int8"), ("shape", "[2, 8]")],
+    );
+    check_file(
+        &container::dense_i8_tensors(NAME, &dense),
+        &[("values", &lines), ("scale", &scale)],
+        &[("format", "int8"), ("shape", "[2, 8]")],
+    );
+}
+
+#[test]
+fn int4_has_the_documented_bytes() {
+    let mut levels = levels("text int4 levels");
+    let scales = Scales::group(&[0.5, -0.25], 2, 8, 32).unwrap();
+    let packed = SparseI4::pack(&levels, 2, 8, scales.clone()).unwrap();
+    let seven = levels.iter_mut().find(|level| **level == 8).unwrap();
+    *seven = 7;
+    let dense = DenseI4::from_rows(&levels, 2, 8, scales).unwrap();
+    let mask = padded_bytes("int8 mask", 128, 0);
+    let values = padded_bytes("int4 values", 128, 0);
+    let scale = padded_bytes("int4 scale", 64, 0);
+    let lines = padded_bytes("int4 dense", 512, 0x88);
+    check_file(
+        &container::sparse_i4_tensors(NAME, &packed),
+        &[
+            ("mask", &mask),
+            ("values", &values),
+            ("offsets", &[0; 64]),
+            ("scale", &scale),
+        ],
+        &[("format", "int4"), ("group", "32"), ("shape", "[2, 8]")],
+    );
+    check_file(
+        &container::dense_i4_tensors(NAME, &dense),
+        &[("values", &lines), ("scale", &scale)],
+        &[("format", "int4"), ("group", "32"), ("shape", "[2, 8]")],
+    );
+}
+
+/// Checks that a file of the weight has these tensors and entries of `__metadata__` and no others.
+fn check_file(
+    tensors: &[container::TensorOut<'_>],
+    expected: &[(&str, &[u8])],
+    metadata: &[(&str, &str)],
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    container::write(&path, tensors, &Default::default()).unwrap();
+    let file = TensorFile::open(&path).unwrap();
+    let names: Vec<_> = expected
+        .iter()
+        .map(|(suffix, _)| format!("{NAME}.{suffix}"))
+        .collect();
+    assert_eq!(file.names(), names);
+    for (name, (_, bytes)) in names.iter().zip(expected) {
+        assert_eq!(&file.tensor(name).unwrap().bytes, bytes, "{name}");
+    }
+    let keys: Vec<_> = metadata
+        .iter()
+        .map(|(key, _)| format!("{NAME}.{key}"))
+        .collect();
+    assert_eq!(file.metadata_keys(), keys);
+    for (key, (_, text)) in keys.iter().zip(metadata) {
+        assert_eq!(file.metadata(key), Some(*text));
+    }
 }
