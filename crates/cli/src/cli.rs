@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{bench, compress, doctor, inspect, perplexity, run};
+use crate::units;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -93,6 +94,15 @@ impl Threads {
         self.threads
             .unwrap_or_else(sparamx_cpu::topology::default_threads)
     }
+}
+
+/// How much memory weights may take.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Memory {
+    /// Memory for weights, such as 12G: packed ones that are faster expanded are expanded as far as it goes
+    /// [default: 70 % of what is available]
+    #[arg(long = "memory", value_name = "SIZE", value_parser = units::parse_bytes)]
+    pub memory_bytes: Option<u64>,
 }
 
 /// More threads than any machine we know of has is a slip of the finger.

@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 use sparamx_engine::Tokenizer;
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, LoadOptions, Model};
+use sparamx_model::{Checkpoint, Group, LoadOptions, Model, ResidenceOptions};
 
-use crate::cli::{Common, Threads};
+use crate::cli::{Common, Memory, Threads};
 use crate::{output, progress, runtime, units};
 
 /// Everything that text goes through.
@@ -20,26 +20,17 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
 }
 
-/// Loads the model in a directory.
+/// Loads the model in a directory, and expands those weights that are faster so.
 ///
 /// # Errors
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.
-pub fn load(directory: &Path, threads: Threads, common: Common) -> Result<Loaded> {
+pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) -> Result<Loaded> {
     let runtime = runtime::start(threads.count(), common)?;
     let checkpoint = Checkpoint::open(directory)?;
     // Before the weights: it is the smaller one, and as often wrong.
     let tokenizer = Tokenizer::from_dir(directory, checkpoint.config().vocab_size)?;
-    let bar = progress::byte_bar(common, 0, "loading");
-    let model = Model::load(
-        &runtime,
-        &checkpoint,
-        &LoadOptions::default(),
-        &mut |progress| {
-            bar.set_length(progress.total_bytes);
-            bar.set_position(progress.done_bytes);
-        },
-    )?;
-    bar.finish_and_clear();
+    let mut model = weights(&runtime, &checkpoint, memory, common)?;
+    let groups = settle(&mut model, &runtime, memory, common)?;
     runtime.pin_caller();
     if common.verbose {
         let inexact = model.inexact();
@@ -52,10 +43,67 @@ pub fn load(directory: &Path, threads: Threads, common: Common) -> Result<Loaded
             runtime.threads(),
             runtime.cpu().isa()
         ));
+        let expanded = |group: &&Group| group.expanded > 0;
+        for group in groups.iter().filter(expanded) {
+            output::complain(&format!(
+                "{}: {} of {} expanded to {}, {:.0} instead of {:.0} us each",
+                group.module,
+                group.expanded,
+                group.tensors,
+                group.dense,
+                group.dense_us,
+                group.packed_us
+            ));
+        }
     }
     Ok(Loaded {
         runtime,
         model,
         tokenizer,
     })
+}
+
+/// Reads the weights, with a bar.
+///
+/// # Errors
+/// They cannot be used, or do not fit in memory.
+pub fn weights(
+    runtime: &Runtime,
+    checkpoint: &Checkpoint,
+    memory: Memory,
+    common: Common,
+) -> Result<Model> {
+    let bar = progress::byte_bar(common, 0, "loading");
+    let options = LoadOptions {
+        available_bytes: memory.memory_bytes,
+    };
+    let model = Model::load(runtime, checkpoint, &options, &mut |progress| {
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+    })?;
+    bar.finish_and_clear();
+    Ok(model)
+}
+
+/// Decides which packed weights are expanded, with a bar, and expands them.
+///
+/// # Errors
+/// Memory or threads are refused.
+pub fn settle(
+    model: &mut Model,
+    runtime: &Runtime,
+    memory: Memory,
+    common: Common,
+) -> Result<Vec<Group>> {
+    let bar = progress::count_bar(common, 0, "steps", "trying kernels");
+    let options = ResidenceOptions {
+        memory_bytes: memory.memory_bytes,
+        ..ResidenceOptions::default()
+    };
+    let groups = model.settle(runtime, options, &mut |done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(groups)
 }

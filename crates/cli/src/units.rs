@@ -16,6 +16,24 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// Reads a number of bytes: `4096`, `1.5G`, `512MiB`; units are powers of 1024.
+///
+/// # Errors
+/// What is needed instead.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = unit.trim().to_ascii_lowercase();
+    let unit = unit.trim_end_matches('b').trim_end_matches('i');
+    let power = ["", "k", "m", "g", "t"].iter().position(|u| *u == unit);
+    match (number.parse::<f64>(), power) {
+        (Ok(number), Some(power)) => Ok((number * 1024f64.powi(power as i32)) as u64),
+        _ => Err("a size is needed, such as 12G or 800M".to_owned()),
+    }
+}
+
 /// A count with its thousands set apart: `1,048,576`.
 pub fn count(count: u64) -> String {
     let digits = count.to_string();
@@ -37,6 +55,23 @@ pub fn percent(fraction: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("1.5G", 3 << 29),
+            ("512MiB", 512 << 20),
+            ("2 kb", 2048),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "12Q", "1.2.3", "-1", "1e3"] {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn quantities_are_short() {

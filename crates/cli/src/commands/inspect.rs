@@ -1,17 +1,20 @@
 //! `sparamx inspect`: the tensors of a model, or the kernels there are.
 
+use std::path::Path;
+
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use sparamx_cpu::Cpu;
+use sparamx_cpu::topology::available_memory_bytes;
 use sparamx_kernels::catalog::{self, KernelSpec};
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::plan::{Role, TensorPlan};
-use sparamx_model::{Checkpoint, TensorInfo};
+use sparamx_model::{Checkpoint, Group, Model, TensorInfo};
 
-use crate::cli::{Common, Threads};
+use crate::cli::{Common, Memory, Threads};
 use crate::output::Table;
-use crate::{kernels, output, progress, runtime, source, units};
+use crate::{kernels, loading, output, progress, runtime, source, units};
 
 /// Rows of activations that stand for a long prompt.
 const MANY_ROWS: usize = 512;
@@ -36,6 +39,8 @@ pub struct InspectArgs {
     kernels: bool,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    memory: Memory,
 }
 
 /// Prints the list.
@@ -47,10 +52,86 @@ pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
     match &args.model {
         Some(model) => {
             runtime::loading_threads(args.threads)?;
-            let listing = Listing::of_model(model, &cpu, common)?;
+            let mut listing = Listing::of_model(model, &cpu, common)?;
+            listing.plan = plan(&source::resolve(model, common)?, args, common)?;
             listing.print(common)
         }
         None => Catalog::new(&cpu).print(common),
+    }
+}
+
+/// What loading would do with each kind of packed weight: measured on this CPU, with the memory allowed. Nothing for a model
+/// that does not fit in it.
+fn plan(directory: &Path, args: &InspectArgs, common: Common) -> Result<Vec<PlanLine>> {
+    let checkpoint = Checkpoint::open(directory)?;
+    let needed = Model::required_bytes(&checkpoint);
+    let available = args.memory.memory_bytes.or_else(available_memory_bytes);
+    let packed = checkpoint.tensors().any(|tensor| tensor.packed);
+    if !packed {
+        return Ok(Vec::new());
+    }
+    if available.is_some_and(|available| needed > available) {
+        output::complain(&format!(
+            "no plan: to load this model takes {} of memory",
+            units::bytes(needed)
+        ));
+        return Ok(Vec::new());
+    }
+    let runtime = runtime::start(args.threads.count(), common)?;
+    let mut model = loading::weights(&runtime, &checkpoint, args.memory, common)?;
+    let groups = loading::settle(&mut model, &runtime, args.memory, common)?;
+    Ok(groups.iter().map(PlanLine::new).collect())
+}
+
+/// A line of the plan, as `--json` prints it.
+#[derive(Serialize)]
+struct PlanLine {
+    module: &'static str,
+    shape: [usize; 2],
+    tensors: usize,
+    packed: String,
+    packed_bytes: u64,
+    packed_us: f64,
+    expanded: String,
+    expanded_bytes: u64,
+    expanded_us: f64,
+    expanded_tensors: usize,
+    reason: &'static str,
+}
+
+impl PlanLine {
+    fn new(group: &Group) -> Self {
+        PlanLine {
+            module: group.module,
+            shape: group.shape,
+            tensors: group.tensors,
+            packed: group.packed.to_string(),
+            packed_bytes: group.packed_bytes,
+            packed_us: group.packed_us,
+            expanded: group.dense.to_string(),
+            expanded_bytes: group.dense_bytes,
+            expanded_us: group.dense_us,
+            expanded_tensors: group.expanded,
+            reason: group.reason(),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let side =
+            |format: &str, bytes, us: f64| format!("{format}, {}, {us:.0} us", units::bytes(bytes));
+        let choice = match self.expanded_tensors {
+            0 => "packed".to_owned(),
+            all if all == self.tensors => "expanded".to_owned(),
+            some => format!("{some} expanded"),
+        };
+        vec![
+            format!("{} x {}", self.tensors, self.module),
+            format!("{} x {}", self.shape[0], self.shape[1]),
+            side(&self.packed, self.packed_bytes, self.packed_us),
+            side(&self.expanded, self.expanded_bytes, self.expanded_us),
+            choice,
+            self.reason.to_owned(),
+        ]
     }
 }
 
@@ -61,6 +142,7 @@ struct Listing {
     architecture: String,
     tensors: Vec<TensorLine>,
     totals: Totals,
+    plan: Vec<PlanLine>,
 }
 
 #[derive(Serialize)]
@@ -122,6 +204,7 @@ impl Listing {
             architecture: format!("{:?}", checkpoint.config().arch).to_lowercase(),
             tensors,
             totals,
+            plan: Vec::new(),
         })
     }
 
@@ -153,7 +236,25 @@ impl Listing {
             units::bytes(totals.bytes_packed),
             units::percent(totals.bytes_packed as f64 / totals.bytes_dense.max(1) as f64),
         );
-        output::text_out(&(table.aligned() + &summary))
+        output::text_out(&(table.aligned() + &summary + &self.plan_text()))
+    }
+
+    fn plan_text(&self) -> String {
+        if self.plan.is_empty() {
+            return String::new();
+        }
+        let mut table = Table::new(&[
+            "when loaded",
+            "shape",
+            "packed, one token",
+            "expanded, one token",
+            "kept",
+            "because",
+        ]);
+        for line in &self.plan {
+            table.row(line.cells());
+        }
+        format!("\n{}", table.aligned())
     }
 }
 

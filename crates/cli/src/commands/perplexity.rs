@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_engine::perplexity;
 
-use crate::cli::{self, Common, Threads, UsageError};
+use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::{loading, output, progress, source, units};
 
 /// The window if nobody says, where the model's context is larger.
@@ -36,6 +36,8 @@ pub struct PerplexityArgs {
     ctx: Option<usize>,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    memory: Memory,
 }
 
 /// Measures and prints.
@@ -52,7 +54,12 @@ pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
         fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let text = String::from_utf8(bytes)
         .with_context(|| format!("{}: not UTF-8 text; convert it first", args.file.display()))?;
-    let loaded = loading::load(&source::resolve(&args.model, common)?, args.threads, common)?;
+    let loaded = loading::load(
+        &source::resolve(&args.model, common)?,
+        args.threads,
+        args.memory,
+        common,
+    )?;
     let context = loaded.model.config().context_length();
     let window = args.ctx.unwrap_or(context.min(DEFAULT_WINDOW));
     if window > context {

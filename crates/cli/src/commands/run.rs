@@ -14,7 +14,7 @@ use sparamx_engine::{
 use sparamx_kernels::catalog;
 use sparamx_kernels::linear::WeightFormat;
 
-use crate::cli::{Common, Threads, UsageError};
+use crate::cli::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
 use crate::loading::{self, Loaded};
 use crate::sampling::SamplingArgs;
@@ -55,6 +55,8 @@ pub struct RunArgs {
     no_chat_template: bool,
     #[command(flatten)]
     threads: Threads,
+    #[command(flatten)]
+    memory: Memory,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -83,7 +85,7 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         true => None,
         false => ChatTemplate::from_dir(&directory)?,
     };
-    let loaded = loading::load(&directory, args.threads, common)?;
+    let loaded = loading::load(&directory, args.threads, args.memory, common)?;
     interrupt::install()?;
     let params = GenerateParams {
         max_tokens: args.max_tokens,
