@@ -4,7 +4,6 @@ A tile is 16 lines of a strip: 1 KiB in the form that is multiplied. Symbols are
 """
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 
 @dataclass(frozen=True)
@@ -15,6 +14,7 @@ class Loop:
     symbol: str
     per_unit: dict
     absent: tuple = ()
+    avoid: str = None
     copies: int = 1
     # Taken out before the simulation: for the question what a loop would cost without them.
     without: str = ""
@@ -43,79 +43,154 @@ class Kernel:
 
 
 LINES = 16
-# Block offsets: 8 bytes for every 512 k of a strip.
+# Block offsets: 8 bytes for every 512 k of a strip. Scales: 16 of 2 bytes for a group of 128 k, which is two tiles of int4.
+# One scale an output, as int8 has, is not worth counting.
 OFFSETS_BF16 = 8 / (512 / 32)
+OFFSETS_INT = 8 / (512 / 64)
+GROUP_TILES = 2
+SCALES_INT4 = 16 * 2 / GROUP_TILES
 FORMATS = {
     f.name: f
     for f in (
         Format("dense bf16", 512, 0, 2, True),
         Format("sparse bf16", 512, LINES * 4 + OFFSETS_BF16, 2, False),
+        Format("dense int8", 1024, 0, 1, True),
+        Format("sparse int8", 1024, LINES * 8 + OFFSETS_INT, 1, False),
+        Format("dense int4", 1024, SCALES_INT4, 0.5, True),
+        Format("sparse int4", 1024, LINES * 8 + OFFSETS_INT + SCALES_INT4, 0.5, False),
     )
 }
 
+STORE = r"vmov\w+ %zmm\d+, .*\("
+ROWS = (1, 4, 8)
 
-def _avx512_bf16(source, name, expand):
+
+def _avx512_bf16(form, source, expand):
     return [
-        Loop(f"avx512 bf16 {name} {r}", rf"avx512::rows_bf16::<.*{source}, {r}>", {"vdpbf16ps": r, **expand}, () if expand else ("vpexpandw",))
-        for r in (1, 4, 8)
+        Loop(f"avx512 {form} {r}", rf"avx512::rows_bf16::<.*{source}, {r}>", {"vdpbf16ps": r, **expand}, () if expand else ("vpexpandw",))
+        for r in ROWS
     ]
 
 
-def _amx_step(name, symbol, dot):
+def _avx512_int(form, source, expand):
+    return [
+        Loop(f"avx512 {form} {r}", rf"avx512_int::rows::<.*{source}, {r}>", {"vpdpbusd": r, **expand}, () if expand else ("vpexpandb",))
+        for r in ROWS
+    ]
+
+
+def _avx512_groups(form, source):
+    """The end of a group of scales, and the begin of the next."""
+    return [
+        Loop(f"avx512 {form} group {r}", rf"avx512_int::rows::<.*{source}, {r}>", {"vcvtdq2ps": r}, absent=("vpdpbusd",)) for r in ROWS
+    ]
+
+
+def _expand(name, symbol):
+    """The loop that expands lines, and what would be left of it if nothing had to be stored."""
+    return [Loop(name, symbol, {STORE: 1}), Loop(f"{name}, no store", symbol, {STORE: 1}, without=STORE)]
+
+
+def _amx_step(form, symbol, dot, **which):
     """A step is 32 or 64 k of two strips: two tiles of weights (6 and 7), and one of activations (4, 5) for each 16 rows."""
-    one = Loop(f"amx {name} step 16", symbol, {dot: 2, "tileloadd": 3}, absent=("tileloadd .*%tmm5",))
-    two = Loop(f"amx {name} step 32", symbol, {dot: 4, "tileloadd": 4})
-    return [one, two]
+    return [
+        Loop(f"amx {form} step 16", symbol, {dot: 2, "tileloadd": 3}, absent=("tileloadd .*%tmm5",), **which),
+        Loop(f"amx {form} step 32", symbol, {dot: 4, "tileloadd": 4}, **which),
+    ]
+
+
+def _amx_groups(form, symbol):
+    """The end of a group of scales: sums of two strips stored, scaled and added up in f32, tiles set to zero."""
+    return [
+        Loop(f"amx {form} group 16", symbol, {"tilezero": 4, "tilestored": 2}, absent=("tilestored %tmm2",)),
+        Loop(f"amx {form} group 32", symbol, {"tilezero": 4, "tilestored": 4}),
+    ]
 
 
 LOOPS = [
-    *_avx512_bf16("DenseLines", "dense", {}),
-    *_avx512_bf16("SparseLines", "sparse", {"vpexpandw": 1}),
-    Loop("avx512 bf16 expand", r"avx512::expand", {"vpexpandw": 1}),
-    Loop("avx512 bf16 expand, no store", r"avx512::expand", {"vpexpandw": 1}, without=r"vmov.*%zmm\d+, .*\("),
-    *_amx_step("dense bf16", r"amx::multiply", "tdpbf16ps"),
-    *_amx_step("sparse bf16", r"amx::sparse_32x32", "tdpbf16ps"),
+    *_avx512_bf16("dense bf16", "DenseLines", {}),
+    *_avx512_bf16("sparse bf16", "SparseLines", {"vpexpandw": 1}),
+    *_avx512_int("dense int8", "DenseI8<128>", {}),
+    *_avx512_int("sparse int8", "SparseI8<128>", {"vpexpandb": 1}),
+    *_avx512_int("panel int8", "Bytes<128>", {}),
+    *_avx512_int("dense int4", "DenseI4<8>", {}),
+    *_avx512_groups("dense int4", "DenseI4<8>"),
+    *_avx512_int("sparse int4", "SparseI4<8>", {"vpexpandb": 1}),
+    *_avx512_groups("sparse int4", "SparseI4<8>"),
+    *_avx512_int("panel int4", "Bytes<8>", {}),
+    *_avx512_groups("panel int4", "Bytes<8>"),
+    *_expand("expand bf16", "avx512::expand"),
+    *_expand("expand int8", "avx512_int::expand::<.*SparseI8<0>>"),
+    *_expand("expand int4", "avx512_int::expand::<.*SparseI4<0>>"),
+    Loop("expand int8, unsigned", "avx512_int::expand::<.*SparseI8<128>>", {STORE: 1}),
+    Loop("expand int4, unsigned", "avx512_int::expand::<.*SparseI4<8>>", {STORE: 1}),
+    Loop("unpack dense int4", "avx512_int::expand::<.*DenseI4<0>>", {STORE: 1}),
+    *_amx_step("dense bf16", "amx::multiply", "tdpbf16ps"),
+    *_amx_step("sparse bf16", "amx::sparse_32x32", "tdpbf16ps"),
     # 4 masks a unit; one loop for each of the two strips.
-    Loop("amx bf16 count of values", r"amx::sparse_32x32", {"psadbw": 2}, copies=2),
+    Loop("amx sparse bf16 count of values", "amx::sparse_32x32", {"psadbw": 2}, copies=2),
+    # Dense int8 with short groups is expanded, too, by loops of its own.
+    *_amx_step("dense int8", "amx_int::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
+    *_amx_step("sparse int8", "amx_int::sparse_i8_32x32", "tdpbssd", copies=2),
+    *_amx_step("dense int4", "amx_int::dense_i4_32x32", "tdpbssd"),
+    *_amx_groups("dense int4", "amx_int::dense_i4_32x32"),
+    *_amx_step("sparse int4", "amx_int::sparse_i4_32x32", "tdpbssd", copies=2),
+    *_amx_groups("sparse int4", "amx_int::sparse_i4_32x32"),
 ]
 
 
-def _direct(name):
+def _direct(form, groups=False):
     """AVX-512 from registers, up to 8 rows a pass over the weights."""
 
     def phases(m):
         passes = [8] * (m // 8) + ([m % 8] if m % 8 else [])
-        return [[(f"{name} {rows}", LINES)] for rows in passes]
+        ends = [[(f"avx512 {form} group {rows}", 1 / GROUP_TILES)] for rows in passes if groups]
+        return [[(f"avx512 {form} {rows}", LINES)] for rows in passes] + ends
 
     return phases
 
 
-def _panel(expand, name):
-    return lambda m: [[(expand, LINES)], *_direct(name)(m)]
+def _panel(expand, form, groups=False):
+    return lambda m: [[(expand, LINES)], *_direct(form, groups)(m)]
 
 
-def _amx(name, *expand):
-    """Expansion into the L1 cache, if any, then steps of two tiles of weights."""
+def _amx(form, *expand, groups=False):
+    """Expansion into the L1 cache, if any, then steps of two tiles of weights; groups end for two strips at a time."""
 
     def phases(m):
-        return [[(loop, units)] for loop, units in expand] + [[(f"amx {name} step {16 if m <= 16 else 32}", Fraction(1, 2))]]
+        rows = 16 if m <= 16 else 32
+        ends = [[(f"amx {form} group {rows}", 1 / GROUP_TILES / 2)]] if groups else []
+        return [[(loop, units)] for loop, units in expand] + [[(f"amx {form} step {rows}", 1 / 2)]] + ends
 
     return phases
 
 
 EVERY = range(1, 33)
+FEW = range(1, 17)
+MANY = range(17, 33)
+# Of the catalog (catalog.rs), for up to 32 rows.
 KERNELS = [
-    Kernel("linear_bf16_bf16_f32_8x16_avx512bf16", "avx512", "dense bf16", EVERY, _direct("avx512 bf16 dense")),
-    Kernel("linear_bf16_bmbf16_f32_8x16_avx512bf16", "avx512", "sparse bf16", range(1, 17), _direct("avx512 bf16 sparse")),
-    Kernel("linear_bf16_bmbf16_f32_8x16_panel_avx512bf16", "avx512", "sparse bf16", range(17, 33), _panel("avx512 bf16 expand", "avx512 bf16 dense")),
+    Kernel("linear_bf16_bf16_f32_8x16_avx512bf16", "avx512", "dense bf16", EVERY, _direct("dense bf16")),
+    Kernel("linear_bf16_bmbf16_f32_8x16_avx512bf16", "avx512", "sparse bf16", FEW, _direct("sparse bf16")),
+    Kernel("linear_bf16_bmbf16_f32_8x16_panel_avx512bf16", "avx512", "sparse bf16", MANY, _panel("expand bf16", "dense bf16")),
+    Kernel("linear_i8_i8_i32_8x16_avx512vnni", "avx512", "dense int8", EVERY, _direct("dense int8")),
+    Kernel("linear_i8_bmi8_i32_8x16_avx512vnni", "avx512", "sparse int8", FEW, _direct("sparse int8")),
+    Kernel("linear_i8_bmi8_i32_8x16_panel_avx512vnni", "avx512", "sparse int8", MANY, _panel("expand int8, unsigned", "panel int8")),
+    Kernel("linear_i8_i4_i32_8x16_avx512vnni", "avx512", "dense int4", EVERY, _direct("dense int4", True)),
+    Kernel("linear_i8_bmi4_i32_8x16_avx512vnni", "avx512", "sparse int4", FEW, _direct("sparse int4", True)),
+    Kernel("linear_i8_bmi4_i32_8x16_panel_avx512vnni", "avx512", "sparse int4", MANY, _panel("expand int4, unsigned", "panel int4", True)),
     Kernel("linear_bf16_bf16_f32_32x32_amx", "amx", "dense bf16", EVERY, _amx("dense bf16")),
     Kernel(
         "linear_bf16_bmbf16_f32_32x32_amx",
         "amx",
         "sparse bf16",
         EVERY,
-        _amx("sparse bf16", ("avx512 bf16 expand", LINES), ("amx bf16 count of values", LINES // 4)),
+        _amx("sparse bf16", ("expand bf16", LINES), ("amx sparse bf16 count of values", LINES // 4)),
     ),
+    Kernel("linear_i8_i8_i32_32x32_amx", "amx", "dense int8", EVERY, _amx("dense int8")),
+    Kernel("linear_i8_bmi8_i32_32x32_amx", "amx", "sparse int8", EVERY, _amx("sparse int8", ("expand int8", LINES))),
+    Kernel("linear_i8_i4_i32_32x32_amx", "amx", "dense int4", EVERY, _amx("dense int4", ("unpack dense int4", LINES), groups=True)),
+    Kernel("linear_i8_bmi4_i32_32x32_amx", "amx", "sparse int4", EVERY, _amx("sparse int4", ("expand int4", LINES), groups=True)),
 ]
 # Rows from which a CPU with AMX uses it (catalog.rs, AMX_MANY).
 AMX_FROM = 5

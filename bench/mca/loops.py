@@ -183,11 +183,12 @@ def _keep_shortest(known, new):
             known[counts] = way
 
 
-def find(functions, symbol, per_unit, absent=(), copies=1):
+def find(functions, symbol, per_unit, absent=(), avoid=None, copies=1):
     """One turn of the loop in the function whose name ends in the pattern `symbol`.
 
-    `per_unit` says how often instructions are run for a unit of work, `absent` which must not be: patterns of how they begin. Of a loop and
-    what the compiler left over of it, the one with the most units a turn is meant; `copies` of it are expected.
+    `per_unit` says how often instructions are run for a unit of work, `absent` which must not be: patterns of how they begin. A loop
+    that has what `avoid` matches, be it off the way or in a loop inside, is another one. Of a loop and what the compiler left over
+    of it, the one with the most units a turn is meant; `copies` of it are expected.
     """
     matching = [f for f in functions.values() if re.search(symbol + "$", f.name)]
     if len(matching) != 1:
@@ -197,6 +198,8 @@ def find(functions, symbol, per_unit, absent=(), copies=1):
     turns = []
     loops = loops_of(blocks)
     for loop in loops:
+        if avoid and any(re.match(avoid, i) for b in loop.body for i in blocks[b].instructions):
+            continue
         ways = _ways(blocks, loops, loop.header, loop.body, lambda b: loop.header in blocks[b].successors, watched)
         fitting = {units: way for counts, way in ways.items() if (units := _units(watched, counts, per_unit))}
         if fitting:

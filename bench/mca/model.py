@@ -62,7 +62,7 @@ def label(fmt, sparsity):
 
 def hidden(costs):
     """Whether expansion hides behind memory at M = 1: (format, sparsity, isa, work, memory) of the cases that the project promises."""
-    promised = [FORMATS[name] for name in ("sparse bf16", "sparse int8") if name in FORMATS]
+    promised = [FORMATS[name] for name in ("sparse bf16", "sparse int8")]
     return [
         (fmt.name, 0.5, isa, work_cycles(kernel_for(fmt.name, isa, 1), costs, 1)[0], memory_cycles(fmt, 0.5))
         for fmt in promised
@@ -120,14 +120,12 @@ def direct_moves(costs, fmt, expand, port):
     return max(together, lines.cycles)
 
 
-DIRECT = [("sparse bf16", "avx512 bf16 expand"), ("sparse int8", "avx512 int8 expand"), ("sparse int4", "avx512 int4 expand")]
+DIRECT = [("sparse bf16", "expand bf16"), ("sparse int8", "expand int8"), ("sparse int4", "expand int4")]
 
 
 def _direct_table(costs):
     rows = []
     for name, expand in DIRECT:
-        if name not in FORMATS:
-            continue
         fmt, m = FORMATS[name], 16
         apart, together = work_cycles(kernel_for(name, "amx", m), costs, m)
         now_bytes = tile_bytes(fmt, 0.5)
@@ -193,7 +191,7 @@ instruction: `tilemovrow` of AMX-AVX512 goes the other way. Up to 16 rows:
 def _direct_words(costs):
     fmt = FORMATS["sparse bf16"]
     apart = work_cycles(kernel_for(fmt.name, "amx", 16), costs, 16)[0]
-    best = min(direct_moves(costs, "sparse bf16", "avx512 bf16 expand", port) for port in ("5", "TMUL"))
+    best = min(direct_moves(costs, "sparse bf16", "expand bf16", port) for port in ("5", "TMUL"))
     memory = memory_cycles(fmt, 0.5)
     need = [tile_bytes(fmt, 0.5) / cycles * CORES * GHZ for cycles in (apart, best)]
     if apart <= memory:

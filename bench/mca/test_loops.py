@@ -94,6 +94,11 @@ class Loops(unittest.TestCase):
             with self.assertRaises(loops.LoopError, msg=(symbol, per_unit)):
                 loops.find(self.functions, symbol, per_unit, copies=copies)
 
+    def test_a_loop_with_what_is_to_be_avoided_is_another_one(self):
+        self.assertEqual(loops.find(self.functions, "kernel", {"vpexpandw": 1}, avoid="incq").units, 2)
+        with self.assertRaises(loops.LoopError):
+            loops.find(self.functions, "kernel", {"tdpbf16ps": 1}, avoid="incq")
+
     def test_a_call_out_of_the_crate_is_an_error(self):
         functions = loops.parse(TEXT.replace("callq\thelper", "callq\telsewhere"), lambda names: names)
         with self.assertRaises(loops.LoopError):
