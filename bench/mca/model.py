@@ -194,11 +194,12 @@ def _direct_words(costs):
     best = min(direct_moves(costs, "sparse bf16", "expand bf16", port) for port in ("5", "TMUL"))
     memory = memory_cycles(fmt, 0.5)
     need = [tile_bytes(fmt, 0.5) / cycles * CORES * GHZ for cycles in (apart, best)]
+    there = f"at {BANDWIDTH_GB_S} GB/s"
     if apart <= memory:
-        verdict = f"Sparse bf16 at 50 % gains nothing from it at {BANDWIDTH_GB_S} GB/s: {apart:.0f} cycles already hide behind {memory:.0f} of memory"
+        verdict = f"gains nothing from it {there}: {apart:.0f} cycles already hide behind {memory:.0f} of memory"
     else:
-        verdict = f"Sparse bf16 at 50 % would take {max(best, memory):.0f} cycles a tile and not {apart:.0f} at {BANDWIDTH_GB_S} GB/s ({memory:.0f} of memory)"
-    return (
-        f"{verdict}.\nAs it is, the loop keeps up with memory of {need[0]:.0f} GB/s for {CORES} cores, with direct moves with {need[1]:.0f} GB/s: the difference "
-        "shows with\nfaster memory, with sparser weights and with weights that lie in a cache."
-    )
+        verdict = f"would take {max(best, memory):.0f} cycles a tile and not {apart:.0f} {there} ({memory:.0f} of memory)"
+    return f"""\
+Sparse bf16 at 50 % {verdict}. As it is, the loop keeps up with
+memory of {need[0]:.0f} GB/s for {CORES} cores, with direct moves it would with {need[1]:.0f} GB/s: the difference shows with faster memory, with
+sparser weights and with weights that lie in a cache."""
