@@ -119,7 +119,7 @@ LOOPS = [
     *_avx512_groups("sparse int4", "SparseI4<8>"),
     *_avx512_int("panel int4", "Bytes<8>", {}),
     *_avx512_groups("panel int4", "Bytes<8>"),
-    *_expand("expand bf16", "avx512::expand"),
+    *_expand("expand bf16", "avx512::expand_lines"),
     *_expand("expand int8", "avx512_int::expand::<.*SparseI8<0>>"),
     *_expand("expand int4", "avx512_int::expand::<.*SparseI4<0>>"),
     Loop("expand int8, unsigned", "avx512_int::expand::<.*SparseI8<128>>", {STORE: 1}),
@@ -127,8 +127,6 @@ LOOPS = [
     Loop("unpack dense int4", "avx512_int::expand::<.*DenseI4<0>>", {STORE: 1}),
     *_amx_step("dense bf16", "amx::multiply", "tdpbf16ps"),
     *_amx_step("sparse bf16", "amx::sparse_32x32", "tdpbf16ps"),
-    # 4 masks a unit; one loop for each of the two strips.
-    Loop("amx sparse bf16 count of values", "amx::sparse_32x32", {"psadbw": 2}, copies=2),
     # Dense int8 with short groups is expanded, too, by loops of its own.
     *_amx_step("dense int8", "amx_int::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
     *_amx_step("sparse int8", "amx_int::sparse_i8_32x32", "tdpbssd", copies=2),
@@ -185,7 +183,7 @@ KERNELS = [
         "amx",
         "sparse bf16",
         EVERY,
-        _amx("sparse bf16", ("expand bf16", LINES), ("amx sparse bf16 count of values", LINES // 4)),
+        _amx("sparse bf16", ("expand bf16", LINES)),
     ),
     Kernel("linear_i8_i8_i32_32x32_amx", "amx", "dense int8", EVERY, _amx("dense int8")),
     Kernel("linear_i8_bmi8_i32_32x32_amx", "amx", "sparse int8", EVERY, _amx("sparse int8", ("expand int8", LINES))),

@@ -66,8 +66,9 @@ pub fn levels(
 ) -> Vec<i8> {
     let choices = (i16::from(most) - i16::from(least)) as usize;
     matrix(n, k, density, random, |random| {
-        let level = least + random.below(choices) as i8;
-        if level < 0 { level } else { level + 1 }
+        // Zero is not among the choices: those from 0 on stand for the level above.
+        let choice = i16::from(least) + random.below(choices) as i16;
+        (if choice < 0 { choice } else { choice + 1 }) as i8
     })
 }
 

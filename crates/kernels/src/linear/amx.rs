@@ -5,7 +5,7 @@
 
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::avx512::expand;
+use super::avx512::{expand, expand_lines, sparse_source};
 use super::chunk::{Chunk, ROW_GROUP};
 use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
 
@@ -196,14 +196,13 @@ fn multiply(chunk: &Chunk<'_>, first: usize, used: Used, lines: [Option<&[u16]>;
     let a = lines[0].expect("a pair has a first strip");
     // A strip that is not there is not read: any pointer will do.
     let b = lines[1].unwrap_or(a);
+    let x = rows(chunk, first);
     for t in 0..chunk.k_padded / TILE_K {
         let at = t * TILE_ELEMS;
         // SAFETY: AMX as said; the slices hold whole tiles.
         unsafe {
             step(
-                chunk,
-                first,
-                t,
+                x.tile(t),
                 used,
                 [&a[at..][..TILE_ELEMS], &b[at..][..TILE_ELEMS]],
             )
@@ -220,55 +219,58 @@ fn expand_and_multiply(
     scratch: [&mut [u16]; 2],
 ) {
     let [a, b] = scratch;
-    let strips =
-        pair.map(|s| chunk.sparse_strip(s.unwrap_or(pair[0].expect("a pair has a first strip"))));
-    let (mut at_a, mut at_b) = (0, 0);
+    let mut sources = pair.map(|s| s.map(|s| sparse_source(chunk, s)));
+    let x = rows(chunk, first);
     let tiles = chunk.k_padded / TILE_K;
     for group in (0..tiles).step_by(GROUP_TILES) {
         let count = GROUP_TILES.min(tiles - group);
-        let masks = group * ROWS..(group + count) * ROWS;
-        // SAFETY: AMX, and so AVX-512, as said; strips are valid, and `at_` counts the values of the groups before.
-        unsafe {
-            at_a += expand_group(&strips[0].0[masks.clone()], &strips[0].1[at_a..], a);
-            if used.second_strip {
-                at_b += expand_group(&strips[1].0[masks], &strips[1].1[at_b..], b);
-            }
+        for (source, out) in sources.iter_mut().zip([&mut *a, &mut *b]) {
+            let out = &mut out[..count * TILE_ELEMS];
+            // SAFETY: AMX, and so AVX-512, as said; strips are valid and have that many tiles more.
+            *source = source.map(|source| unsafe { expand_lines(source, out) });
         }
         for t in 0..count {
             let at = t * TILE_ELEMS;
+            let weights = [&a[at..][..TILE_ELEMS], &b[at..][..TILE_ELEMS]];
             // SAFETY: as in `multiply`.
-            unsafe {
-                step(
-                    chunk,
-                    first,
-                    group + t,
-                    used,
-                    [&a[at..][..TILE_ELEMS], &b[at..][..TILE_ELEMS]],
-                )
-            };
+            unsafe { step(x.tile(group + t), used, weights) };
         }
     }
 }
 
-/// Expands whole tiles and says how many values it took.
-///
-/// # Safety
-/// As for `expand`.
-unsafe fn expand_group(masks: &[u32], values: &[u16], lines: &mut [u16]) -> usize {
-    // SAFETY: the caller's promise.
-    unsafe { expand(masks, values, &mut lines[..masks.len() * LINE_ELEMS_BF16]) };
-    masks.iter().map(|mask| mask.count_ones() as usize).sum()
+/// Activations of a block: the first row, and the bytes to the next.
+#[derive(Clone, Copy)]
+struct BlockRows {
+    ptr: *const u8,
+    stride: usize,
 }
 
-/// 32 k: activations from row `first` on times one tile of each strip.
+/// The activations from row `first` on, whole groups of rows.
+fn rows(chunk: &Chunk<'_>, first: usize) -> BlockRows {
+    let [x, ..] = chunk.bf16_rows::<ROW_GROUP>(first);
+    BlockRows {
+        ptr: x.cast(),
+        stride: chunk.x.stride * 2,
+    }
+}
+
+impl BlockRows {
+    /// The rows from tile `t` of K on.
+    fn tile(self, t: usize) -> Self {
+        Self {
+            ptr: self.ptr.wrapping_add(t * ROW_BYTES),
+            ..self
+        }
+    }
+}
+
+/// 32 k: activations times one tile of each strip.
 ///
 /// # Safety
-/// Inside a [`TileScope`]; `weights` are whole tiles.
+/// Inside a [`TileScope`]; `x` are whole groups of 16 rows, as many as `used` says; `weights` are whole tiles.
 #[inline(always)]
-unsafe fn step(chunk: &Chunk<'_>, first: usize, t: usize, used: Used, weights: [&[u16]; 2]) {
-    let [x, ..] = chunk.bf16_rows::<ROW_GROUP>(first);
-    let stride = chunk.x.stride * 2;
-    let x = x.wrapping_add(t * TILE_K).cast::<u8>();
+unsafe fn step(x: BlockRows, used: Used, weights: [&[u16]; 2]) {
+    let BlockRows { ptr: x, stride } = x;
     // SAFETY: the caller's promise; bf16 activations come in whole groups of 16 rows, of K rounded up to whole tiles.
     unsafe {
         tile::load::<4>(x, stride);

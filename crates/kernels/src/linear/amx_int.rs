@@ -9,8 +9,8 @@ use sparamx_cpu::avx512_vnni_fns;
 use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
 use super::amx::{Used, pairs, store_sums};
-use super::avx512_int::{DenseI4, DenseI8, Lines, SparseI4, SparseI8, expand};
-use super::chunk::{Chunk, ROW_GROUP};
+use super::avx512_int::{DenseI4, DenseI8, Lines, SparseI4, SparseI8, expand, scales_of};
+use super::chunk::{Chunk, ROW_GROUP, StripScales};
 use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
 
 /// Bytes of a tile.
@@ -238,6 +238,8 @@ unsafe fn block(
 ) {
     let used = Used::of(chunk, pair, first);
     let groups = Groups::of(chunk);
+    let [x, ..] = chunk.i8_rows::<ROW_GROUP>(first);
+    let scales = pair.map(|s| s.map(|s| chunk.strip_scales(s)));
     let (exact, sums) = scratch[..SUMS_BYTES].split_at_mut(TILE_BYTES);
     let sums: &mut [[f32; STRIP_ROWS]] = bytemuck::cast_slice_mut(sums);
     sums.fill([0.0; STRIP_ROWS]);
@@ -250,18 +252,21 @@ unsafe fn block(
             tile::zero::<2>();
             tile::zero::<3>();
             for t in start..groups.tiles().min(start + per_group) {
-                step(chunk, first, t * groups.tile_lines * LINE_K, used, tiles(t));
+                let x =
+                    x.q.cast::<u8>()
+                        .wrapping_add(t * groups.tile_lines * LINE_K);
+                step(x, chunk.x.stride, used, tiles(t));
             }
         }
         for (quarter, sums) in sums.chunks_exact_mut(ROWS).enumerate() {
             let (r, t) = (quarter / 2, quarter % 2);
-            if let Some(s) = pair[t]
+            if let Some(scales) = scales[t]
                 && (r == 0 || used.second_rows)
             {
                 // SAFETY: the caller's promise; AMX includes AVX-512.
                 unsafe {
                     store_sums(quarter, exact);
-                    add_scaled(exact, &chunk.strip_scales(s).group(g), sums);
+                    add_scaled(exact, scales, g, sums);
                 }
             }
         }
@@ -277,14 +282,12 @@ unsafe fn block(
     }
 }
 
-/// Activations of one tile from element `k` on times a tile of each strip.
+/// Activations of one tile, rows `stride` bytes apart, times a tile of each strip.
 ///
 /// # Safety
-/// As for [`block`].
+/// As for [`block`]; `x` is of whole groups of 16 rows, as many as `used` says.
 #[inline(always)]
-unsafe fn step(chunk: &Chunk<'_>, first: usize, k: usize, used: Used, weights: [*const u8; 2]) {
-    let [x, ..] = chunk.i8_rows::<ROW_GROUP>(first);
-    let (x, stride) = (x.q.cast::<u8>().wrapping_add(k), chunk.x.stride);
+unsafe fn step(x: *const u8, stride: usize, used: Used, weights: [*const u8; 2]) {
     // SAFETY: the caller's promise; int8 activations come in whole groups of 16 rows. A short group's tile reads 32 k more
     // than it has, by zeros: they are the next group's or, after the last, the scale and the sums behind the elements.
     unsafe {
@@ -306,13 +309,14 @@ unsafe fn step(chunk: &Chunk<'_>, first: usize, k: usize, used: Used, weights: [
 }
 
 avx512_vnni_fns!(
-    /// `sums[i][j] += exact[i][j] * scales[j]`.
-    fn add_scaled(exact: &[u8], scales: &[f32; STRIP_ROWS], sums: &mut [[f32; STRIP_ROWS]]) {
+    /// `sums[i][j] += exact[i][j] * scale[j]` with the scales of group `g`.
+    fn add_scaled(exact: &[u8], scales: StripScales<'_>, g: usize, sums: &mut [[f32; STRIP_ROWS]]) {
+        let scale = scales_of(scales, g);
         for (sums, exact) in sums.iter_mut().zip(exact.chunks_exact(ROW_BYTES)) {
             // SAFETY: 16 values of 4 bytes each.
             unsafe {
                 let exact = _mm512_cvtepi32_ps(_mm512_loadu_si512(exact.as_ptr().cast()));
-                let scaled = _mm512_mul_ps(exact, _mm512_loadu_ps(scales.as_ptr()));
+                let scaled = _mm512_mul_ps(exact, scale);
                 let sum = _mm512_add_ps(_mm512_loadu_ps(sums.as_ptr()), scaled);
                 _mm512_storeu_ps(sums.as_mut_ptr(), sum);
             }

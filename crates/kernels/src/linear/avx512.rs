@@ -46,7 +46,7 @@ impl Source for DenseLines {
 }
 
 #[derive(Clone, Copy)]
-struct SparseLines {
+pub(crate) struct SparseLines {
     mask: *const u32,
     value: *const u16,
 }
@@ -69,7 +69,7 @@ impl Source for SparseLines {
     }
 }
 
-fn sparse_source(chunk: &Chunk<'_>, s: usize) -> SparseLines {
+pub(crate) fn sparse_source(chunk: &Chunk<'_>, s: usize) -> SparseLines {
     let (masks, values) = chunk.sparse_strip(s);
     SparseLines {
         mask: masks.as_ptr(),
@@ -225,14 +225,24 @@ avx512_fns!(
     /// AVX-512 level; the strip is valid.
     pub(crate) unsafe fn expand(masks: &[u32], values: &[u16], panel: &mut [u16]) {
         assert_eq!(panel.len(), masks.len() * LINE_ELEMS_BF16);
-        let mut source = SparseLines {
+        let source = SparseLines {
             mask: masks.as_ptr(),
             value: values.as_ptr(),
         };
-        for line in panel.chunks_exact_mut(LINE_ELEMS_BF16) {
-            // SAFETY: as many lines as masks; a line is 64 bytes.
+        // SAFETY: as many lines as masks.
+        unsafe { expand_lines(source, panel) };
+    }
+
+    /// Writes the next lines, as many as `out` takes.
+    ///
+    /// # Safety
+    /// `source` yields that many.
+    pub(crate) unsafe fn expand_lines(mut source: SparseLines, out: &mut [u16]) -> SparseLines {
+        for line in out.chunks_exact_mut(LINE_ELEMS_BF16) {
+            // SAFETY: the caller's promise; a line is 64 bytes.
             unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), source.next()) };
         }
+        source
     }
 );
 

@@ -391,7 +391,7 @@ avx512_vnni_fns!(
     }
 
     /// The 16 scales of group `g`.
-    fn scales_of(scales: StripScales<'_>, g: usize) -> __m512 {
+    pub(crate) fn scales_of(scales: StripScales<'_>, g: usize) -> __m512 {
         match scales {
             StripScales::F32(scales) => {
                 let group: &[f32; STRIP_ROWS] = scales.as_chunks().0.get(g).expect("a group");
