@@ -7,9 +7,6 @@ use sparamx_cpu::Features;
 use sparamx_kernels::catalog::{KernelSpec, catalog, select};
 use sparamx_kernels::linear::WeightFormat;
 
-/// The formats that weights come in.
-pub const FORMATS: [WeightFormat; 2] = [WeightFormat::DenseBf16, WeightFormat::SparseBf16];
-
 /// The kernel chosen for a number of rows of activations (M).
 #[derive(Serialize)]
 pub struct Choice {
@@ -25,7 +22,7 @@ pub struct Choice {
 
 /// What runs for every format and number of rows, few rows first.
 pub fn choices(features: Features) -> Vec<Choice> {
-    FORMATS
+    WeightFormat::ALL
         .into_iter()
         .flat_map(|format| {
             let spans = spans(features, format).into_iter();
@@ -84,7 +81,7 @@ mod tests {
             Features::AVX512,
             Features::AMX_INT8,
         ] {
-            for format in FORMATS {
+            for format in WeightFormat::ALL {
                 let spans = spans(features, format);
                 assert_eq!(*spans[0].0.start(), 1);
                 assert_eq!(*spans[spans.len() - 1].0.end(), usize::MAX);

@@ -8,7 +8,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
-use sparamx_format::SparseBf16;
 use sparamx_format::container::{self, Dtype, TensorFile, TensorOut};
 
 use crate::{CompressError, files};
@@ -41,18 +40,6 @@ impl<'a> Shards<'a> {
         }
     }
 
-    /// Adds a packed weight; its parts stay in one file.
-    ///
-    /// # Errors
-    /// [`CompressError::Format`] if a file cannot be written.
-    pub(crate) fn add_packed(
-        &mut self,
-        name: &str,
-        weight: &SparseBf16,
-    ) -> Result<(), CompressError> {
-        self.add(&container::sparse_bf16_tensors(name, weight))
-    }
-
     /// Adds a tensor as it is.
     ///
     /// # Errors
@@ -67,7 +54,11 @@ impl<'a> Shards<'a> {
         self.add(&[TensorOut::new(name, dtype, shape.to_vec(), data)])
     }
 
-    fn add(&mut self, tensors: &[TensorOut<'_>]) -> Result<(), CompressError> {
+    /// Adds tensors that stay in one file, such as the parts of a packed weight.
+    ///
+    /// # Errors
+    /// [`CompressError::Format`] if a file cannot be written.
+    pub(crate) fn add(&mut self, tensors: &[TensorOut<'_>]) -> Result<(), CompressError> {
         let bytes = tensors
             .iter()
             .map(|tensor| tensor.bytes() as u64)

@@ -5,9 +5,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sparamx_compress::quantize::{self, Int4};
 use sparamx_compress::{CompressError, Options, Report, Scope, compress, prune, zeros_for};
-use sparamx_model::Checkpoint;
+use sparamx_format::container::PackedFormat;
+use sparamx_kernels::Weight;
 use sparamx_model::plan::Role;
+use sparamx_model::{Checkpoint, Precision};
 use tempfile::TempDir;
 
 const SPARSITY: f64 = 0.5;
@@ -90,9 +93,9 @@ fn every_weight_is_what_pruning_makes_of_it() {
                 if tensor.role == Role::Projection {
                     prune(&mut wanted, rows.k, SPARSITY, scope);
                 }
-                packed_tensors += usize::from(info.packed);
+                packed_tensors += usize::from(info.packed.is_some());
                 assert!(
-                    !info.packed || tensor.role == Role::Projection,
+                    info.packed.is_none() || tensor.role == Role::Projection,
                     "{}",
                     tensor.name
                 );
@@ -107,6 +110,170 @@ fn every_weight_is_what_pruning_makes_of_it() {
             assert_eq!(packed_tensors, report.packed.tensors);
             assert!(packed_tensors > 0, "{}", from.display());
         }
+    }
+}
+
+const INT4: Precision = Precision::Int4 { group_elems: 32 };
+
+/// The levels of a quantized weight, row-major, and how they are stored.
+fn levels(checkpoint: &Checkpoint, name: &str) -> (PackedFormat, Vec<i8>) {
+    match checkpoint.packed(name).expect("readable") {
+        Some(Weight::SparseI8(weight)) => (PackedFormat::SparseI8, weight.decode()),
+        Some(Weight::DenseI8(weight)) => (PackedFormat::DenseI8, weight.to_rows()),
+        Some(Weight::SparseI4(weight)) => (PackedFormat::SparseI4, weight.decode()),
+        Some(Weight::DenseI4(weight)) => (PackedFormat::DenseI4, weight.to_rows()),
+        _ => panic!("{name} is not quantized"),
+    }
+}
+
+#[test]
+fn every_quantized_weight_is_pruned_and_rounded() {
+    for from in fixtures() {
+        for (precision, sparsity) in [
+            (Precision::Int8, 0.0),
+            (Precision::Int8, 0.5),
+            (INT4, 0.0),
+            (INT4, 0.5),
+        ] {
+            let options = Options {
+                sparsity,
+                precision,
+                ..Options::default()
+            };
+            let (_root, output, report) = packed(&from, &options);
+            let (dense, small) = (open(&from), open(&output));
+            assert_eq!(small.config().packed, Some(precision));
+            for (tensor, info) in dense.plan().iter().zip(small.tensors()) {
+                if tensor.role != Role::Projection {
+                    assert_eq!(info.packed, None, "{}", tensor.name);
+                    continue;
+                }
+                let rows = dense.raw_rows(&tensor.name).expect("rows");
+                let (k, mut bits) = (rows.k, rows.bits.into_owned());
+                prune(&mut bits, k, sparsity, Scope::Tensor);
+                let (format, found) = levels(&small, &tensor.name);
+                let wanted = match format {
+                    PackedFormat::SparseI4 => quantize::int4(&bits, k, 32, Int4::Sparse),
+                    PackedFormat::DenseI4 => quantize::int4(&bits, k, 32, Int4::Dense),
+                    _ => quantize::int8(&bits, k),
+                };
+                assert!(
+                    found == wanted.levels,
+                    "{}: {}",
+                    from.display(),
+                    tensor.name
+                );
+                // As bf16 the products are rounded once more.
+                let rows = small.raw_rows(&tensor.name).expect("rows");
+                let groups = wanted.scales.len() / rows.n;
+                let group = if precision == INT4 { 32 } else { k };
+                for (i, (&bits, &level)) in rows.bits.iter().zip(&found).enumerate() {
+                    let scale = wanted.scales[i / k * groups + i % k / group];
+                    let exact = half::bf16::from_f32(f32::from(level) * scale);
+                    assert_eq!(bits, exact.to_bits());
+                }
+                let nnz = found.iter().filter(|&&level| level != 0).count();
+                assert_eq!(small.nnz(&tensor.name).expect("readable"), nnz);
+            }
+            let all = report.all();
+            assert_eq!(all.tensors, dense.plan().len());
+            let stored: u64 = small.tensors().map(|tensor| tensor.bytes).sum();
+            assert_eq!(all.bytes_after, stored);
+            assert!(report.packed.tensors + report.quantized.tensors > 0);
+        }
+    }
+}
+
+#[test]
+fn the_smaller_of_bitmap_and_dense_is_written() {
+    // Without the padding of the fixtures, most of which a bitmap leaves out.
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m");
+    let stored = |precision, sparsity| {
+        let options = Options {
+            sparsity,
+            precision,
+            ..Options::default()
+        };
+        let (_root, output, report) = packed(&from, &options);
+        let bytes = report.packed.bytes_after + report.quantized.bytes_after;
+        let formats: Vec<_> = open(&output).tensors().filter_map(|t| t.packed).collect();
+        (bytes, formats)
+    };
+    for precision in [Precision::Int8, INT4] {
+        let (dense, formats) = stored(precision, 0.0);
+        assert!(
+            formats.iter().all(|format| !format.is_sparse()),
+            "{formats:?}"
+        );
+        let (sparse, formats) = stored(precision, 0.5);
+        assert!(
+            formats.iter().all(|format| format.is_sparse()),
+            "{formats:?}"
+        );
+        assert!(sparse < dense);
+        // With few zeros a bitmap takes more than it saves.
+        assert!(stored(precision, 0.05).0 == dense);
+    }
+    assert!(stored(INT4, 0.0).0 < stored(Precision::Int8, 0.0).0);
+}
+
+#[test]
+fn the_configuration_names_the_numbers() {
+    let from = fixture("llama-gqa");
+    for (precision, weights, group) in [
+        (Precision::Bf16, "bf16", None),
+        (Precision::Int8, "int8", None),
+        (INT4, "int4", Some(32)),
+    ] {
+        let (_root, output, _) = packed(
+            &from,
+            &Options {
+                precision,
+                ..half()
+            },
+        );
+        let config = fs::read(output.join("config.json")).expect("a file");
+        let config: Value = serde_json::from_slice(&config).expect("JSON");
+        let quantization = &config["quantization_config"];
+        assert_eq!(quantization["weights"], weights);
+        assert_eq!(quantization["group_size"].as_u64(), group);
+    }
+}
+
+#[test]
+fn numbers_that_config_json_does_not_announce_are_refused() {
+    let from = fixture("llama-gqa");
+    let precision = Precision::Int8;
+    let (_root, output, _) = packed(
+        &from,
+        &Options {
+            precision,
+            ..half()
+        },
+    );
+    let path = output.join("config.json");
+    let text = fs::read_to_string(&path).expect("a file");
+    for (weights, message) in [
+        (
+            "\"weights\": \"bf16\"",
+            "stored as int8, config.json says bf16",
+        ),
+        (
+            "\"weights\": \"int4\", \"group_size\": 64",
+            "stored as int8, config.json says int4 in groups of 64",
+        ),
+    ] {
+        let changed = text.replace("\"weights\": \"int8\"", weights);
+        assert_ne!(changed, text);
+        fs::write(&path, changed).expect("a file");
+        let error = Checkpoint::open(&output)
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(
+            error.contains(message) && error.contains("_proj"),
+            "{error}"
+        );
     }
 }
 
@@ -252,7 +419,7 @@ fn the_output_head_is_pruned_on_demand() {
         checkpoint
             .tensors()
             .find(|tensor| tensor.name == "lm_head.weight")
-            .map(|tensor| tensor.packed)
+            .map(|tensor| tensor.packed.is_some())
     };
     assert_eq!(head(&half()), Some(false));
     assert_eq!(

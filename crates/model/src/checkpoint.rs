@@ -1,24 +1,25 @@
 //! A folder in Hugging Face layout: `config.json` and one safetensors file, or several with an index.
 //!
-//! A tensor is dense (F32, F16, BF16) or packed (`<name>.mask`, `.values`, `.offsets` in the layout `strip16`); one checkpoint
-//! may hold both. Opening compares names and shapes with `config.json` and reads no weights.
+//! A tensor is plain (F32, F16, BF16) or packed (`<name>.values`, and `.mask`, `.offsets`, `.scale` as its format in the layout
+//! `strip16` has them); one checkpoint may hold both. Opening compares names and shapes with `config.json` and reads no weights.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
-use sparamx_format::SparseBf16;
-use sparamx_format::container::{self, TensorFile, TensorView};
+use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile, TensorView};
+use sparamx_kernels::Weight;
+use sparamx_kernels::linear::WeightFormat;
 
-use crate::convert::{RawRows, Source};
+use crate::convert::{self, RawRows, Source};
 use crate::plan::{self, TensorPlan};
-use crate::{Config, ModelError};
+use crate::{Config, ModelError, Precision};
 
-/// Suffix of the tensor that makes a weight a packed one.
+/// Suffixes of the tensors of a packed weight. That with the masks makes a weight a packed one, and so does an entry in the
+/// header for a format without masks.
+const PACKED: [&str; 4] = [MASK, VALUES, ".offsets", ".scale"];
 const MASK: &str = ".mask";
-/// Suffixes of the tensors of a packed weight.
-const PACKED: [&str; 3] = [MASK, ".values", ".offsets"];
+const VALUES: &str = ".values";
 
 /// An open checkpoint.
 pub struct Checkpoint {
@@ -38,6 +39,14 @@ type Files = Vec<(PathBuf, TensorFile)>;
 struct Stored {
     /// Index of the file.
     file: usize,
+    /// `None` for a plain tensor.
+    packed: Option<PackedFormat>,
+}
+
+/// A tensor, or the tensors of a packed weight, as the files' names show it.
+struct Found {
+    /// Index of the file.
+    file: usize,
     packed: bool,
 }
 
@@ -48,12 +57,26 @@ pub struct TensorInfo {
     pub name: String,
     /// `[N, K]`, or `[N]` for norms and biases.
     pub shape: Vec<usize>,
-    /// Element type, as safetensors names it.
+    /// Element type, as safetensors names it; `I4` for int4, for which it has no name.
     pub dtype: String,
-    /// Stored as mask, values and offsets.
-    pub packed: bool,
+    /// How a packed or quantized weight is stored; `None` for a plain tensor.
+    pub packed: Option<PackedFormat>,
     /// Bytes in the file.
     pub bytes: u64,
+}
+
+impl TensorInfo {
+    /// The form in which a matrix is multiplied.
+    pub fn weight_format(&self) -> WeightFormat {
+        match self.packed {
+            None => WeightFormat::DenseBf16,
+            Some(PackedFormat::SparseBf16) => WeightFormat::SparseBf16,
+            Some(PackedFormat::SparseI8) => WeightFormat::SparseI8,
+            Some(PackedFormat::DenseI8) => WeightFormat::DenseI8,
+            Some(PackedFormat::SparseI4) => WeightFormat::SparseI4,
+            Some(PackedFormat::DenseI4) => WeightFormat::DenseI4,
+        }
+    }
 }
 
 impl Checkpoint {
@@ -62,20 +85,21 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Config::from_file`]; [`ModelError::Io`], [`ModelError::NoWeights`], [`ModelError::Json`] or
     /// [`ModelError::BadField`] (an index), [`ModelError::MissingShard`], [`ModelError::MissingTensor`],
-    /// [`ModelError::UnexpectedTensor`], [`ModelError::Shape`], [`ModelError::Dtype`]; [`ModelError::Format`] for a container
-    /// that is damaged.
+    /// [`ModelError::UnexpectedTensor`], [`ModelError::Shape`], [`ModelError::Dtype`], [`ModelError::Precision`];
+    /// [`ModelError::Format`] for a container that is damaged.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let config = Config::from_file(&dir.join("config.json"))?;
         let (files, physical) = open_files(dir)?;
-        let mut found = logical(dir, physical)?;
+        let mut found = logical(dir, &files, physical)?;
         let plan = plan::tensors(&config);
         let mut stored = Vec::with_capacity(plan.len());
         for tensor in &plan {
             let at = found
                 .remove(&tensor.name)
                 .ok_or_else(|| missing(dir, &tensor.name))?;
-            check(&config, dir, tensor, &at, &files[at.file])?;
-            stored.push(at);
+            let packed = check(&config, dir, tensor, &at, &files[at.file])?;
+            let file = at.file;
+            stored.push(Stored { file, packed });
         }
         if let Some(name) = found
             .into_keys()
@@ -124,23 +148,20 @@ impl Checkpoint {
             .map(|(tensor, at)| self.info(tensor, at))
     }
 
-    /// A matrix `[N, K]` as bf16: a dense one converted, a packed one expanded.
+    /// A matrix `[N, K]` as bf16: a plain one converted, a packed one expanded, a quantized one rounded.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`] for a name that is no matrix of the plan, [`ModelError::NotFinite`], or
     /// [`ModelError::Format`] for a damaged packed weight.
     pub fn raw_rows(&self, name: &str) -> Result<RawRows<'_>, ModelError> {
-        if let Some(packed) = self.packed(name)? {
-            let bits = Cow::Owned(packed.decode());
-            return Ok(RawRows {
-                n: packed.n(),
-                k: packed.k(),
-                bits,
-                inexact: 0,
-            });
-        }
         let (n, k) = self.matrix(name)?;
-        self.source(name)?.rows(n, k)
+        match self.packed(name)? {
+            None => self.source(name)?.rows(n, k),
+            Some(weight) => {
+                let path = &self.files[self.stored[self.index(name)?].file].0;
+                convert::expand(&weight, path, name)
+            }
+        }
     }
 
     /// A norm or a bias, in f32.
@@ -151,22 +172,26 @@ impl Checkpoint {
         self.source(name)?.vector()
     }
 
-    /// A packed weight, mapped and validated; nothing if it is stored dense.
+    /// A packed or quantized weight, mapped and validated; nothing if it is a plain tensor.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`] for a name that is no tensor of the plan, or [`ModelError::Format`] for a damaged one.
-    pub fn packed(&self, name: &str) -> Result<Option<SparseBf16>, ModelError> {
+    pub fn packed(&self, name: &str) -> Result<Option<Weight>, ModelError> {
         let at = &self.stored[self.index(name)?];
-        if !at.packed {
+        let Some(format) = at.packed else {
             return Ok(None);
-        }
+        };
         let (n, k) = self.matrix(name)?;
-        Ok(Some(container::sparse_bf16(
-            &self.files[at.file].1,
-            name,
-            n,
-            k,
-        )?))
+        let file = &self.files[at.file].1;
+        Ok(Some(match format {
+            PackedFormat::SparseBf16 => {
+                Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?)
+            }
+            PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
+            PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
+            PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
+            PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
+        }))
     }
 
     /// Number of elements that are not zero; reads the whole tensor.
@@ -174,25 +199,28 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`Checkpoint::raw_rows`] and [`Checkpoint::vector`].
     pub fn nnz(&self, name: &str) -> Result<usize, ModelError> {
-        if let Some(packed) = self.packed(name)? {
-            return Ok(packed.nnz());
+        if self.matrix(name).is_err() {
+            return Ok(self.vector(name)?.iter().filter(|&&v| v != 0.0).count());
         }
-        match self.matrix(name) {
-            // All bits but the sign: -0.0 is a zero.
-            Ok(_) => Ok(self
-                .raw_rows(name)?
-                .bits
-                .iter()
-                .filter(|&&bits| bits & 0x7fff != 0)
-                .count()),
-            Err(_) => Ok(self.vector(name)?.iter().filter(|&&v| v != 0.0).count()),
-        }
+        let non_zero = |levels: Vec<i8>| levels.iter().filter(|&&level| level != 0).count();
+        Ok(match self.packed(name)? {
+            Some(Weight::SparseBf16(weight)) => weight.nnz(),
+            Some(Weight::SparseI8(weight)) => weight.nnz(),
+            Some(Weight::SparseI4(weight)) => weight.nnz(),
+            Some(Weight::DenseI8(weight)) => non_zero(weight.to_rows()),
+            Some(Weight::DenseI4(weight)) => non_zero(weight.to_rows()),
+            Some(Weight::DenseBf16(_)) | None => {
+                let rows = self.raw_rows(name)?;
+                // All bits but the sign: -0.0 is a zero.
+                rows.bits.iter().filter(|&&bits| bits & 0x7fff != 0).count()
+            }
+        })
     }
 
-    /// A dense tensor as it is in the file.
+    /// A plain tensor as it is in the file.
     ///
     /// # Errors
-    /// [`ModelError::MissingTensor`] for a name that is no dense tensor of the plan.
+    /// [`ModelError::MissingTensor`] for a name that is no plain tensor of the plan.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
         let at = &self.stored[self.index(name)?];
         self.files[at.file]
@@ -226,20 +254,21 @@ impl Checkpoint {
 
     fn info(&self, tensor: &TensorPlan, at: &Stored) -> TensorInfo {
         let file = &self.files[at.file].1;
-        let suffixes: &[&str] = if at.packed { &PACKED } else { &[""] };
-        let parts = suffixes
-            .iter()
-            .filter_map(|suffix| file.tensor(&format!("{}{suffix}", tensor.name)));
-        let parts: Vec<TensorView> = parts.collect();
+        let suffixes: &[&str] = if at.packed.is_some() { &PACKED } else { &[""] };
+        let part = |suffix: &&str| file.tensor(&format!("{}{suffix}", tensor.name));
+        let dtype = match at.packed {
+            None => part(&"").map_or(String::new(), |part| format!("{:?}", part.dtype)),
+            Some(PackedFormat::SparseBf16) => "BF16".to_owned(),
+            Some(PackedFormat::SparseI8 | PackedFormat::DenseI8) => "I8".to_owned(),
+            Some(PackedFormat::SparseI4 | PackedFormat::DenseI4) => "I4".to_owned(),
+        };
+        let parts = suffixes.iter().filter_map(part);
         TensorInfo {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
-            // The values' of a packed one.
-            dtype: parts
-                .get(usize::from(at.packed))
-                .map_or(String::new(), |part| format!("{:?}", part.dtype)),
+            dtype,
             packed: at.packed,
-            bytes: parts.iter().map(|part| part.bytes.len() as u64).sum(),
+            bytes: parts.map(|part| part.bytes.len() as u64).sum(),
         }
     }
 }
@@ -251,23 +280,37 @@ fn missing(dir: &Path, name: &str) -> ModelError {
     }
 }
 
-/// A tensor against what the configuration asks for. Shapes inside a packed one are checked when it is mapped.
+/// A tensor against what the configuration asks for; how it is packed, if it is. Shapes inside a packed one are checked when it
+/// is mapped.
 fn check(
     config: &Config,
     dir: &Path,
     tensor: &TensorPlan,
-    at: &Stored,
+    at: &Found,
     (path, file): &(PathBuf, TensorFile),
-) -> Result<(), ModelError> {
+) -> Result<Option<PackedFormat>, ModelError> {
     if at.packed {
-        if config.packed && tensor.role.may_be_packed() {
-            return Ok(());
+        let part = |suffix| format!("{}{suffix}", tensor.name);
+        let Some(expected) = config.packed.filter(|_| tensor.role.may_be_packed()) else {
+            let masks = file.tensor(&part(MASK)).is_some();
+            return Err(ModelError::UnexpectedTensor {
+                dir: dir.to_owned(),
+                tensor: part(if masks { MASK } else { VALUES }),
+            });
+        };
+        let packed = container::packed_weight(file, &tensor.name)?;
+        // The masks are in another file than the last of the other tensors.
+        let packed = packed.ok_or_else(|| missing(path, &part(MASK)))?;
+        let found = precision(&packed);
+        if found != expected {
+            return Err(ModelError::Precision {
+                path: path.clone(),
+                tensor: tensor.name.clone(),
+                expected,
+                found,
+            });
         }
-        let name = format!("{}{MASK}", tensor.name);
-        return Err(ModelError::UnexpectedTensor {
-            dir: dir.to_owned(),
-            tensor: name,
-        });
+        return Ok(Some(packed.format));
     }
     let view = file
         .tensor(&tensor.name)
@@ -280,7 +323,19 @@ fn check(
             found: view.shape,
         });
     }
-    Source::new(path, &tensor.name, &view).map(|_| ())
+    Source::new(path, &tensor.name, &view).map(|_| None)
+}
+
+/// The numbers that a packed weight consists of, by the words of the configuration.
+fn precision(packed: &PackedWeight) -> Precision {
+    match (packed.format, packed.group_elems) {
+        (PackedFormat::SparseBf16, _) => Precision::Bf16,
+        (PackedFormat::SparseI4 | PackedFormat::DenseI4, Some(group_elems)) => {
+            Precision::Int4 { group_elems }
+        }
+        // int4 has groups: a file that says otherwise was refused.
+        _ => Precision::Int8,
+    }
 }
 
 /// The files of a checkpoint, and the file of each tensor in them.
@@ -371,17 +426,21 @@ fn shard_name<'a>(index: &Path, tensor: &str, shard: &'a Value) -> Result<&'a st
 /// Puts the tensors of each packed weight together.
 fn logical(
     dir: &Path,
+    files: &Files,
     physical: BTreeMap<String, usize>,
-) -> Result<BTreeMap<String, Stored>, ModelError> {
-    let packed_weight = |name: &str| {
+) -> Result<BTreeMap<String, Found>, ModelError> {
+    let packed_weight = |name: &str, file: usize| {
         let weight = PACKED.iter().find_map(|suffix| name.strip_suffix(suffix))?;
-        physical
-            .contains_key(&format!("{weight}{MASK}"))
-            .then(|| weight.to_owned())
+        let packed = physical.contains_key(&format!("{weight}{MASK}"))
+            || files[file]
+                .1
+                .metadata(&format!("{weight}.format"))
+                .is_some();
+        packed.then(|| weight.to_owned())
     };
     let mut tensors = BTreeMap::new();
     for (name, &file) in &physical {
-        match packed_weight(name) {
+        let (name, packed) = match packed_weight(name, file) {
             // It cannot be both.
             Some(weight) if physical.contains_key(&weight) => {
                 return Err(ModelError::UnexpectedTensor {
@@ -389,15 +448,10 @@ fn logical(
                     tensor: name.clone(),
                 });
             }
-            Some(weight) => tensors.insert(weight, Stored { file, packed: true }),
-            None => tensors.insert(
-                name.clone(),
-                Stored {
-                    file,
-                    packed: false,
-                },
-            ),
+            Some(weight) => (weight, true),
+            None => (name.clone(), false),
         };
+        tensors.insert(name, Found { file, packed });
     }
     Ok(tensors)
 }

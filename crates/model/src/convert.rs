@@ -5,7 +5,9 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
+use sparamx_format::DenseI8;
 use sparamx_format::container::{Dtype, TensorView};
+use sparamx_kernels::Weight;
 
 use crate::ModelError;
 
@@ -23,6 +25,77 @@ pub struct RawRows<'a> {
     pub bits: Cow<'a, [u16]>,
     /// How many bf16 cannot hold, and were rounded to the nearest (ties to even).
     pub inexact: usize,
+}
+
+/// The rows of a packed or quantized weight. `path` and `name` are for messages.
+///
+/// # Errors
+/// [`ModelError::NotFinite`] if a level times its scale is more than bf16 can hold; [`ModelError::Format`] if memory is refused.
+pub(crate) fn expand(
+    weight: &Weight,
+    path: &Path,
+    name: &str,
+) -> Result<RawRows<'static>, ModelError> {
+    let (n, k) = (weight.n(), weight.k());
+    let (bits, inexact) = match weight {
+        Weight::DenseBf16(weight) => (weight.to_rows(), 0),
+        Weight::SparseBf16(weight) => (weight.decode(), 0),
+        Weight::DenseI8(weight) => round_rows(n, k, |i, out| weight.row(i, out)),
+        Weight::DenseI4(weight) => round_rows(n, k, |i, out| weight.row(i, out)),
+        Weight::SparseI8(weight) => {
+            let dense = DenseI8::from_sparse(weight)?;
+            round_rows(n, k, |i, out| dense.row(i, out))
+        }
+        Weight::SparseI4(weight) => {
+            let dense = DenseI8::from_sparse_i4(weight)?;
+            round_rows(n, k, |i, out| dense.row(i, out))
+        }
+    };
+    if let Some(element) = first_not_finite(&bits) {
+        return Err(ModelError::NotFinite {
+            path: path.to_owned(),
+            tensor: name.to_owned(),
+            element,
+            value: bf16::from_bits(bits[element]).to_f32(),
+        });
+    }
+    let bits = Cow::Owned(bits);
+    Ok(RawRows {
+        n,
+        k,
+        bits,
+        inexact,
+    })
+}
+
+/// `n` rows of `k` that `row` gives, in bf16, and how many elements changed.
+fn round_rows(n: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> (Vec<u16>, usize) {
+    let mut bits = vec![0u16; n * k];
+    let inexact = bits
+        .par_chunks_mut(k)
+        .enumerate()
+        .map_init(
+            || vec![0f32; k],
+            |values, (i, bits)| {
+                row(i, values);
+                let mut inexact = 0;
+                for (bits, &value) in bits.iter_mut().zip(values.iter()) {
+                    let rounded = bf16::from_f32(value);
+                    *bits = rounded.to_bits();
+                    inexact += usize::from(rounded.to_f32() != value);
+                }
+                inexact
+            },
+        )
+        .sum();
+    (bits, inexact)
+}
+
+/// Index of the first infinity or NaN.
+fn first_not_finite(bits: &[u16]) -> Option<usize> {
+    const INFINITY: u16 = 0x7f80;
+    bits.par_iter()
+        .position_first(|&b| b & INFINITY == INFINITY)
 }
 
 /// An element type that weights may have.
@@ -124,11 +197,7 @@ impl<'a> Source<'a> {
                 (Cow::Owned(bits), inexact)
             }
         };
-        const INFINITY: u16 = 0x7f80;
-        match bits
-            .par_iter()
-            .position_first(|&b| b & INFINITY == INFINITY)
-        {
+        match first_not_finite(&bits) {
             None => Ok(RawRows {
                 n,
                 k,

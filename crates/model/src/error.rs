@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use sparamx_format::FormatError;
 use sparamx_kernels::KernelError;
 
+use crate::Precision;
+
 /// Errors of this crate. Every message names the file and the tensor or field, and where there is one the way out.
 #[derive(Debug)]
 pub enum ModelError {
@@ -106,6 +108,17 @@ pub enum ModelError {
         tensor: String,
         /// The type in the file.
         found: String,
+    },
+    /// A packed or quantized weight consists of other numbers than `config.json` says.
+    Precision {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What `quantization_config` says.
+        expected: Precision,
+        /// What the file says.
+        found: Precision,
     },
     /// A tensor holds NaN, infinity, or a value that becomes infinity in bf16.
     NotFinite {
@@ -214,7 +227,10 @@ impl ModelError {
             UnsupportedArchitecture { path, .. } | UnsupportedQuantization { path, .. } => {
                 Some(path)
             }
-            Shape { path, .. } | Dtype { path, .. } | NotFinite { path, .. } => Some(path),
+            Shape { path, .. }
+            | Dtype { path, .. }
+            | Precision { path, .. }
+            | NotFinite { path, .. } => Some(path),
             NoWeights { dir, .. } | MissingTensor { dir, .. } | UnexpectedTensor { dir, .. } => {
                 Some(dir)
             }
@@ -321,6 +337,16 @@ impl ModelError {
             Dtype { tensor, found, .. } => write!(
                 f,
                 "tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16"
+            ),
+            Precision {
+                tensor,
+                expected,
+                found,
+                ..
+            } => write!(
+                f,
+                "tensor '{tensor}' is stored as {found}, config.json says {expected}: one of the two files belongs to \
+                 another model"
             ),
             NotFinite {
                 tensor,

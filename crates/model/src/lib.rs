@@ -29,7 +29,7 @@ mod workspace;
 
 pub use cache::{Input, KvCache, Want};
 pub use checkpoint::{Checkpoint, TensorInfo};
-pub use config::{Arch, Config, RopeScaling};
+pub use config::{Arch, Config, Precision, RopeScaling};
 pub use convert::RawRows;
 pub use error::ModelError;
 pub use load::{Inexact, LoadOptions, Model, Progress};

@@ -6,6 +6,7 @@ use rayon::ThreadPool;
 use sparamx_cpu::topology;
 use sparamx_format::{DenseBf16, LINE_ELEMS_BF16, STRIP_ROWS};
 use sparamx_kernels::attention::Params;
+use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{KernelError, Linear, Runtime, Weight};
 
 use crate::layers::{Attention, Layer, Mlp, Norm};
@@ -53,7 +54,7 @@ pub struct Progress<'a> {
 }
 
 impl Model {
-    /// Loads all weights. Packed ones are used from the map; dense ones are rounded to bf16 and put in the kernels' order, on
+    /// Loads all weights. Packed and quantized ones are used from the map; plain ones are rounded to bf16 and put in the kernels' order, on
     /// as many threads as the runtime has.
     ///
     /// # Errors
@@ -103,14 +104,28 @@ impl Model {
     /// Bytes of weights that a forward pass of one token reads: every matrix but the embedding, unless it is also the output
     /// head.
     pub fn weight_bytes(&self) -> u64 {
-        let of_layer = |layer: &Layer| {
-            let (a, m) = (&layer.attention, &layer.mlp);
-            [&a.q, &a.k, &a.v, &a.o, &m.gate, &m.up, &m.down]
-                .iter()
-                .map(|l| l.weight.bytes() as u64)
-                .sum::<u64>()
+        let layers: usize = self.projections().map(|weight| weight.bytes()).sum();
+        (layers + self.lm_head.weight.bytes()) as u64
+    }
+
+    /// The form of the matrices in the decoder layers; where there are several, that of most bytes.
+    pub fn weight_format(&self) -> WeightFormat {
+        let bytes = |format: &WeightFormat| {
+            let weights = self
+                .projections()
+                .filter(|weight| weight.format() == *format);
+            weights.map(|weight| weight.bytes()).sum::<usize>()
         };
-        self.layers.iter().map(of_layer).sum::<u64>() + self.lm_head.weight.bytes() as u64
+        let most = WeightFormat::ALL.into_iter().max_by_key(bytes);
+        most.unwrap_or(WeightFormat::DenseBf16)
+    }
+
+    /// The matrices in the decoder layers.
+    fn projections(&self) -> impl Iterator<Item = &Weight> {
+        self.layers.iter().flat_map(|layer| {
+            let (a, m) = (&layer.attention, &layer.mlp);
+            [&a.q, &a.k, &a.v, &a.o, &m.gate, &m.up, &m.down].map(|linear| &linear.weight)
+        })
     }
 }
 
@@ -276,10 +291,10 @@ impl Source for FromCheckpoint<'_> {
         let checkpoint = self.checkpoint;
         match self.threads.install(|| checkpoint.packed(&tensor.name))? {
             None => Ok(Weight::DenseBf16(self.dense(tensor)?)),
-            Some(packed) => {
+            Some(weight) => {
                 self.inexact.values += tensor.elements();
-                self.loaded(tensor, packed.packed_bytes() as u64);
-                Ok(Weight::SparseBf16(packed))
+                self.loaded(tensor, weight.bytes() as u64);
+                Ok(weight)
             }
         }
     }
@@ -323,7 +338,7 @@ pub(crate) fn check_memory(
 /// Bytes of memory of each tensor.
 fn memory(checkpoint: &Checkpoint) -> impl Iterator<Item = u64> + '_ {
     checkpoint.tensors().map(|t| {
-        if t.packed {
+        if t.packed.is_some() {
             t.bytes
         } else {
             dense_bytes(&t.shape)

@@ -1,15 +1,16 @@
-//! `sparamx compress`: prune a model and write it packed.
+//! `sparamx compress`: prune and quantize a model and write it packed.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparamx_compress::{Options, Report, Scope, Totals};
-use sparamx_model::Checkpoint;
+use sparamx_format::GROUP_ELEMS;
+use sparamx_model::{Checkpoint, Precision};
 
-use crate::cli::{self, Common, Threads};
+use crate::cli::{self, Common, Threads, UsageError};
 use crate::output::Table;
 use crate::{interrupt, output, progress, runtime, source, units};
 
@@ -19,10 +20,13 @@ use crate::{interrupt, output, progress, runtime, source, units};
 Examples:
   sparamx compress models/stories-5m -o stories-5m-50 --sparsity 0.5
   sparamx compress meta-llama/Llama-3.1-8B-Instruct -o llama-8b-50 --sparsity 0.5 --scope row
+  sparamx compress meta-llama/Llama-3.1-8B-Instruct -o llama-8b-50-int8 --sparsity 0.5 --weights int8
+  sparamx compress meta-llama/Llama-3.1-8B-Instruct -o llama-8b-int4 --weights int4 --group 64
   sparamx compress a-pruned-model -o a-pruned-model-packed
 
-The smallest weights of the decoder's linear layers become zero. Embeddings, norms and the output head stay as they are. A
-tensor that would not get smaller stays dense. The output directory appears when it is complete.")]
+The smallest weights of the decoder's linear layers become zero, and with --weights int8 or int4 the others are rounded to 8 or
+4 bits. Embeddings, norms and the output head stay as they are. A tensor is packed, with a bitmap of what is not zero, where that
+makes it smaller. The output directory appears when it is complete.")]
 pub struct CompressArgs {
     /// Directory or hub id of a dense model
     #[arg(value_name = "MODEL")]
@@ -39,10 +43,13 @@ pub struct CompressArgs {
     /// Among which weights the smallest are looked for
     #[arg(long, value_name = "SCOPE", default_value = "tensor")]
     scope: ScopeArg,
-    /// Format of the weights
+    /// Numbers of the pruned tensors
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     weights: Weights,
-    /// Prune the output head too
+    /// Columns that share a scale, for int4: 32, 64 or 128 [default: 128]
+    #[arg(long, value_name = "COLUMNS", value_parser = group)]
+    group: Option<usize>,
+    /// Prune and quantize the output head too
     #[arg(long)]
     include_lm_head: bool,
     #[command(flatten)]
@@ -59,8 +66,23 @@ enum Method {
 /// Formats of weights.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Weights {
-    /// Bitmap and bf16 values
+    /// bf16, as the model has them
     Bf16,
+    /// 8 bits, and a scale for each output row
+    Int8,
+    /// 4 bits, and a scale for each group of columns
+    Int4,
+}
+
+/// Columns of a group if nobody says.
+const DEFAULT_GROUP: usize = 128;
+
+/// Reads a number of columns that the format has.
+fn group(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(columns) if GROUP_ELEMS.contains(&columns) => Ok(columns),
+        _ => Err("a group has 32, 64 or 128 columns".to_owned()),
+    }
 }
 
 /// Sets of weights that are pruned to the same sparsity.
@@ -77,7 +99,9 @@ enum ScopeArg {
 struct Summary {
     output: String,
     files: usize,
+    weights: &'static str,
     packed_tensors: usize,
+    quantized_tensors: usize,
     dense_tensors: usize,
     sparsity: f64,
     bytes_before: u64,
@@ -90,28 +114,50 @@ struct Summary {
 /// # Errors
 /// The model cannot be read or is packed already, or the output cannot be written; nothing is left of it then.
 pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
-    // Each option has one value so far, which the writer knows.
-    let (Method::Magnitude, Weights::Bf16) = (args.method, args.weights);
+    // There is one method so far, which the writer knows.
+    let Method::Magnitude = args.method;
+    let precision = precision(args)?;
     sparamx_compress::check_output(&args.output)?;
     runtime::loading_threads(args.threads)?;
     let checkpoint = Checkpoint::open(&source::resolve(&args.model, common)?)?;
     interrupt::install()?;
-    let report = pack(args, &checkpoint, common)?;
+    let report = pack(args, precision, &checkpoint, common)?;
     warn(args, &checkpoint, &report, common);
     if common.json {
-        output::json(&Summary::new(&report))
+        output::json(&Summary::new(&report, precision))
     } else {
         output::text_out(&text(&report))
     }
 }
 
-fn pack(args: &CompressArgs, checkpoint: &Checkpoint, common: Common) -> Result<Report> {
+/// The numbers asked for.
+fn precision(args: &CompressArgs) -> Result<Precision> {
+    Ok(match (args.weights, args.group) {
+        (Weights::Bf16, None) => Precision::Bf16,
+        (Weights::Int8, None) => Precision::Int8,
+        (Weights::Int4, group) => Precision::Int4 {
+            group_elems: group.unwrap_or(DEFAULT_GROUP),
+        },
+        (_, Some(_)) => bail!(UsageError(
+            "--group is for --weights int4: int8 has a scale for each output row, bf16 has none"
+                .to_owned()
+        )),
+    })
+}
+
+fn pack(
+    args: &CompressArgs,
+    precision: Precision,
+    checkpoint: &Checkpoint,
+    common: Common,
+) -> Result<Report> {
     let options = Options {
         sparsity: args.sparsity,
         scope: match args.scope {
             ScopeArg::Tensor => Scope::Tensor,
             ScopeArg::Row => Scope::Row,
         },
+        precision,
         include_lm_head: args.include_lm_head,
         ..Options::default()
     };
@@ -134,7 +180,7 @@ fn warn(args: &CompressArgs, checkpoint: &Checkpoint, report: &Report, common: C
     if common.quiet {
         return;
     }
-    if report.packed.tensors == 0 {
+    if report.packed.tensors + report.quantized.tensors == 0 {
         output::complain(
             "warning: no tensor got smaller by packing, so all are dense: the model has few zeros; prune it with --sparsity 0.5",
         );
@@ -165,6 +211,9 @@ fn text(report: &Report) -> String {
         ]);
     };
     row("packed", &report.packed);
+    if report.quantized.tensors > 0 {
+        row("quantized", &report.quantized);
+    }
     row("dense", &report.dense);
     row("all", &report.all());
     let files = if report.files == 1 { "file" } else { "files" };
@@ -177,12 +226,14 @@ fn text(report: &Report) -> String {
 }
 
 impl Summary {
-    fn new(report: &Report) -> Self {
+    fn new(report: &Report, precision: Precision) -> Self {
         let all = report.all();
         Summary {
             output: report.dir.display().to_string(),
             files: report.files,
+            weights: precision.name(),
             packed_tensors: report.packed.tensors,
+            quantized_tensors: report.quantized.tensors,
             dense_tensors: report.dense.tensors,
             sparsity: report.packed.sparsity(),
             bytes_before: all.bytes_before,

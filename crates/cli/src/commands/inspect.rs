@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 use sparamx_cpu::Cpu;
 use sparamx_cpu::topology::available_memory_bytes;
+use sparamx_format::container::PackedFormat;
 use sparamx_kernels::catalog::{self, KernelSpec};
-use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::plan::{Role, TensorPlan};
 use sparamx_model::{Checkpoint, Group, Model, TensorInfo};
 
@@ -66,7 +66,9 @@ fn plan(directory: &Path, args: &InspectArgs, common: Common) -> Result<Vec<Plan
     let checkpoint = Checkpoint::open(directory)?;
     let needed = Model::required_bytes(&checkpoint);
     let available = args.memory.memory_bytes.or_else(available_memory_bytes);
-    let packed = checkpoint.tensors().any(|tensor| tensor.packed);
+    let packed = checkpoint
+        .tensors()
+        .any(|tensor| tensor.packed.is_some_and(PackedFormat::is_sparse));
     if !packed {
         return Ok(Vec::new());
     }
@@ -187,7 +189,7 @@ impl Listing {
             let zero = plan.elements() - checkpoint.nnz(&info.name)? as u64;
             bar.inc(info.bytes);
             zeros[0] += zero;
-            if info.packed {
+            if info.packed.is_some_and(PackedFormat::is_sparse) {
                 zeros[1] += zero;
                 packed_elements += plan.elements();
             }
@@ -283,20 +285,19 @@ const DENSE: &str = "dense";
 impl TensorLine {
     /// The line of a tensor; `multiplied` is the CPU if there are kernels for it.
     fn new(plan: &TensorPlan, info: TensorInfo, zeros: u64, multiplied: Option<&Cpu>) -> Self {
-        let format = if info.packed {
-            WeightFormat::SparseBf16
-        } else {
-            WeightFormat::DenseBf16
-        };
+        let format = info.weight_format();
         let kernel = |m| multiplied.map(|cpu| catalog::select(cpu.features(), format, m).name);
         TensorLine {
             name: info.name,
             shape: info.shape,
             dtype: info.dtype,
-            format: if info.packed { PACKED } else { DENSE },
+            format: match info.packed {
+                Some(packed) if packed.is_sparse() => PACKED,
+                _ => DENSE,
+            },
             sparsity: share(zeros, plan.elements()),
-            // What a packed one would take as bf16.
-            bytes_dense: if info.packed {
+            // What a packed or quantized one would take as bf16.
+            bytes_dense: if info.packed.is_some() {
                 plan.elements() * 2
             } else {
                 info.bytes

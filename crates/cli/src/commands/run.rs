@@ -12,7 +12,6 @@ use sparamx_engine::{
     ChatTemplate, Event, FinishReason, GenerateParams, Message, Outcome, Session,
 };
 use sparamx_kernels::catalog;
-use sparamx_kernels::linear::WeightFormat;
 
 use crate::cli::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
@@ -273,10 +272,7 @@ impl Talk<'_> {
             return;
         }
         let runtime = &self.loaded.runtime;
-        let format = match self.loaded.model.config().packed {
-            true => WeightFormat::SparseBf16,
-            false => WeightFormat::DenseBf16,
-        };
+        let format = self.loaded.model.weight_format();
         let forced = runtime.forced_kernel().filter(|spec| spec.weight == format);
         let kernel = forced.unwrap_or_else(|| catalog::select(runtime.cpu().features(), format, 1));
         output::complain(&format!(

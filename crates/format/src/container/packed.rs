@@ -37,6 +37,12 @@ pub enum PackedFormat {
 }
 
 impl PackedFormat {
+    /// Whether zeros are left out.
+    pub fn is_sparse(self) -> bool {
+        use PackedFormat::{SparseBf16, SparseI4, SparseI8};
+        matches!(self, SparseBf16 | SparseI8 | SparseI4)
+    }
+
     /// The name, for people.
     pub fn name(self) -> &'static str {
         match self {

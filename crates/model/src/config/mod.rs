@@ -1,6 +1,7 @@
 //! `config.json`: the shape of a model.
 
 mod fields;
+mod precision;
 mod scaling;
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ use crate::ModelError;
 use crate::registry::{self, Family};
 
 pub(crate) use fields::{Fields, MAX_SIZE};
+pub use precision::Precision;
 pub use scaling::RopeScaling;
 
 /// More layers than any model has; a limit so that a damaged file cannot ask for terabytes of bookkeeping.
@@ -75,8 +77,8 @@ pub struct Config {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_id: Vec<u32>,
-    /// Weights are packed in the layout `strip16`, version 1.
-    pub packed: bool,
+    /// The numbers of weights in the layout `strip16`, version 1, if this program packed the checkpoint.
+    pub packed: Option<Precision>,
 }
 
 impl Config {
@@ -102,7 +104,7 @@ impl Config {
             })?;
         let fields = Fields::new(path, &map);
         let family = family(&fields)?;
-        let packed = is_packed(&fields)?;
+        let packed = precision::read(&fields)?;
         let config = read(&fields, family, packed)?;
         check(&fields, &config)?;
         Ok(config)
@@ -154,36 +156,7 @@ fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
     registry::by_model_type(name).ok_or_else(|| unsupported(name))
 }
 
-/// Whether `quantization_config` says that weights are packed by this program; any other method is refused.
-fn is_packed(fields: &Fields) -> Result<bool, ModelError> {
-    let Some(quantization) = fields.object("quantization_config")? else {
-        return Ok(false);
-    };
-    let method = match quantization.optional_text("quant_method")? {
-        Some("sparamx") => None,
-        Some(other) => Some(format!("'{other}'")),
-        None => Some("a method that quantization_config does not name".to_owned()),
-    };
-    if let Some(method) = method {
-        return Err(ModelError::UnsupportedQuantization {
-            path: fields.path().to_owned(),
-            method,
-        });
-    }
-    let layout = quantization
-        .optional_text("layout")?
-        .ok_or_else(|| quantization.missing("layout"))?;
-    if layout != "strip16" {
-        return Err(quantization.bad("layout", layout, "strip16"));
-    }
-    let version = quantization.size("version")?;
-    if version != 1 {
-        return Err(quantization.bad("version", version, "1: this file is from a newer sparamx"));
-    }
-    Ok(true)
-}
-
-fn read(fields: &Fields, family: &Family, packed: bool) -> Result<Config, ModelError> {
+fn read(fields: &Fields, family: &Family, packed: Option<Precision>) -> Result<Config, ModelError> {
     let defaults = &family.defaults;
     let num_hidden_layers = fields.size("num_hidden_layers")?;
     if num_hidden_layers > MAX_LAYERS {

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Arch, Config, RopeScaling};
+use super::{Arch, Config, Precision, RopeScaling};
 use crate::ModelError;
 
 /// A small Llama, to change fields of.
@@ -58,7 +58,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
     );
     assert_eq!(
         (c.rope_scaling, c.tie_word_embeddings, c.packed),
-        (RopeScaling::None, false, false)
+        (RopeScaling::None, false, None)
     );
     assert_eq!(
         (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm),
@@ -478,8 +478,27 @@ fn text_that_is_not_a_json_object_is_refused() {
 fn only_our_own_packing_is_read() {
     let quantized = |q: Value| with(json!({"quantization_config": q}));
     let ours = json!({"quant_method": "sparamx", "layout": "strip16", "version": 1});
-    assert!(parse(&quantized(ours)).unwrap().packed);
-    assert!(!parse(&quantized(Value::Null)).unwrap().packed);
+    let packed = |config| parse(&quantized(config)).unwrap().packed;
+    assert_eq!(packed(ours.clone()), Some(Precision::Bf16));
+    assert_eq!(packed(Value::Null), None);
+    let with_weights = |weights: Value, group: Value| {
+        let mut config = ours.clone();
+        config["weights"] = weights;
+        config["group_size"] = group;
+        config
+    };
+    assert_eq!(
+        packed(with_weights(json!("bf16"), Value::Null)),
+        Some(Precision::Bf16)
+    );
+    assert_eq!(
+        packed(with_weights(json!("int8"), Value::Null)),
+        Some(Precision::Int8)
+    );
+    for group_elems in [32, 64, 128] {
+        let int4 = with_weights(json!("int4"), json!(group_elems));
+        assert_eq!(packed(int4), Some(Precision::Int4 { group_elems }));
+    }
     for (config, expected) in [
         (
             json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
@@ -501,6 +520,26 @@ fn only_our_own_packing_is_read() {
         (
             json!({"quant_method": "sparamx", "layout": "strip16"}),
             "'quantization_config.version' is missing",
+        ),
+        (
+            with_weights(json!("int16"), Value::Null),
+            "'quantization_config.weights' is int16, expected bf16, int8 or int4",
+        ),
+        (
+            with_weights(json!(8), Value::Null),
+            "'quantization_config.weights'",
+        ),
+        (
+            with_weights(json!("int4"), Value::Null),
+            "'quantization_config.group_size' is missing",
+        ),
+        (
+            with_weights(json!("int4"), json!(16)),
+            "is 16, expected 32, 64 or 128",
+        ),
+        (
+            with_weights(json!("int8"), json!(128)),
+            "is 128, expected no group: only int4 has one",
         ),
         (
             json!("int8"),

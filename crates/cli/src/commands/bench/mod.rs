@@ -9,6 +9,7 @@ mod report;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use sparamx_engine::PagePool;
+use sparamx_format::container::PackedFormat;
 use sparamx_model::{Checkpoint, Config, LoadOptions, Model, RandomSpec, plan, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, UsageError};
@@ -319,7 +320,7 @@ fn stored_sparsity(checkpoint: &Checkpoint) -> Result<f64> {
         .plan()
         .iter()
         .zip(checkpoint.tensors())
-        .filter(|(_, info)| info.packed)
+        .filter(|(_, info)| info.packed.is_some_and(PackedFormat::is_sparse))
     {
         elements += tensor.elements();
         non_zeros += checkpoint.nnz(&info.name)? as u64;
