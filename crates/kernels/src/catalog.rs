@@ -121,21 +121,20 @@ pub fn select(features: Features, weight: WeightFormat, m: usize) -> &'static Ke
 const AMX_INT8: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
 
 const ANY: RangeInclusive<usize> = 1..=usize::MAX;
-/// AVX2: from 3 rows on, to expand once costs less than to expand for every 2 rows.
-const AVX2_DIRECT: RangeInclusive<usize> = 1..=2;
 /// AVX-512: the expansion of a line is one instruction, so it is done again for every 8 rows up to two blocks of them.
 const AVX512_DIRECT: RangeInclusive<usize> = 1..=16;
 /// AMX: a tile takes 16 rows at the price of one; below, AVX-512 reads as fast and waits for no tile (the peers switch here too).
 const AMX_MANY: RangeInclusive<usize> = 5..=usize::MAX;
 /// AMX: more rows than one block has would expand again.
 const AMX_ONE_BLOCK: RangeInclusive<usize> = 5..=32;
-const AVX2_PANEL: RangeInclusive<usize> = 3..=usize::MAX;
 const AVX512_PANEL: RangeInclusive<usize> = 17..=usize::MAX;
 const AMX_PANEL: RangeInclusive<usize> = 33..=usize::MAX;
 
 const DENSE: &str = "reads the weights once, in memory order";
 const DIRECT: &str = "expands in registers, nothing is written";
 const TILE: &str = "expands tile by tile into the L1 cache, then multiplies 32 rows";
+const BLOCK: &str =
+    "expands in registers; for more than 3 rows keeps a block of lines in the L1 cache";
 const PANEL: &str = "expands each strip once for all rows";
 
 static CATALOG: &[KernelSpec] = &[
@@ -286,38 +285,23 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::F32Fma,
-        scratch_bytes: no_bytes,
+        scratch_bytes: avx2::block_bytes,
         run: avx2::dense_3x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
-        name: "linear_f32_bmbf16_f32_2x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
-        weight: WeightFormat::SparseBf16,
-        activation: Activation::F32,
-        mr: 2,
-        nr: 16,
-        best_m: AVX2_DIRECT,
-        reason: DIRECT,
-        class: NumericClass::F32Fma,
-        scratch_bytes: no_bytes,
-        run: avx2::sparse_2x16,
-    },
-    #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_f32_bmbf16_f32_3x16_panel_avx2",
+        name: "linear_f32_bmbf16_f32_3x16_avx2",
         isa: Isa::Avx2,
         features: Features::AVX2,
         weight: WeightFormat::SparseBf16,
         activation: Activation::F32,
         mr: 3,
         nr: 16,
-        best_m: AVX2_PANEL,
-        reason: PANEL,
+        best_m: ANY,
+        reason: BLOCK,
         class: NumericClass::F32Fma,
-        scratch_bytes: panel_bytes,
-        run: avx2::sparse_panel_3x16,
+        scratch_bytes: avx2::block_bytes,
+        run: avx2::sparse_3x16,
     },
     KernelSpec {
         name: "linear_f32_bf16_f32_1x16_portable",
