@@ -179,7 +179,7 @@ fn check(spec: &'static KernelSpec, rt: &Runtime, layers: &Layers, x: Rows<'_>, 
         Meaning::Float(w) => {
             let row = match spec.activation {
                 Activation::Bf16 => round_bf16(x.row(0)),
-                Activation::F32 | Activation::I8 => x.row(0).to_vec(),
+                Activation::F32 | Activation::I8 | Activation::I16 => x.row(0).to_vec(),
             };
             let w = &w[..CHECKED * K];
             let want = reference::linear(Rows::new(&row, 1, K), w, CHECKED, None);

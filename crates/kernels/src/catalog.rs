@@ -14,7 +14,7 @@ use crate::linear::schedule::{int_panel_bytes, no_bytes, panel_bytes};
 use crate::linear::{Activation, WeightFormat, portable};
 
 #[cfg(target_arch = "x86_64")]
-use crate::linear::{amx, amx_int, avx2, avx512, avx512_int};
+use crate::linear::{amx, amx_int, avx2, avx2_int, avx512, avx512_int};
 
 /// Kernels of one class give the same bits for the same row of activations, whatever M is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -133,8 +133,7 @@ const AMX_PANEL: RangeInclusive<usize> = 33..=usize::MAX;
 const DENSE: &str = "reads the weights once, in memory order";
 const DIRECT: &str = "expands in registers, nothing is written";
 const TILE: &str = "expands tile by tile into the L1 cache, then multiplies 32 rows";
-const BLOCK: &str =
-    "expands in registers; for more than 3 rows keeps a block of lines in the L1 cache";
+const BLOCK: &str = "expands in registers; for many rows keeps a block of lines in the L1 cache";
 const PANEL: &str = "expands each strip once for all rows";
 
 static CATALOG: &[KernelSpec] = &[
@@ -510,6 +509,66 @@ static CATALOG: &[KernelSpec] = &[
         class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: avx512_int::sparse_panel_i4_8x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i8_i32_2x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::DenseI8,
+        activation: Activation::I16,
+        mr: 2,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: avx2_int::i8_bytes,
+        run: avx2_int::dense_i8_2x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi8_i32_2x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::SparseI8,
+        activation: Activation::I16,
+        mr: 2,
+        nr: 16,
+        best_m: ANY,
+        reason: BLOCK,
+        class: NumericClass::Exact,
+        scratch_bytes: avx2_int::i8_bytes,
+        run: avx2_int::sparse_i8_2x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_i4_i32_4x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::DenseI4,
+        activation: Activation::I8,
+        mr: 4,
+        nr: 16,
+        best_m: ANY,
+        reason: DENSE,
+        class: NumericClass::Exact,
+        scratch_bytes: avx2_int::i4_bytes,
+        run: avx2_int::dense_i4_4x16,
+    },
+    #[cfg(target_arch = "x86_64")]
+    KernelSpec {
+        name: "linear_i8_bmi4_i32_4x16_avx2",
+        isa: Isa::Avx2,
+        features: Features::AVX2,
+        weight: WeightFormat::SparseI4,
+        activation: Activation::I8,
+        mr: 4,
+        nr: 16,
+        best_m: ANY,
+        reason: BLOCK,
+        class: NumericClass::Exact,
+        scratch_bytes: avx2_int::i4_bytes,
+        run: avx2_int::sparse_i4_4x16,
     },
     KernelSpec {
         name: "linear_i8_i8_i32_1x16_portable",

@@ -131,7 +131,7 @@ fn check_float(
     let bias = inputs.layer.bias.as_deref();
     let x = match spec.activation {
         Activation::Bf16 => round_bf16(&inputs.x),
-        Activation::F32 | Activation::I8 => inputs.x.clone(),
+        Activation::F32 | Activation::I8 | Activation::I16 => inputs.x.clone(),
     };
     let x = Rows::with_stride(&x, case.m, case.k, inputs.stride).unwrap();
     let want = reference::linear(x, w, case.n, bias);

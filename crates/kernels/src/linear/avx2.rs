@@ -1,21 +1,21 @@
 //! AVX2 and FMA: activations stay f32, bf16 weights are widened to f32 by putting them into the upper halves of the lanes.
 //!
-//! One loop nest serves every M, dense and packed weights alike:
-//!
-//! ```text
-//! for each block of rows, strip, block of k:
-//!     multiply the first rows, widening each line in registers; if more rows follow, keep the lines as f32 in the L1 cache
-//!     multiply the other rows by the lines kept
-//! ```
-//!
-//! Between blocks of k the sums wait in memory as they are, so each output is summed up in one order whatever M is.
+//! One loop nest, [`blocked`], serves every M, dense and packed weights alike. Between blocks of k the sums wait in memory as
+//! they are, so each output is summed up in one order whatever M is.
+
+#![expect(
+    clippy::needless_range_loop,
+    reason = "a group is a register of a line and of the sums"
+)]
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use sparamx_cpu::avx2_fns;
 use sparamx_format::{LINE_ELEMS_BF16, STRIP_ROWS};
 
 use super::chunk::Chunk;
+use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
 /// How far ahead of use weights are asked for. The hardware's own prefetcher stays behind when a thread reads two streams of
 /// different speed, masks and values: without this, packed decode is a fifth slower (Zen 3).
@@ -23,12 +23,6 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// Most rows at a time: 3 rows x 4 sums, 3 pairs of activations and one weight are all 16 registers.
 const MR: usize = 3;
-
-/// Lines of a block of k: 16 KiB as f32, half of the L1 cache, and the activations of three rows beside them.
-const BLOCK_LINES: usize = 128;
-
-/// Rows of a block: their sums take 32 KiB, and expanding a line again for each block is a fiftieth of the work on it.
-const BLOCK_ROWS: usize = 256;
 
 /// Registers of a line, and of the sums of a row: 8 lanes are 4 outputs x 2 k.
 const GROUPS: usize = 4;
@@ -60,6 +54,12 @@ trait Lines {
     /// # Safety
     /// AVX2 level; `group` is less than [`GROUPS`].
     unsafe fn group(line: Self::Line, group: usize) -> __m256;
+}
+
+/// [`Lines`] of a weight.
+trait Strip: Lines {
+    /// The first line of strip `s`.
+    fn new(chunk: &Chunk<'_>, s: usize) -> Self;
 }
 
 /// Controls of `vpshufb` that put the r-th value of a 16-byte load, which lies in both halves of the register, into the upper
@@ -113,6 +113,12 @@ impl Lines for Dense {
     }
 }
 
+impl Strip for Dense {
+    fn new(chunk: &Chunk<'_>, s: usize) -> Self {
+        Self(chunk.dense_strip(s).as_ptr())
+    }
+}
+
 /// Packed bf16: one table look-up and one shuffle for 8 elements.
 struct Sparse {
     mask: *const u32,
@@ -152,6 +158,16 @@ impl Lines for Sparse {
     }
 }
 
+impl Strip for Sparse {
+    fn new(chunk: &Chunk<'_>, s: usize) -> Self {
+        let (masks, values) = chunk.sparse_strip(s);
+        Self {
+            mask: masks.as_ptr(),
+            value: values.as_ptr(),
+        }
+    }
+}
+
 /// Lines kept as f32.
 struct Kept(*const f32);
 
@@ -179,7 +195,7 @@ impl Lines for Kept {
 /// AVX2 level; a chunk as its documentation says.
 pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise.
-    unsafe { strips(chunk, scratch, |s| Dense(chunk.dense_strip(s).as_ptr())) }
+    unsafe { blocked(chunk, chunk.lines(), &Widened::<Dense>::new(chunk, scratch)) }
 }
 
 /// Packed bf16 weights.
@@ -187,140 +203,117 @@ pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// # Safety
 /// AVX2 level; a chunk as its documentation says.
 pub(crate) unsafe fn sparse_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let lines = |s| {
-        let (masks, values) = chunk.sparse_strip(s);
-        Sparse {
-            mask: masks.as_ptr(),
-            value: values.as_ptr(),
-        }
-    };
     // SAFETY: the caller's promise.
-    unsafe { strips(chunk, scratch, lines) }
-}
-
-/// How many of `rest` rows to take at a time. A single row, with four sums under way, would wait for its own sums, so it is
-/// avoided.
-fn rows_of(rest: usize) -> usize {
-    match rest {
-        1 | 2 => rest,
-        4 => 2,
-        _ => MR,
-    }
-}
-
-/// The loop nest.
-///
-/// # Safety
-/// AVX2 level; `lines` gives all lines of a strip.
-unsafe fn strips<L: Lines>(chunk: &Chunk<'_>, scratch: &mut [u8], lines: impl Fn(usize) -> L) {
-    assert_eq!(scratch.len(), block_bytes(chunk.k_padded));
-    let (kept, sums) =
-        bytemuck::cast_slice_mut::<u8, f32>(scratch).split_at_mut(BLOCK_LINES * LINE_FLOATS);
-    for first in (0..chunk.m).step_by(BLOCK_ROWS) {
-        let end = chunk.m.min(first + BLOCK_ROWS);
-        for s in chunk.strips.clone() {
-            // SAFETY: the caller's promise; the rows are there, and their sums and a block of lines fit the scratch.
-            unsafe { row_block(chunk, s, first..end, lines(s), kept, sums) }
-        }
-    }
-}
-
-/// Rows `rows` times strip `s`.
-///
-/// # Safety
-/// AVX2 level; `lines` yields the strip; `kept` takes a block of lines and `sums` the sums of the rows.
-unsafe fn row_block<L: Lines>(
-    chunk: &Chunk<'_>,
-    s: usize,
-    rows: std::ops::Range<usize>,
-    mut lines: L,
-    kept: &mut [f32],
-    sums: &mut [f32],
-) {
-    let all = chunk.lines();
-    let first_rows = rows_of(rows.len());
-    let one_pass = first_rows == rows.len();
-    let block_lines = if one_pass { all } else { BLOCK_LINES };
-    for from in (0..all).step_by(block_lines) {
-        let to = all.min(from + block_lines);
-        let mut block = Block {
+    unsafe {
+        blocked(
             chunk,
-            s,
-            from,
-            to,
-            first_row: rows.start,
+            chunk.lines(),
+            &Widened::<Sparse>::new(chunk, scratch),
+        )
+    }
+}
+
+/// The kernel for weights whose lines are `L`.
+struct Widened<'a, L> {
+    chunk: &'a Chunk<'a>,
+    /// Room for [`BLOCK_LINES`].
+    keep: *mut f32,
+    /// Room for the sums of [`BLOCK_ROWS`].
+    sums: *mut f32,
+    lines: PhantomData<L>,
+}
+
+impl<'a, L> Widened<'a, L> {
+    /// # Panics
+    /// If the scratch is not of [`block_bytes`].
+    fn new(chunk: &'a Chunk<'a>, scratch: &'a mut [u8]) -> Self {
+        assert_eq!(scratch.len(), block_bytes(chunk.k_padded), "scratch");
+        let (keep, sums) =
+            bytemuck::cast_slice_mut::<u8, f32>(scratch).split_at_mut(BLOCK_LINES * LINE_FLOATS);
+        Self {
+            chunk,
+            keep: keep.as_mut_ptr(),
             sums: sums.as_mut_ptr(),
-        };
-        // SAFETY: the caller's promise: there are to - from more lines, and room for them unless one pass is all.
+            lines: PhantomData,
+        }
+    }
+}
+
+impl<L: Strip> Blocked for Widened<'_, L> {
+    type Lines = L;
+
+    const ONE_PASS_LINES: usize = usize::MAX;
+
+    /// A single row, with four sums under way, would wait for its own sums, so it is avoided.
+    fn rows_of(rest: usize) -> usize {
+        match rest {
+            1 | 2 => rest,
+            4 => 2,
+            _ => MR,
+        }
+    }
+
+    fn lines(&self, s: usize) -> L {
+        L::new(self.chunk, s)
+    }
+
+    unsafe fn fresh(&self, span: &Span, lines: &mut L, i: usize, count: usize, keep: bool) {
+        // SAFETY: the caller's promise.
         unsafe {
-            let mut i = rows.start;
-            let keep = kept.as_mut_ptr();
-            match (first_rows, one_pass) {
-                (1, _) => block.multiply::<L, 1, false>(i, &mut lines, keep),
-                (2, true) => block.multiply::<L, 2, false>(i, &mut lines, keep),
-                (2, false) => block.multiply::<L, 2, true>(i, &mut lines, keep),
-                (_, true) => block.multiply::<L, MR, false>(i, &mut lines, keep),
-                (_, false) => block.multiply::<L, MR, true>(i, &mut lines, keep),
+            match (count, keep) {
+                (1, _) => self.multiply::<L, 1, false>(span, i, lines),
+                (2, false) => self.multiply::<L, 2, false>(span, i, lines),
+                (2, true) => self.multiply::<L, 2, true>(span, i, lines),
+                (_, false) => self.multiply::<L, MR, false>(span, i, lines),
+                (_, true) => self.multiply::<L, MR, true>(span, i, lines),
             }
-            i += first_rows;
-            while i < rows.end {
-                let mut lines = Kept(keep);
-                let count = rows_of(rows.end - i);
-                match count {
-                    1 => block.multiply::<_, 1, false>(i, &mut lines, keep),
-                    2 => block.multiply::<_, 2, false>(i, &mut lines, keep),
-                    _ => block.multiply::<_, MR, false>(i, &mut lines, keep),
-                }
-                i += count;
+        }
+    }
+
+    unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
+        let mut lines = Kept(self.keep);
+        // SAFETY: the caller's promise.
+        unsafe {
+            match count {
+                1 => self.multiply::<_, 1, false>(span, i, &mut lines),
+                2 => self.multiply::<_, 2, false>(span, i, &mut lines),
+                _ => self.multiply::<_, MR, false>(span, i, &mut lines),
             }
         }
     }
 }
 
-/// Lines `from..to` of strip `s`.
-struct Block<'a> {
-    chunk: &'a Chunk<'a>,
-    s: usize,
-    from: usize,
-    to: usize,
-    /// The row whose sums come first in `sums`.
-    first_row: usize,
-    sums: *mut f32,
-}
-
-impl Block<'_> {
+impl<S> Widened<'_, S> {
     avx2_fns!(
-        /// `R` rows from `i` on; KEEP writes the lines to `keep` too.
+        /// `R` rows from `i` on; KEEP writes the lines to `keep`.
         ///
         /// # Safety
-        /// `lines` yields the lines of the block; `keep` takes them; the sums of the rows are in `sums`.
+        /// As [`Blocked::fresh`]; `lines` yields the lines of the span.
         unsafe fn multiply<L: Lines, const R: usize, const KEEP: bool>(
-            &mut self,
+            &self,
+            span: &Span,
             i: usize,
             lines: &mut L,
-            keep: *mut f32,
         ) {
             let x = self.chunk.f32_rows::<R>(i);
             let at = |r: usize| {
                 self.sums
-                    .wrapping_add((i - self.first_row + r) * LINE_FLOATS)
+                    .wrapping_add((i - span.first_row + r) * LINE_FLOATS)
             };
             let mut acc = [[_mm256_setzero_ps(); GROUPS]; R];
-            if self.from > 0 {
-                // SAFETY: the caller's promise.
-                acc = std::array::from_fn(|r| {
-                    std::array::from_fn(|g| unsafe { Kept::group(at(r), g) })
-                });
+            if span.from > 0 {
+                // SAFETY: the sums of the lines before were put there.
+                let sums = |r| std::array::from_fn(|group| unsafe { Kept::group(at(r), group) });
+                acc = std::array::from_fn(sums);
             }
-            let mut keep = keep;
-            for l in self.from..self.to {
+            let mut keep = self.keep;
+            for l in span.from..span.to {
                 // SAFETY: the caller's promise; elements 2 l and 2 l + 1 are in each row.
                 unsafe {
                     let line = lines.next();
-                    let pair: [__m256; R] = std::array::from_fn(|r| {
-                        _mm256_castpd_ps(_mm256_broadcast_sd(
-                            &x[r].add(2 * l).cast::<f64>().read_unaligned(),
-                        ))
+                    let pair = x.map(|x| {
+                        let pair = x.add(2 * l).cast::<f64>();
+                        _mm256_castpd_ps(_mm256_broadcast_sd(&pair.read_unaligned()))
                     });
                     for group in 0..GROUPS {
                         let w = L::group(line, group);
@@ -339,8 +332,8 @@ impl Block<'_> {
             for (r, acc) in acc.into_iter().enumerate() {
                 // SAFETY: the caller's promise; row and strip are the chunk's.
                 unsafe {
-                    if self.to == self.chunk.lines() {
-                        self.chunk.out.put(i + r, self.s, outputs(acc));
+                    if span.to == self.chunk.lines() {
+                        self.chunk.out.put(i + r, span.s, outputs(acc));
                     } else {
                         for (group, acc) in acc.into_iter().enumerate() {
                             _mm256_storeu_ps(at(r).add(8 * group), acc);

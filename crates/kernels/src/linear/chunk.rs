@@ -18,6 +18,8 @@ pub enum Activation {
     /// Each row quantized to int8 by its own scale, in groups of [`ROW_GROUP`] rows as above. Made of `x` by
     /// `scale = max |x| / 127` and `q = x * (127 / max |x|)`, rounded to the nearest integer, ties to even.
     I8,
+    /// The levels of [`Activation::I8`], each in 16 bits, for multipliers that have no others.
+    I16,
 }
 
 /// Rows of an AMX tile: bf16 and int8 activations come in whole tiles.
@@ -27,22 +29,28 @@ pub(crate) const ROW_GROUP: usize = 16;
 pub(crate) const SUM_K: usize = 32;
 
 impl Activation {
-    pub(crate) const ALL: [Activation; 3] = [Activation::F32, Activation::Bf16, Activation::I8];
+    pub(crate) const ALL: [Activation; 4] = [
+        Activation::F32,
+        Activation::Bf16,
+        Activation::I8,
+        Activation::I16,
+    ];
 
     /// Bytes of an element.
     pub(crate) const fn bytes(self) -> usize {
         match self {
             Activation::F32 => 4,
-            Activation::Bf16 => 2,
+            Activation::Bf16 | Activation::I16 => 2,
             Activation::I8 => 1,
         }
     }
 
     /// Bytes of a row of `k_padded` elements. A row of int8 goes on, after its elements, with its scale (f32) and the sums
-    /// of its first 32, 64, 96 ... elements (i32), up to whole lines.
+    /// of its first 32, 64, 96 ... elements (i32), up to whole lines; one of int16 with its scale.
     pub(crate) const fn row_bytes(self, k_padded: usize) -> usize {
         match self {
             Activation::F32 | Activation::Bf16 => k_padded * self.bytes(),
+            Activation::I16 => (k_padded * 2 + 4).next_multiple_of(LINE_BYTES),
             Activation::I8 => (k_padded + 4 + k_padded / SUM_K * 4).next_multiple_of(LINE_BYTES),
         }
     }
@@ -50,7 +58,7 @@ impl Activation {
     /// Rows that must be there for `m` rows.
     pub(crate) const fn padded_rows(self, m: usize) -> usize {
         match self {
-            Activation::F32 => m,
+            Activation::F32 | Activation::I16 => m,
             Activation::Bf16 | Activation::I8 => m.next_multiple_of(ROW_GROUP),
         }
     }
@@ -70,38 +78,69 @@ impl Activation {
                 }
             }
             Activation::I8 => return quantize_row(row, k_padded, out),
+            Activation::I16 => return quantize_row_wide(row, k_padded, out),
         }
         rest.fill(0);
     }
 }
 
-/// [`Activation::I8`]. A row with a NaN or an infinity gets a scale that is not finite, and so does everything made of it.
+/// How a row is quantized, see [`Activation::I8`]. A row with a NaN or an infinity gets a scale that is not finite, and so does
+/// everything made of it.
+struct Quantizer {
+    inverse: f32,
+    scale: f32,
+}
+
+impl Quantizer {
+    fn new(row: &[f32]) -> Self {
+        // Magnitudes compare as their bits do, NaN above all; the comparison of signed integers is there on every x86-64.
+        let bits = row.iter().map(|v| (v.to_bits() & 0x7fff_ffff) as i32);
+        let most = f32::from_bits(bits.fold(0, i32::max) as u32);
+        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+        // A magnitude below 2^-142 has no finite inverse; it is nothing beside any other activation.
+        let scale = if inverse.is_finite() {
+            most / 127.0
+        } else {
+            0.0
+        };
+        Self { inverse, scale }
+    }
+
+    /// Adding 1.5 * 2^23 leaves no bits below 1, so the sum is rounded as the unit says, to nearest, ties to even; the integer
+    /// is then in the low bits. A call of `round_ties_even` per element would be a function call on plain x86-64.
+    fn level(&self, v: f32) -> i8 {
+        const ROUND: f32 = 12_582_912.0;
+        (v * self.inverse + ROUND).to_bits() as i8
+    }
+}
+
+/// [`Activation::I8`]
 fn quantize_row(row: &[f32], k_padded: usize, out: &mut [u8]) {
-    // Magnitudes compare as their bits do, NaN above all; the comparison of signed integers is there on every x86-64.
-    let bits = row.iter().map(|v| (v.to_bits() & 0x7fff_ffff) as i32);
-    let most = f32::from_bits(bits.fold(0, i32::max) as u32);
-    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-    // Adding 1.5 * 2^23 leaves no bits below 1, so the sum is rounded as the unit says, to nearest, ties to even; the integer
-    // is then in the low bits. A call of `round_ties_even` per element would be a function call on plain x86-64.
-    const ROUND: f32 = 12_582_912.0;
+    let quantizer = Quantizer::new(row);
     let (elements, rest) = out.split_at_mut(k_padded);
     elements[row.len()..].fill(0);
     for (q, &v) in elements.iter_mut().zip(row) {
-        *q = (v * inverse + ROUND).to_bits() as u8;
+        *q = quantizer.level(v) as u8;
     }
     let (scale, sums) = rest.split_at_mut(4);
-    // A magnitude below 2^-142 has no finite inverse; it is nothing beside any other activation.
-    let step = if inverse.is_finite() {
-        most / 127.0
-    } else {
-        0.0
-    };
-    scale.copy_from_slice(&step.to_ne_bytes());
+    scale.copy_from_slice(&quantizer.scale.to_ne_bytes());
     let mut sum = 0i32;
     for (to, part) in sums.chunks_exact_mut(4).zip(elements.chunks_exact(SUM_K)) {
         sum += part.iter().map(|&q| i32::from(q as i8)).sum::<i32>();
         to.copy_from_slice(&sum.to_ne_bytes());
     }
+}
+
+/// [`Activation::I16`]
+fn quantize_row_wide(row: &[f32], k_padded: usize, out: &mut [u8]) {
+    let quantizer = Quantizer::new(row);
+    let (elements, rest) = out.split_at_mut(2 * k_padded);
+    let elements = bytemuck::cast_slice_mut::<u8, i16>(elements);
+    elements[row.len()..].fill(0);
+    for (q, &v) in elements.iter_mut().zip(row) {
+        *q = i16::from(quantizer.level(v));
+    }
+    rest[..4].copy_from_slice(&quantizer.scale.to_ne_bytes());
 }
 
 /// The bits of the nearest bf16, ties to even. Written so that a compiler turns a loop of it into vector code.
@@ -350,6 +389,43 @@ impl<'a> Chunk<'a> {
                 .wrapping_add((first + r) * self.x.stride),
             k_padded: self.k_padded,
         })
+    }
+
+    /// `R` rows of 16-bit activations from row `first` on.
+    pub fn i16_rows<const R: usize>(&self, first: usize) -> [I16Row; R] {
+        assert!(
+            self.x.kind == Activation::I16 && first + R <= self.m,
+            "rows {first}..{} of {}",
+            first + R,
+            self.m
+        );
+        std::array::from_fn(|r| I16Row {
+            q: self
+                .x
+                .ptr
+                .cast::<i16>()
+                .wrapping_add((first + r) * self.x.stride),
+            k_padded: self.k_padded,
+        })
+    }
+}
+
+/// A row of 16-bit activations of a chunk, which it does not outlive.
+#[derive(Clone, Copy)]
+pub(crate) struct I16Row {
+    /// The elements, K rounded up to a multiple of 64 of them.
+    pub q: *const i16,
+    k_padded: usize,
+}
+
+impl I16Row {
+    /// What an element must be multiplied by.
+    ///
+    /// # Safety
+    /// The chunk that the row is of lives.
+    pub unsafe fn scale(self) -> f32 {
+        // SAFETY: the scale follows the elements, see `Activation::row_bytes`.
+        unsafe { self.q.add(self.k_padded).cast::<f32>().read() }
     }
 }
 

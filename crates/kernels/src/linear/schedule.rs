@@ -123,7 +123,7 @@ fn partition(count: usize, below: impl Fn(usize) -> bool) -> usize {
 }
 
 /// Activations in the forms that the kernels of a call want.
-struct Ready([Option<Activations>; 3]);
+struct Ready([Option<Activations>; Activation::ALL.len()]);
 
 impl Ready {
     fn new(
@@ -240,6 +240,94 @@ pub(crate) unsafe fn panels(
         unsafe {
             expand(masks, values, panel);
             multiply(chunk, panel, s);
+        }
+    }
+}
+
+/// Lines `from..to` of strip `s`, for rows from `first_row` on.
+pub(crate) struct Span {
+    pub s: usize,
+    pub from: usize,
+    pub to: usize,
+    pub first_row: usize,
+}
+
+/// A kernel of [`blocked`].
+pub(crate) trait Blocked {
+    /// A place in a strip.
+    type Lines;
+
+    /// Lines at a time where all rows are multiplied at once, so that nothing is kept.
+    const ONE_PASS_LINES: usize;
+
+    /// How many of `rest` rows to take at a time.
+    fn rows_of(rest: usize) -> usize;
+
+    /// The first line of strip `s`.
+    fn lines(&self, s: usize) -> Self::Lines;
+
+    /// Multiplies `count` rows from `i` on by the lines of `span`, which `lines` yields; with `keep` writes them to where
+    /// `kept` finds them.
+    ///
+    /// # Safety
+    /// The CPU has the kernel's features; the rows are among the [`BLOCK_ROWS`] from `span.first_row` on, `count` is of
+    /// `rows_of`, the span no longer than [`BLOCK_LINES`] or, without `keep`, than `ONE_PASS_LINES`.
+    unsafe fn fresh(
+        &self,
+        span: &Span,
+        lines: &mut Self::Lines,
+        i: usize,
+        count: usize,
+        keep: bool,
+    );
+
+    /// Multiplies `count` rows from `i` on by the lines of `span`, which were kept.
+    ///
+    /// # Safety
+    /// As `fresh`.
+    unsafe fn kept(&self, span: &Span, i: usize, count: usize);
+}
+
+/// Lines of a block of k. Kept at 128 bytes a line they are half of an L1 cache of 32 KiB; the activations of the rows under
+/// way lie beside them.
+pub(crate) const BLOCK_LINES: usize = 128;
+
+/// Rows of a block. Their sums, which wait in memory between blocks of k, take 32 KiB at 128 bytes a row; to expand a line
+/// again for each block is a fiftieth of the work on it.
+pub(crate) const BLOCK_ROWS: usize = 256;
+
+/// The loops of a kernel for any M whose weights cost something to read: for each block of rows, strip and block of k, the
+/// first rows are multiplied by lines as they come, which are kept in the L1 cache for the other rows.
+///
+/// # Safety
+/// The CPU has the kernel's features; a chunk as its documentation says, of `all` lines a strip.
+pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: &B) {
+    for first_row in (0..chunk.m).step_by(BLOCK_ROWS) {
+        let end_row = chunk.m.min(first_row + BLOCK_ROWS);
+        let first_rows = B::rows_of(end_row - first_row);
+        let keep = first_row + first_rows < end_row;
+        let step = if keep { BLOCK_LINES } else { B::ONE_PASS_LINES };
+        for s in chunk.strips.clone() {
+            let mut lines = kernel.lines(s);
+            for from in (0..all).step_by(step) {
+                let to = all.min(from.saturating_add(step));
+                let span = Span {
+                    s,
+                    from,
+                    to,
+                    first_row,
+                };
+                // SAFETY: the caller's promise; rows and lines are cut as `fresh` asks.
+                unsafe {
+                    kernel.fresh(&span, &mut lines, first_row, first_rows, keep);
+                    let mut i = first_row + first_rows;
+                    while i < end_row {
+                        let count = B::rows_of(end_row - i);
+                        kernel.kept(&span, i, count);
+                        i += count;
+                    }
+                }
+            }
         }
     }
 }
