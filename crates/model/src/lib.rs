@@ -33,6 +33,6 @@ pub use config::{Arch, Config, Precision, RopeScaling};
 pub use convert::RawRows;
 pub use error::ModelError;
 pub use load::{Inexact, LoadOptions, Model, Progress};
-pub use random::RandomSpec;
+pub use random::{RandomSpec, random_weight};
 pub use residence::{Group, ResidenceOptions};
 pub use workspace::Workspace;

@@ -2,7 +2,8 @@
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use sparamx_format::{DenseBf16, SparseBf16};
+use sparamx_format::{DenseBf16, DenseI4, DenseI8, Scales, SparseBf16, SparseI4, SparseI8};
+use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Runtime, Weight};
 
 use crate::load::{Source, build, check_memory, dense_bytes, threads};
@@ -75,29 +76,29 @@ struct Random {
 }
 
 impl Random {
-    fn rows(&mut self, n: usize, k: usize, sparsity: f64) -> Vec<u16> {
+    /// The seed of the next tensor.
+    fn seed(&mut self) -> u64 {
         self.tensors += 1;
-        let seed = mix(self.spec.seed ^ mix(self.tensors));
-        self.threads.install(|| random_rows(seed, n, k, sparsity))
+        mix(self.spec.seed ^ mix(self.tensors))
     }
 }
 
 impl Source for Random {
     fn dense(&mut self, tensor: &TensorPlan) -> Result<DenseBf16, ModelError> {
-        let (n, k) = (tensor.shape[0], tensor.shape[1]);
-        let rows = self.rows(n, k, 0.0);
-        Ok(self.threads.install(|| DenseBf16::from_rows(&rows, n, k))?)
+        let (n, k, seed) = (tensor.shape[0], tensor.shape[1], self.seed());
+        Ok(self.threads.install(|| {
+            DenseBf16::from_rows(&random_elements(seed, n, k, 0.0, bf16_element(k)), n, k)
+        })?)
     }
 
     fn weight(&mut self, tensor: &TensorPlan) -> Result<Weight, ModelError> {
         if tensor.role != Role::Projection || self.spec.sparsity == 0.0 {
             return Ok(Weight::DenseBf16(self.dense(tensor)?));
         }
-        let (n, k) = (tensor.shape[0], tensor.shape[1]);
-        let rows = self.rows(n, k, self.spec.sparsity);
-        Ok(Weight::SparseBf16(
-            self.threads.install(|| SparseBf16::pack(&rows, n, k))?,
-        ))
+        let (n, k, seed) = (tensor.shape[0], tensor.shape[1], self.seed());
+        let sparsity = self.spec.sparsity;
+        let weight = || random_weight(WeightFormat::SparseBf16, n, k, sparsity, seed);
+        self.threads.install(weight)
     }
 
     fn vector(&mut self, tensor: &TensorPlan) -> Result<Vec<f32>, ModelError> {
@@ -110,32 +111,104 @@ impl Source for Random {
     }
 }
 
-/// `n * k` bf16 values in row-major order, of either sign and a magnitude around `1 / sqrt(k)`, with zeros strewn in.
-fn random_rows(seed: u64, n: usize, k: usize, sparsity: f64) -> Vec<u16> {
-    /// Values made from one seed, whatever the number of threads.
-    const CHUNK: usize = 1 << 16;
+/// A weight `[n, k]` in any format, about as large as trained ones, with this share of zeros strewn in. Made in parallel; the
+/// same seed makes the same weight. int4 weights have groups of 128.
+///
+/// # Errors
+/// [`ModelError::Format`] if the shape is empty or too large, or memory is refused.
+pub fn random_weight(
+    format: WeightFormat,
+    n: usize,
+    k: usize,
+    sparsity: f64,
+    seed: u64,
+) -> Result<Weight, ModelError> {
+    let bf16 = || random_elements(seed, n, k, sparsity, bf16_element(k));
+    let levels = |level: fn(u64) -> i8| random_elements(seed, n, k, sparsity, level);
+    let scale = |levels: f32, count: usize| -> Vec<f32> {
+        let least = 1.0 / (levels * (k as f32).sqrt());
+        let steps = (0..count as u64).map(|i| (mix(seed ^ i) >> 60) as f32);
+        steps.map(|step| least * (1.0 + step / 16.0)).collect()
+    };
+    let row = || Scales::row(&scale(127.0, n), n);
+    let group = || Scales::group(&scale(8.0, n * k.div_ceil(GROUP)), n, k, GROUP);
+    Ok(match format {
+        WeightFormat::DenseBf16 => Weight::DenseBf16(DenseBf16::from_rows(&bf16(), n, k)?),
+        WeightFormat::SparseBf16 => Weight::SparseBf16(SparseBf16::pack(&bf16(), n, k)?),
+        WeightFormat::DenseI8 => {
+            Weight::DenseI8(DenseI8::from_rows(&levels(i8_level), n, k, row()?)?)
+        }
+        WeightFormat::SparseI8 => {
+            Weight::SparseI8(SparseI8::pack(&levels(i8_level), n, k, row()?)?)
+        }
+        WeightFormat::DenseI4 => {
+            Weight::DenseI4(DenseI4::from_rows(&levels(dense_i4_level), n, k, group()?)?)
+        }
+        WeightFormat::SparseI4 => {
+            Weight::SparseI4(SparseI4::pack(&levels(sparse_i4_level), n, k, group()?)?)
+        }
+    })
+}
+
+/// Columns that share a scale of int4 weights, as in packed models.
+const GROUP: usize = 128;
+
+/// bf16 bits of either sign and a magnitude around `1 / sqrt(k)`, out of 9 random bits.
+fn bf16_element(k: usize) -> impl Fn(u64) -> u16 + Sync {
     let exponent = 127 - (k.ilog2() / 2) as u16;
+    // Low to high: 7 bits of mantissa, 1 of exponent, 1 of sign.
+    move |bits| {
+        (bits as u16 & 0x7f)
+            | (exponent - (bits >> 7) as u16 % 2) << 7
+            | ((bits >> 8) as u16 & 1) << 15
+    }
+}
+
+/// -127 to 127 without 0, out of 8 random bits.
+fn i8_level(bits: u64) -> i8 {
+    let level = (bits as i8 & 0x7f).max(1);
+    if bits & 0x80 == 0 { level } else { -level }
+}
+
+/// -8 to 7, out of 4 random bits.
+fn dense_i4_level(bits: u64) -> i8 {
+    (bits & 15) as i8 - 8
+}
+
+/// -8 to 8 without 0, out of 4 random bits.
+fn sparse_i4_level(bits: u64) -> i8 {
+    let level = dense_i4_level(bits);
+    level + i8::from(level >= 0)
+}
+
+/// `n * k` elements in row-major order: zeros in this share, the others made by `element` of 24 random bits (the higher ones
+/// chose the zeros).
+fn random_elements<T: Copy + Default + Send>(
+    seed: u64,
+    n: usize,
+    k: usize,
+    sparsity: f64,
+    element: impl Fn(u64) -> T + Sync,
+) -> Vec<T> {
+    /// Elements made from one seed, whatever the number of threads.
+    const CHUNK: usize = 1 << 16;
     // Of 2^24, so that a share is met to seven digits.
     let zeros = (sparsity * f64::from(1 << 24)) as u32;
-    let mut rows = vec![0u16; n * k];
+    let mut rows = vec![T::default(); n * k];
     rows.par_chunks_mut(CHUNK)
         .enumerate()
         .for_each(|(chunk, out)| {
             let mut state = mix(seed ^ mix(chunk as u64)) | 1;
             for out in out {
-                // xorshift64*: a nanosecond a value, and good enough in its high bits.
+                // xorshift64*: a nanosecond an element, and good enough in its high bits.
                 state ^= state >> 12;
                 state ^= state << 25;
                 state ^= state >> 27;
                 let bits = state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16;
-                // Low to high: 7 bits of mantissa, 1 of exponent, 1 of sign, 24 that say whether it is a zero.
-                let value = (bits as u16 & 0x7f)
-                    | (exponent - (bits >> 7) as u16 % 2) << 7
-                    | ((bits >> 8) as u16 & 1) << 15;
                 *out = if (bits >> 24) as u32 & 0xff_ffff < zeros {
-                    0
+                    T::default()
                 } else {
-                    value
+                    element(bits)
                 };
             }
         });
@@ -157,7 +230,7 @@ mod tests {
     #[test]
     fn zeros_have_the_share_asked_for() {
         for sparsity in [0.0, 0.5, 0.8, 1.0] {
-            let rows = random_rows(1, 500, 401, sparsity);
+            let rows = random_elements(1, 500, 401, sparsity, bf16_element(401));
             let zeros = rows.iter().filter(|&&v| v == 0).count() as f64 / rows.len() as f64;
             // Five standard deviations of a coin thrown 200 500 times.
             assert!(
@@ -169,7 +242,7 @@ mod tests {
 
     #[test]
     fn values_are_finite_of_both_signs_and_of_the_size_of_trained_weights() {
-        let rows = random_rows(2, 64, 1024, 0.0);
+        let rows = random_elements(2, 64, 1024, 0.0, bf16_element(1024));
         let values: Vec<f32> = rows
             .iter()
             .map(|&b| half::bf16::from_bits(b).to_f32())
@@ -181,6 +254,34 @@ mod tests {
         );
         let mean = values.iter().sum::<f32>() / values.len() as f32;
         assert!(mean.abs() < 1e-3, "{mean}");
-        assert_ne!(rows, random_rows(3, 64, 1024, 0.0));
+        assert_ne!(rows, random_elements(3, 64, 1024, 0.0, bf16_element(1024)));
+    }
+
+    #[test]
+    fn levels_are_in_range_and_zero_only_where_asked_for() {
+        let all = |level: fn(u64) -> i8, bits: u64| (0..1 << bits).map(level).collect::<Vec<_>>();
+        let range = |levels: &[i8]| (*levels.iter().min().unwrap(), *levels.iter().max().unwrap());
+        let (int8, sparse) = (all(i8_level, 8), all(sparse_i4_level, 4));
+        assert_eq!(range(&int8), (-127, 127));
+        assert_eq!(range(&sparse), (-8, 8));
+        assert!(!int8.contains(&0) && !sparse.contains(&0));
+        assert_eq!(all(dense_i4_level, 4), (-8..8).collect::<Vec<i8>>());
+    }
+
+    #[test]
+    fn every_format_is_made_and_zeros_save_bytes() {
+        let bytes = |format, sparsity| {
+            let weight = random_weight(format, 70, 300, sparsity, 1).unwrap();
+            assert_eq!((weight.format(), weight.n(), weight.k()), (format, 70, 300));
+            weight.bytes()
+        };
+        for format in WeightFormat::ALL {
+            let (half, most) = (bytes(format, 0.5), bytes(format, 0.8));
+            assert_eq!(
+                most < half,
+                format.is_sparse(),
+                "{format}: {half} and {most}"
+            );
+        }
     }
 }
