@@ -17,6 +17,7 @@ pub mod attention;
 pub mod bandwidth;
 pub mod catalog;
 pub mod linear;
+pub mod tolerance;
 pub mod vecops;
 
 pub use error::KernelError;
