@@ -39,7 +39,7 @@ fn main() {
         .collect();
     let widest = runtimes.last().expect("at least AVX2");
     widest.pin_caller();
-    let memory = Bandwidth::new(widest, 512 << 20);
+    let memory = Bandwidth::new(widest, 512 << 20).expect("memory");
     println!("{}, {threads} threads", cpu.report().brand);
     for (name, heads, kv_heads, head_dim) in MODELS {
         let scale = 1.0 / (head_dim as f32).sqrt();

@@ -67,7 +67,7 @@ fn main() {
     let cpu = Cpu::detect().expect("a CPU");
     let rt = Runtime::new(cpu, topology::default_threads()).expect("threads");
     rt.pin_caller();
-    let memory = Bandwidth::new(&rt, 512 << 20);
+    let memory = Bandwidth::new(&rt, 512 << 20).expect("memory");
     println!(
         "{}, {} threads, N {N}, K {K}",
         cpu.report().brand,

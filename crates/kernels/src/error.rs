@@ -44,6 +44,11 @@ pub enum KernelError {
         /// What it said.
         error: String,
     },
+    /// The operating system refused memory.
+    Memory {
+        /// Bytes wanted.
+        bytes: usize,
+    },
 }
 
 impl fmt::Display for KernelError {
@@ -70,6 +75,7 @@ impl fmt::Display for KernelError {
                     "cannot start {threads} threads: {error}; ask for fewer with -t"
                 )
             }
+            Self::Memory { bytes } => write!(f, "the system refuses {bytes} bytes of memory"),
         }
     }
 }

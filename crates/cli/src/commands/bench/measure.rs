@@ -3,17 +3,13 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use sparamx_cpu::topology;
 use sparamx_engine::PagedCache;
 use sparamx_kernels::Runtime;
-use sparamx_kernels::bandwidth::Bandwidth;
+use sparamx_kernels::bandwidth::{Bandwidth, uncached_bytes};
 use sparamx_model::{Input, KvCache, Model, Want, Workspace};
 
 /// Tokens of a sequence that go through the model at a time.
 const CHUNK_TOKENS: usize = 512;
-/// The buffer that the bandwidth is measured on is at least that large, and so many times the caches of the CPU.
-const BANDWIDTH_BYTES: u64 = 512 << 20;
-const BANDWIDTH_CACHES: u64 = 8;
 
 /// A model to measure.
 pub struct Subject {
@@ -118,8 +114,8 @@ impl Bench {
             bandwidth: vec![Vec::new(); runtimes.len()],
             buffers: runtimes
                 .iter()
-                .map(|rt| Bandwidth::new(rt, bandwidth_bytes() as usize))
-                .collect(),
+                .map(|rt| Bandwidth::new(rt, uncached_bytes()))
+                .collect::<Result<_, _>>()?,
             runtimes,
             subjects,
             settings,
@@ -161,26 +157,30 @@ impl Bench {
         Ok(())
     }
 
-    /// Measures the bandwidth and every combination once.
+    /// Measures every combination once, and the bandwidth before and after. The better of both is the round's: what disturbs
+    /// one of them need not have disturbed the model.
     ///
     /// # Errors
     /// The model cannot run.
     pub fn round(&mut self, done: &mut dyn FnMut(&Setting)) -> Result<()> {
-        for ((rt, buffer), results) in self
-            .runtimes
-            .iter()
-            .zip(&self.buffers)
-            .zip(&mut self.bandwidth)
-        {
-            results.push(buffer.measure(rt));
-        }
+        let before = self.measure_bandwidth();
         for index in 0..self.settings.len() {
             let setting = self.settings[index];
             let seconds = self.time(&setting)?;
             self.seconds[index].push(seconds);
             done(&setting);
         }
+        let after = self.measure_bandwidth();
+        for ((results, before), after) in self.bandwidth.iter_mut().zip(before).zip(after) {
+            results.push(before.max(after));
+        }
         Ok(())
+    }
+
+    /// The read bandwidth in GB/s for every number of threads.
+    fn measure_bandwidth(&self) -> Vec<f64> {
+        let all = self.buffers.iter().zip(&self.runtimes);
+        all.map(|(buffer, rt)| buffer.measure(rt)).collect()
     }
 
     /// The seconds that one combination takes.
@@ -259,14 +259,4 @@ fn token_ids(count: usize, vocab_size: usize) -> Vec<u32> {
     (0..count)
         .map(|index| (index * 7919 % vocab_size) as u32)
         .collect()
-}
-
-/// Bytes to read when the bandwidth is measured: far more than the caches hold.
-pub fn bandwidth_bytes() -> u64 {
-    let caches: usize = topology::caches()
-        .iter()
-        .map(|cache| cache.bytes)
-        .max()
-        .unwrap_or(0);
-    BANDWIDTH_BYTES.max(BANDWIDTH_CACHES * caches as u64)
 }

@@ -5,11 +5,13 @@
 
 mod measure;
 mod report;
+mod stats;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use sparamx_engine::PagePool;
 use sparamx_format::container::PackedFormat;
+use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_model::{Checkpoint, Config, LoadOptions, Model, RandomSpec, plan, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, UsageError};
@@ -282,7 +284,7 @@ impl BenchArgs {
         let needed = weights
             + memory::largest_matrix_bytes(config)
             + caches
-            + threads as u64 * measure::bandwidth_bytes();
+            + threads as u64 * uncached_bytes() as u64;
         memory::check(
             needed,
             &format!("{} models of the shape {}", models.len(), source.name),

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sparamx_cpu::topology;
 
 use super::measure::{Bench, Setting};
+use super::stats::{median, median_ratio};
 use crate::output::Table;
 use crate::units;
 
@@ -156,9 +157,12 @@ impl Row {
         let speeds: Vec<f64> = seconds.iter().map(|seconds| tokens / seconds).collect();
         let tokens_per_s = median(&speeds);
         let weight_bytes = subject.model.weight_bytes();
-        let packed_gb_s =
-            weight_bytes as f64 * setting.test.passes() as f64 / median(seconds) / 1e9;
-        let read_bandwidth_gb_s = median(&bench.bandwidth[setting.runtime]);
+        let bytes = weight_bytes as f64 * setting.test.passes() as f64;
+        let rates: Vec<f64> = seconds
+            .iter()
+            .map(|seconds| bytes / seconds * 1e-9)
+            .collect();
+        let bandwidth = &bench.bandwidth[setting.runtime];
         Row {
             test: setting.test.name(),
             shape: subject.shape.clone(),
@@ -173,9 +177,9 @@ impl Row {
                 .iter()
                 .map(|speed| (speed - tokens_per_s).abs())
                 .fold(0.0, f64::max),
-            packed_gb_s,
-            read_bandwidth_gb_s,
-            bandwidth_share: packed_gb_s / read_bandwidth_gb_s,
+            packed_gb_s: median(&rates),
+            read_bandwidth_gb_s: median(bandwidth),
+            bandwidth_share: median_ratio(&rates, bandwidth),
             weight_bytes,
             parameters: subject.parameters,
         }
@@ -187,28 +191,5 @@ impl Row {
             0 => self.test.clone(),
             depth => format!("{} @ d{depth}", self.test),
         }
-    }
-}
-
-/// The middle one, or the mean of the two in the middle; none of nothing.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => sorted[odd / 2],
-        even => (sorted[even / 2 - 1] + sorted[even / 2]) / 2.0,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(&[]).is_nan());
     }
 }

@@ -1,0 +1,36 @@
+//! Figures out of the rounds.
+
+/// The middle one, or the mean of the two in the middle; none of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        odd if odd % 2 == 1 => sorted[odd / 2],
+        even => (sorted[even / 2 - 1] + sorted[even / 2]) / 2.0,
+    }
+}
+
+/// The median over the rounds of one figure over another. A machine that is slow for a round is slow for both of them, so
+/// this stays the same where the ratio of the medians may not.
+pub fn median_ratio(over: &[f64], under: &[f64]) -> f64 {
+    let ratios: Vec<f64> = over.iter().zip(under).map(|(a, b)| a / b).collect();
+    median(&ratios)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn ratios_are_of_one_round() {
+        assert_eq!(median_ratio(&[1.0, 8.0, 3.0], &[2.0, 4.0, 2.0]), 1.5);
+    }
+}
