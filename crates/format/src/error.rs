@@ -72,6 +72,13 @@ pub enum FormatError {
         /// Input columns.
         k: usize,
     },
+    /// A quantized weight has more columns than sums of 32 bits can take.
+    TooManyColumns {
+        /// Its columns.
+        found: usize,
+        /// The most there may be.
+        most: usize,
+    },
     /// An array has not the number of elements its shape asks for.
     Length {
         /// The array.
@@ -257,6 +264,7 @@ impl fmt::Display for FormatError {
         match self {
             E::EmptyShape { .. }
             | E::ShapeTooLarge { .. }
+            | E::TooManyColumns { .. }
             | E::Length { .. }
             | E::NotFinite { .. }
             | E::BadValue { .. }
@@ -306,6 +314,10 @@ impl FormatError {
             E::ShapeTooLarge { n, k } => {
                 write!(f, "shape [{n}, {k}] does not fit the address space")
             }
+            E::TooManyColumns { found, most } => write!(
+                f,
+                "{found} columns are too many for int8 or int4 weights, {most} are the most; use bf16"
+            ),
             E::Length {
                 field,
                 expected,
@@ -518,6 +530,10 @@ mod tests {
             (
                 E::ShapeTooLarge { n, k },
                 "shape [2, 3] does not fit the address space",
+            ),
+            (
+                E::TooManyColumns { found: 2, most: 1 },
+                "2 columns are too many for int8 or int4 weights, 1 are the most; use bf16",
             ),
             (
                 E::Length {

@@ -12,6 +12,8 @@ pub const LINE_ELEMS_BF16: usize = LINE_BYTES / 2;
 pub const LINE_ELEMS_I8: usize = LINE_BYTES;
 /// Columns covered by one entry of the offsets.
 pub const BLOCK_K: usize = 512;
+/// Most columns of a quantized weight: sums of int8 products are exact in 32 bits up to `127 * 127 * 2^17`.
+pub(crate) const MOST_LEVELS_K: usize = 1 << 17;
 /// Readable zero bytes after the last value, so that a 64-byte load from any value stays inside.
 pub const SLACK_BYTES: usize = 64;
 /// Lines of a tile: K is padded so that a strip is a whole number of tiles.
@@ -72,6 +74,12 @@ impl Geometry {
     /// # Errors
     /// As [`Geometry::new`].
     pub fn for_levels(n: usize, k: usize) -> Result<Self, FormatError> {
+        if k > MOST_LEVELS_K {
+            return Err(FormatError::TooManyColumns {
+                found: k,
+                most: MOST_LEVELS_K,
+            });
+        }
         Self::new(n, k, LINE_ELEMS_I8)
     }
 
@@ -134,6 +142,17 @@ mod tests {
         let shape = Geometry::new(16, 65, 64).unwrap();
         assert_eq!((shape.k_padded, shape.lines_per_strip), (128, 32));
         assert_eq!(shape.lines_per_block, 128);
+    }
+
+    #[test]
+    fn too_many_columns_of_levels() {
+        assert!(127 * 127 * MOST_LEVELS_K < 1 << 31);
+        assert!(Geometry::for_levels(1, MOST_LEVELS_K).is_ok());
+        let error = Geometry::for_levels(1, MOST_LEVELS_K + 1).unwrap_err();
+        assert!(
+            matches!(error, FormatError::TooManyColumns { .. }),
+            "{error}"
+        );
     }
 
     #[test]
