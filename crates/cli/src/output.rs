@@ -104,7 +104,8 @@ impl Table {
 
     /// A Markdown table.
     pub fn markdown(&self) -> String {
-        let widths = self.widths();
+        // A rule under a heading needs two characters.
+        let widths: Vec<usize> = self.widths().iter().map(|&width| width.max(2)).collect();
         let head: Vec<String> = self.head.iter().map(|name| (*name).to_owned()).collect();
         let mut text = format!("| {} |\n", self.pad(&head, &widths).join(" | "));
         for (column, width) in widths.iter().enumerate() {
@@ -190,6 +191,9 @@ mod tests {
 
     #[test]
     fn tables_are_written_in_three_ways() {
+        let mut short = Table::new(&["M"]);
+        short.row(vec!["1".to_owned()]);
+        assert_eq!(short.markdown(), "|  M |\n| -: |\n|  1 |\n");
         let mut table = Table::new(&["name", "t/s"]);
         table.row(vec!["a,b".to_owned(), "1.5".to_owned()]);
         table.row(vec!["c".to_owned(), "10.25".to_owned()]);

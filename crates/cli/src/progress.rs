@@ -31,6 +31,16 @@ pub fn count_bar(
     bar(common, total, message, &template)
 }
 
+/// A bar for steps that mean nothing to people: how far the work is and the time left.
+pub fn work_bar(common: Common, total: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
+    bar(
+        common,
+        total,
+        message,
+        "{msg:24!} {wide_bar} {percent} % {eta} left",
+    )
+}
+
 fn bar(
     common: Common,
     total: u64,

@@ -105,6 +105,30 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'gpt-9'", "tinyllama-1.1b"],
         ),
         (
+            &["bench", "--kernels", "--shapes", "16,0"],
+            &["'16,0'", "--shapes", "N,K"],
+        ),
+        (
+            &["bench", "--kernels", "--shapes", "gpt-9"],
+            &["'gpt-9'", "llama3-8b"],
+        ),
+        (
+            &["bench", "--kernels", "--kernel", "linear_of_nobody"],
+            &["no kernel", "inspect --kernels"],
+        ),
+        (
+            &["bench", "--kernels", "-t", "1,2"],
+            &["one number of threads"],
+        ),
+        (
+            &["bench", "--kernels", "--shape", "tinyllama-1.1b"],
+            &["--kernels", "cannot be used with"],
+        ),
+        (
+            &["bench", "--shape", "tinyllama-1.1b", "--weights", "int8"],
+            &["--weights int8", "--kernels"],
+        ),
+        (
             &["bench", "--shape", "tinyllama-1.1b", "-p", "0", "-n", "0"],
             &["nothing to measure"],
         ),

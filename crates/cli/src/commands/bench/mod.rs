@@ -3,6 +3,7 @@
 //! All combinations are measured in turn, in rounds, with the bandwidth between them: whatever else the machine does meets
 //! all of them alike. What is reported is the median over the rounds.
 
+mod kernels;
 mod measure;
 mod report;
 mod stats;
@@ -12,6 +13,7 @@ use clap::{Args, ValueEnum};
 use sparamx_engine::PagePool;
 use sparamx_format::container::PackedFormat;
 use sparamx_kernels::bandwidth::uncached_bytes;
+use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{Checkpoint, Config, LoadOptions, Model, RandomSpec, plan, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, UsageError};
@@ -28,9 +30,12 @@ Examples:
   sparamx bench --shape tinyllama-1.1b --sparsity 0,0.5
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 64 -b 1,4,16 -t 16,32
   sparamx bench llama-8b-50 -o json
+  sparamx bench --kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
 
 Columns: t/s is the median of the rounds and the largest deviation from it; GB/s is bytes of stored weights over the time
-of a forward pass, and the last column its share of the read bandwidth measured in the same run.")]
+of a forward pass, and the last column its share of the read bandwidth measured in the same rounds. With --kernels: us is the
+median of the rounds, spread the fastest and the slowest; GB/s is bytes of stored weights over that time; 'chosen' marks the
+kernel that a model would use.")]
 pub struct BenchArgs {
     /// Directory or hub id of a model to measure as it is
     #[arg(value_name = "MODEL", conflicts_with = "shape")]
@@ -38,17 +43,17 @@ pub struct BenchArgs {
     /// Measure a model of this shape with random weights
     #[arg(long, value_name = "NAME", value_parser = shape)]
     shape: Option<String>,
-    /// Formats of the weights, with --shape
+    /// Formats of the weights, with --shape or --kernels [default: bf16; all with --kernels]
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "bf16",
         conflicts_with = "model"
     )]
     weights: Vec<Weights>,
-    /// Fractions of zeros in the decoder's weights, with --shape; 0 is dense
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.5", value_parser = cli::sparsity, conflicts_with = "model")]
+    /// Fractions of zeros in the decoder's weights, with --shape or --kernels; 0 is dense
+    /// [default: 0,0.5; 0,0.5,0.7,0.8 with --kernels]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = cli::sparsity, conflicts_with = "model")]
     sparsity: Vec<f64>,
     /// Tokens of a prompt; 0 leaves prefill out
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
@@ -56,8 +61,8 @@ pub struct BenchArgs {
     /// Tokens to generate; 0 leaves decode out
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     new_tokens: usize,
-    /// Sequences at a time
-    #[arg(short, long, value_name = "LIST", value_delimiter = ',', default_value = "1", value_parser = batch)]
+    /// Sequences at a time, or rows of activations with --kernels [default: 1; 1,4,8,16,32,512 with --kernels]
+    #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = batch)]
     batch: Vec<usize>,
     /// Tokens that each sequence already has
     #[arg(
@@ -77,13 +82,47 @@ pub struct BenchArgs {
     /// How to print the result
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
+    #[command(flatten)]
+    kernel_args: kernels::KernelArgs,
 }
 
-/// Formats of weights.
+/// Formats of weights; packed where the sparsity is above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Weights {
-    /// bf16, packed where the sparsity is above 0
+    /// bf16
     Bf16,
+    /// 8 bits a weight, with --kernels
+    Int8,
+    /// 4 bits a weight, with --kernels
+    Int4,
+}
+
+impl Weights {
+    /// What the elements of a format are.
+    fn of(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::DenseBf16 | WeightFormat::SparseBf16 => Weights::Bf16,
+            WeightFormat::DenseI8 | WeightFormat::SparseI8 => Weights::Int8,
+            WeightFormat::DenseI4 | WeightFormat::SparseI4 => Weights::Int4,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Weights::Bf16 => "bf16",
+            Weights::Int8 => "int8",
+            Weights::Int4 => "int4",
+        }
+    }
+
+    /// Bits of an element.
+    fn bits(self) -> u32 {
+        match self {
+            Weights::Bf16 => 16,
+            Weights::Int8 => 8,
+            Weights::Int4 => 4,
+        }
+    }
 }
 
 /// Formats of the result.
@@ -124,6 +163,9 @@ fn threads(text: &str) -> Result<usize, String> {
 /// Nothing is asked for, the model cannot be read, there is not enough memory for all the models, or standard output cannot
 /// be written.
 pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
+    if args.kernel_args.kernels {
+        return kernels::run(args, common);
+    }
     let tests = args.tests()?;
     let threads = args.thread_counts();
     let source = args.source(common)?;
@@ -208,6 +250,14 @@ impl BenchArgs {
         }
     }
 
+    fn batches(&self) -> &[usize] {
+        if self.batch.is_empty() {
+            &[1]
+        } else {
+            &self.batch
+        }
+    }
+
     fn source(&self, common: Common) -> Result<Source> {
         if let Some(shape) = &self.shape {
             return Ok(Source {
@@ -218,7 +268,8 @@ impl BenchArgs {
         }
         let missing = || {
             UsageError(
-                "name a MODEL, or a shape with --shape (see: sparamx bench --help)".to_owned(),
+                "name a MODEL, a shape with --shape, or --kernels (see: sparamx bench --help)"
+                    .to_owned(),
             )
         };
         let model = self.model.as_deref().ok_or_else(missing)?;
@@ -254,19 +305,32 @@ impl BenchArgs {
                 sparsity: stored_sparsity(checkpoint)?,
             }]);
         }
-        let weights = self.weights.iter().map(|Weights::Bf16| "bf16");
-        let variants = weights.flat_map(|weights| {
-            self.sparsity
-                .iter()
-                .map(move |&sparsity| Variant { weights, sparsity })
-        });
-        Ok(variants.collect())
+        if let Some(weights) = self
+            .weights
+            .iter()
+            .find(|&&weights| weights != Weights::Bf16)
+        {
+            bail!(UsageError(format!(
+                "--weights {} is for --kernels; models of a shape have bf16",
+                weights.name()
+            )));
+        }
+        let sparsities = if self.sparsity.is_empty() {
+            &[0.0, 0.5][..]
+        } else {
+            &self.sparsity
+        };
+        let variant = |&sparsity| Variant {
+            weights: Weights::Bf16.name(),
+            sparsity,
+        };
+        Ok(sparsities.iter().map(variant).collect())
     }
 
     /// Refuses what will not fit before anything is built, and says what all of it takes.
     fn check_memory(&self, source: &Source, models: &[Variant], threads: usize) -> Result<u64> {
         let config = &source.config;
-        let batch = self.batch.iter().copied().max().unwrap_or(1) as u64;
+        let batch = self.batches().iter().copied().max().unwrap_or(1) as u64;
         let extra = self.prompt_tokens.max(self.new_tokens);
         let pool = PagePool::new(config);
         let caches: u64 = self
@@ -299,7 +363,7 @@ impl BenchArgs {
         for &test in tests {
             for runtime in 0..runtimes {
                 for &depth in &self.depth {
-                    for &batch in &self.batch {
+                    for &batch in self.batches() {
                         settings.extend((0..subjects).map(|subject| Setting {
                             subject,
                             runtime,
