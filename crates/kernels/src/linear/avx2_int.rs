@@ -24,6 +24,16 @@ use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 /// How far ahead of use weights are asked for; see avx2.rs.
 const PREFETCH_BYTES: usize = 4096;
 
+/// Lines between prefetches. Strips and groups of scales are whole times 8 lines.
+const UNROLL: usize = 4;
+
+/// Asks for the bytes `at` bytes from `from` on, and [`PREFETCH_BYTES`] later.
+#[inline(always)]
+fn prefetch(from: *const i8, at: usize) {
+    // SAFETY: SSE is part of x86-64; a prefetch may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(PREFETCH_BYTES + at)) }
+}
+
 /// Bytes of scratch of a row: its [`RowSums`].
 const ROW_BYTES: usize = size_of::<RowSums>();
 
@@ -104,25 +114,16 @@ const GROUPS: usize = 4;
 /// Most rows of 16-bit activations at a time: 2 rows x 4 sums, a line, and the activations.
 const MR_I8: usize = 2;
 
-/// Lines of a strip, one after the other, as 16-bit levels.
-trait Wide {
-    /// Where a line is.
-    type Line: Copy;
+/// Lines of a strip as 16-bit levels, register after register.
+trait Wide: Copy {
+    /// Asks for what comes later. To be called every [`UNROLL`] lines.
+    fn prefetch(&self);
 
-    /// Levels are multiplied by 2 to this power.
-    const SHIFT: i32;
-
-    /// The next line.
+    /// The next 16 elements.
     ///
     /// # Safety
-    /// AVX2 level; there is a next line.
-    unsafe fn next(&mut self) -> Self::Line;
-
-    /// 16 elements of a line.
-    ///
-    /// # Safety
-    /// AVX2 level; `group` is less than [`GROUPS`].
-    unsafe fn group(line: Self::Line, group: usize) -> __m256i;
+    /// AVX2 level; there are more.
+    unsafe fn next(&mut self) -> __m256i;
 }
 
 /// [`Wide`] lines of a weight.
@@ -132,27 +133,25 @@ trait WideStrip: Wide {
 }
 
 /// Dense int8.
+#[derive(Clone, Copy)]
 struct DenseI8(*const i8);
 
 impl Wide for DenseI8 {
-    type Line = *const i8;
-    const SHIFT: i32 = 0;
-
     #[inline(always)]
-    unsafe fn next(&mut self) -> Self::Line {
-        let line = self.0;
-        // SAFETY: the caller's promise. A prefetch may name any address.
-        unsafe {
-            self.0 = line.add(LINE_ELEMS_I8);
-            _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES));
+    fn prefetch(&self) {
+        for line in 0..UNROLL {
+            prefetch(self.0, line * LINE_ELEMS_I8);
         }
-        line
     }
 
     #[inline(always)]
-    unsafe fn group(line: Self::Line, group: usize) -> __m256i {
+    unsafe fn next(&mut self) -> __m256i {
         // SAFETY: the caller's promise.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(line.add(16 * group).cast())) }
+        unsafe {
+            let levels = _mm_loadu_si128(self.0.cast());
+            self.0 = self.0.add(16);
+            _mm256_cvtepi8_epi16(levels)
+        }
     }
 }
 
@@ -163,21 +162,15 @@ impl WideStrip for DenseI8 {
 }
 
 /// Controls of `vpshufb` that put the r-th byte of a load into the place of the r-th set bit of a mask byte, zero into all
-/// others. `WIDE`: into the upper halves of eight 16-bit lanes; otherwise a row has two controls of 8 bytes, for the first and
-/// for the second 8 bytes of a load.
-const fn controls(wide: bool) -> [[u8; 16]; 256] {
-    let mut table = [[0x80; 16]; 256];
+/// others; the load is the `half`-th 8 bytes of a register.
+const fn controls(half: u8) -> [[u8; 8]; 256] {
+    let mut table = [[0x80; 8]; 256];
     let mut mask = 0;
     while mask < 256 {
-        let (mut place, mut rank) = (0, 0);
+        let (mut place, mut rank) = (0, 8 * half);
         while place < 8 {
             if mask >> place & 1 == 1 {
-                if wide {
-                    table[mask][2 * place + 1] = rank;
-                } else {
-                    table[mask][place] = rank;
-                    table[mask][8 + place] = 8 + rank;
-                }
+                table[mask][place] = rank;
                 rank += 1;
             }
             place += 1;
@@ -187,59 +180,56 @@ const fn controls(wide: bool) -> [[u8; 16]; 256] {
     table
 }
 
-/// 4 KiB.
+/// 4 KiB, an eighth of the L1 cache.
 #[repr(align(64))]
-struct Controls([[u8; 16]; 256]);
-static WIDEN: Controls = Controls(controls(true));
-static SPREAD: Controls = Controls(controls(false));
+struct Controls([[[u8; 8]; 256]; 2]);
+static SPREAD: Controls = Controls([controls(0), controls(1)]);
 
-/// Packed int8: for 8 elements a table look-up and half a shuffle, which puts levels into the upper halves of 16-bit lanes. Thus
-/// they count 256-fold, and 256 lines of products of 127 * 128 are still less than 2^31.
+/// 16 bytes: those from `value` on in the places of the 16 bits at `bits`, zero elsewhere. Both move on. To load each byte of a
+/// mask is cheaper than to shift it out of the mask: instructions are what there are too many of, and loads are not.
+///
+/// # Safety
+/// AVX2 level; 16 bytes from `value` on and two from `bits` on can be read.
+#[inline(always)]
+unsafe fn spread<T>(value: &mut *const T, bits: &mut *const u8) -> __m128i {
+    // SAFETY: the caller's promise, as a byte has at most 8 bits; the table has an entry for each byte.
+    unsafe {
+        let both = usize::from(bits.cast::<u16>().read_unaligned());
+        let (first, second) = (both & 255, both >> 8);
+        *bits = bits.add(2);
+        let eight = |low: *const u8, high: *const u8| {
+            let low = _mm_castsi128_pd(_mm_loadl_epi64(low.cast()));
+            _mm_castpd_si128(_mm_loadh_pd(low, high.cast()))
+        };
+        let from = value.cast::<u8>();
+        let middle = from.add(first.count_ones() as usize);
+        *value = middle.add(second.count_ones() as usize).cast();
+        let control = eight(SPREAD.0[0][first].as_ptr(), SPREAD.0[1][second].as_ptr());
+        _mm_shuffle_epi8(eight(from, middle), control)
+    }
+}
+
+/// Packed int8.
+#[derive(Clone, Copy)]
 struct SparseI8 {
-    mask: *const u64,
+    /// Bytes of masks, the first with the lowest bits: x86 stores them so.
+    bits: *const u8,
     value: *const i8,
 }
 
 impl Wide for SparseI8 {
-    /// The mask, and where the values start.
-    type Line = (u64, *const i8);
-    const SHIFT: i32 = 8;
-
+    /// Up to half of the values there can be.
     #[inline(always)]
-    unsafe fn next(&mut self) -> Self::Line {
-        // SAFETY: the caller's promise. A prefetch may name any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-            _mm_prefetch::<_MM_HINT_T0>(self.value.wrapping_add(PREFETCH_BYTES));
-            let line = (*self.mask, self.value);
-            self.mask = self.mask.add(1);
-            self.value = self.value.add(line.0.count_ones() as usize);
-            line
-        }
+    fn prefetch(&self) {
+        prefetch(self.bits.cast(), 0);
+        prefetch(self.value, 0);
+        prefetch(self.value, 64);
     }
 
     #[inline(always)]
-    unsafe fn group((mask, value): Self::Line, group: usize) -> __m256i {
-        let half = |i: usize| {
-            let skip = (mask & ((1 << (8 * i)) - 1)).count_ones() as usize;
-            // SAFETY: the load begins at a value of the strip or one past its last, and 64 bytes from there are in the
-            // tensor; the table has an entry for each byte.
-            unsafe {
-                let control = WIDEN.0[(mask >> (8 * i)) as usize & 255].as_ptr();
-                (
-                    _mm_loadu_si128(value.add(skip).cast()),
-                    _mm_load_si128(control.cast()),
-                )
-            }
-        };
-        let ((low, low_control), (high, high_control)) = (half(2 * group), half(2 * group + 1));
-        // SAFETY: the caller's promise.
-        unsafe {
-            _mm256_shuffle_epi8(
-                _mm256_set_m128i(high, low),
-                _mm256_set_m128i(high_control, low_control),
-            )
-        }
+    unsafe fn next(&mut self) -> __m256i {
+        // SAFETY: 64 bytes from any value of a strip, or from behind its last, are in the tensor.
+        unsafe { _mm256_cvtepi8_epi16(spread(&mut self.value, &mut self.bits)) }
     }
 }
 
@@ -247,31 +237,28 @@ impl WideStrip for SparseI8 {
     fn new(chunk: &Chunk<'_>, s: usize) -> Self {
         let (masks, values) = chunk.sparse_i8_strip(s);
         Self {
-            mask: masks.as_ptr(),
+            bits: masks.as_ptr().cast(),
             value: values.as_ptr(),
         }
     }
 }
 
-/// Lines kept in 16 bits, multiplied by 2 to the power of SHIFT.
-struct KeptWide<const SHIFT: i32>(*const i16);
+/// Lines kept in 16 bits.
+#[derive(Clone, Copy)]
+struct KeptWide(*const i16);
 
-impl<const SHIFT: i32> Wide for KeptWide<SHIFT> {
-    type Line = *const i16;
-    const SHIFT: i32 = SHIFT;
+impl Wide for KeptWide {
+    #[inline(always)]
+    fn prefetch(&self) {}
 
     #[inline(always)]
-    unsafe fn next(&mut self) -> Self::Line {
-        let line = self.0;
+    unsafe fn next(&mut self) -> __m256i {
         // SAFETY: the caller's promise.
-        self.0 = unsafe { line.add(LINE_ELEMS_I8) };
-        line
-    }
-
-    #[inline(always)]
-    unsafe fn group(line: Self::Line, group: usize) -> __m256i {
-        // SAFETY: the caller's promise.
-        unsafe { _mm256_loadu_si256(line.add(16 * group).cast()) }
+        unsafe {
+            let levels = _mm256_loadu_si256(self.0.cast());
+            self.0 = self.0.add(16);
+            levels
+        }
     }
 }
 
@@ -333,8 +320,7 @@ impl<'a, L> Words<'a, L> {
 impl<L: WideStrip> Blocked for Words<'_, L> {
     type Lines = L;
 
-    /// What the sums of 256-fold levels can take.
-    const ONE_PASS_LINES: usize = 256;
+    const ONE_PASS_LINES: usize = usize::MAX;
 
     fn rows_of(rest: usize) -> usize {
         rest.min(MR_I8)
@@ -358,11 +344,9 @@ impl<L: WideStrip> Blocked for Words<'_, L> {
     unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
         // SAFETY: the caller's promise.
         unsafe {
-            match (count, L::SHIFT) {
-                (1, 0) => self.multiply::<_, 1, false>(span, i, &mut KeptWide::<0>(self.keep)),
-                (1, _) => self.multiply::<_, 1, false>(span, i, &mut KeptWide::<8>(self.keep)),
-                (_, 0) => self.multiply::<_, MR_I8, false>(span, i, &mut KeptWide::<0>(self.keep)),
-                (_, _) => self.multiply::<_, MR_I8, false>(span, i, &mut KeptWide::<8>(self.keep)),
+            match count {
+                1 => self.multiply::<_, 1, false>(span, i, &mut KeptWide(self.keep)),
+                _ => self.multiply::<_, MR_I8, false>(span, i, &mut KeptWide(self.keep)),
             }
         }
     }
@@ -373,43 +357,46 @@ impl<S> Words<'_, S> {
         /// `R` rows from `i` on; KEEP writes the lines to `keep`.
         ///
         /// # Safety
-        /// As [`Blocked::fresh`]; `lines` yields the lines of the span.
+        /// As [`Blocked::fresh`]; `place` is the first line of the span and then the one after the last.
         unsafe fn multiply<L: Wide, const R: usize, const KEEP: bool>(
             &self,
             span: &Span,
             i: usize,
-            lines: &mut L,
+            place: &mut L,
         ) {
             let x = self.chunk.i16_rows::<R>(i);
             let (all, group_lines) = (self.chunk.int_lines(), self.chunk.group_lines());
             let scales = self.chunk.strip_scales(span.s);
             let at = self.sums.wrapping_add(i - span.first_row);
-            let mut keep = self.keep;
+            let (mut lines, mut keep) = (*place, self.keep);
             let mut from = span.from;
             while from < span.to {
                 let g = from / group_lines;
                 let to = span.to.min((g + 1) * group_lines);
                 let mut acc = [[_mm256_setzero_si256(); GROUPS]; R];
-                for l in from..to {
-                    // SAFETY: the caller's promise; elements 4 l .. 4 l + 4 are in each row.
-                    unsafe {
-                        let line = lines.next();
-                        let quad = x.map(|x| {
-                            let quad = x.q.add(4 * l).cast::<i64>();
-                            _mm256_set1_epi64x(quad.read_unaligned())
-                        });
-                        for group in 0..GROUPS {
-                            let w = L::group(line, group);
+                for first in (from..to).step_by(UNROLL) {
+                    lines.prefetch();
+                    for l in first..first + UNROLL {
+                        // SAFETY: the caller's promise: groups, and so spans, are whole times 8 lines; elements 4 l .. 4 l + 4
+                        // are in each row.
+                        unsafe {
+                            let quad = x.map(|x| {
+                                let quad = x.q.add(4 * l).cast::<i64>();
+                                _mm256_set1_epi64x(quad.read_unaligned())
+                            });
+                            for group in 0..GROUPS {
+                                let w = lines.next();
+                                if KEEP {
+                                    _mm256_storeu_si256(keep.add(16 * group).cast(), w);
+                                }
+                                for r in 0..R {
+                                    let products = _mm256_madd_epi16(w, quad[r]);
+                                    acc[r][group] = _mm256_add_epi32(acc[r][group], products);
+                                }
+                            }
                             if KEEP {
-                                _mm256_storeu_si256(keep.add(16 * group).cast(), w);
+                                keep = keep.add(LINE_ELEMS_I8);
                             }
-                            for r in 0..R {
-                                let products = _mm256_madd_epi16(w, quad[r]);
-                                acc[r][group] = _mm256_add_epi32(acc[r][group], products);
-                            }
-                        }
-                        if KEEP {
-                            keep = keep.add(LINE_ELEMS_I8);
                         }
                     }
                 }
@@ -420,11 +407,9 @@ impl<S> Words<'_, S> {
                         if from == 0 {
                             *sums = no_sums();
                         }
-                        let pairs =
-                            acc.map(|sum| _mm256_sra_epi32(sum, _mm_cvtsi32_si128(L::SHIFT)));
                         for half in 0..2 {
                             let outputs = _mm256_permute4x64_epi64::<0b11_01_10_00>(
-                                _mm256_hadd_epi32(pairs[2 * half], pairs[2 * half + 1]),
+                                _mm256_hadd_epi32(acc[2 * half], acc[2 * half + 1]),
                             );
                             sums.exact[half] = _mm256_add_epi32(sums.exact[half], outputs);
                         }
@@ -438,12 +423,13 @@ impl<S> Words<'_, S> {
                 }
                 from = to;
             }
+            *place = lines;
         }
     );
 }
 
 /// Pairs of lines of a strip, one after the other, as bytes, which are levels plus 8.
-trait Bytes {
+trait Bytes: Copy {
     /// The next two lines, the registers of the even one first.
     ///
     /// # Safety
@@ -461,6 +447,7 @@ const MR_I4: usize = 4;
 const CODES_BYTES: usize = BLOCK_LINES * LINE_ELEMS_I8 + 64;
 
 /// Dense int4: the codes are the bytes.
+#[derive(Clone, Copy)]
 struct DenseI4(*const u8);
 
 impl Bytes for DenseI4 {
@@ -470,17 +457,18 @@ impl Bytes for DenseI4 {
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_add(PREFETCH_BYTES));
             let low = _mm256_set1_epi8(15);
-            let both = [0, 32].map(|at| _mm256_loadu_si256(self.0.add(at).cast()));
+            let load = |at| _mm256_loadu_si256(self.0.add(at).cast());
+            let (first, second) = (load(0), load(32));
+            let even = |codes| _mm256_and_si256(codes, low);
+            let odd = |codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low);
             self.0 = self.0.add(LINE_ELEMS_I8);
-            [
-                both.map(|codes| _mm256_and_si256(codes, low)),
-                both.map(|codes| _mm256_and_si256(_mm256_srli_epi16::<4>(codes), low)),
-            ]
+            [[even(first), even(second)], [odd(first), odd(second)]]
         }
     }
 }
 
 /// Lines kept as bytes.
+#[derive(Clone, Copy)]
 struct KeptBytes(*const u8);
 
 impl Bytes for KeptBytes {
@@ -488,9 +476,10 @@ impl Bytes for KeptBytes {
     unsafe fn next(&mut self) -> [[__m256i; 2]; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let pair = self.0;
-            self.0 = pair.add(2 * LINE_ELEMS_I8);
-            [[0, 32], [64, 96]].map(|line| line.map(|at| _mm256_loadu_si256(pair.add(at).cast())))
+            let load = |at| _mm256_loadu_si256(self.0.add(at).cast());
+            let pair = [[load(0), load(32)], [load(64), load(96)]];
+            self.0 = self.0.add(2 * LINE_ELEMS_I8);
+            pair
         }
     }
 }
@@ -592,12 +581,12 @@ impl<'a> Codes<'a> {
         /// `R` rows from `i` on; KEEP writes the lines to `keep`.
         ///
         /// # Safety
-        /// As [`Blocked::fresh`]; `lines` yields the lines of the span.
+        /// As [`Blocked::fresh`]; `place` is the first line of the span and then the one after the last.
         unsafe fn multiply<L: Bytes, const R: usize, const KEEP: bool>(
             &self,
             span: &Span,
             i: usize,
-            lines: &mut L,
+            place: &mut L,
         ) {
             let x = self.chunk.i8_rows::<R>(i);
             let (all, group_lines) = (self.chunk.int_lines(), self.chunk.group_lines());
@@ -608,7 +597,7 @@ impl<'a> Codes<'a> {
                 // SAFETY: the sums of the lines before were put there.
                 sums = std::array::from_fn(|r| unsafe { at.add(r).read() });
             }
-            let mut keep = self.keep;
+            let (mut lines, mut keep) = (*place, self.keep);
             let mut end_of_group = (span.from / group_lines + 1) * group_lines;
             for from in (span.from..span.to).step_by(SHORT_LINES) {
                 let mut short = [[_mm256_setzero_si256(); 2]; R];
@@ -652,6 +641,7 @@ impl<'a> Codes<'a> {
                     end_of_group += group_lines;
                 }
             }
+            *place = lines;
             for r in 0..R {
                 // SAFETY: the caller's promise; row and strip are the chunk's.
                 unsafe {
@@ -695,30 +685,18 @@ impl<'a> Codes<'a> {
             }
             let mut value = self.codes.wrapping_add(odd).cast_const();
             for (l, mask_ref) in masks.iter().enumerate() {
-                let mask = *mask_ref;
                 // SAFETY: loads begin at a code or one past the last; the table has an entry for each byte.
                 unsafe {
                     let ahead = (&raw const *mask_ref)
                         .cast::<i8>()
                         .wrapping_add(PREFETCH_BYTES);
                     _mm_prefetch::<_MM_HINT_T0>(ahead);
+                    let mut bits = (&raw const *mask_ref).cast::<u8>();
                     for part in 0..4 {
-                        let byte = |i: usize| (mask >> (8 * i)) as usize & 255;
-                        let skip = |i: usize| (mask & ((1 << (8 * i)) - 1)).count_ones() as usize;
-                        let (a, b) = (2 * part, 2 * part + 1);
-                        let eight = |from: *const u8| from.cast::<i64>().read_unaligned();
-                        let load =
-                            _mm_set_epi64x(eight(value.add(skip(b))), eight(value.add(skip(a))));
-                        let control = _mm_set_epi64x(
-                            eight(SPREAD.0[byte(b)].as_ptr().add(8)),
-                            eight(SPREAD.0[byte(a)].as_ptr()),
-                        );
-                        let levels =
-                            _mm_xor_si128(_mm_shuffle_epi8(load, control), _mm_set1_epi8(8));
+                        let levels = spread(&mut value, &mut bits);
                         let to = self.keep.add(l * LINE_ELEMS_I8 + 16 * part);
-                        _mm_storeu_si128(to.cast(), levels);
+                        _mm_storeu_si128(to.cast(), _mm_xor_si128(levels, _mm_set1_epi8(8)));
                     }
-                    value = value.add(mask.count_ones() as usize);
                 }
             }
             from.mask = from.mask.wrapping_add(lines);
