@@ -372,4 +372,43 @@ mod tests {
             );
         }
     }
+
+    /// The busiest thread's bytes over the average, for the calls of a decode step; see docs/decisions/0004.
+    #[test]
+    fn shares_of_llama_3_8b_are_even() {
+        // Outputs of the jobs of a call, K, and calls in a step. Shares do not depend on K, so the weights are narrow.
+        let calls: [(&[usize], usize, usize); 5] = [
+            (&[4096, 1024, 1024], 4096, 32),
+            (&[4096], 4096, 32),
+            (&[14336, 14336], 4096, 32),
+            (&[4096], 14336, 32),
+            (&[128_256], 4096, 1),
+        ];
+        let dense =
+            |n: &usize| Weight::DenseBf16(DenseBf16::from_rows(&vec![0; n * 32], *n, 32).unwrap());
+        let calls = calls.map(|(ns, k, count)| {
+            let weights: Vec<Weight> = ns.iter().map(dense).collect();
+            (weights, (k * count) as f64)
+        });
+        let worst = |threads: usize| {
+            let (mut busiest, mut average) = (0.0, 0.0);
+            for (weights, times) in &calls {
+                let weights: Vec<&Weight> = weights.iter().collect();
+                let total: usize = weights.iter().map(|w| w.bytes()).sum();
+                let strips = |thread| -> usize {
+                    let shares = share(&weights, total, thread, threads);
+                    shares.into_iter().map(|(_, strips)| strips.len()).sum()
+                };
+                let most = (0..threads).map(strips).max().unwrap_or(0);
+                let all: usize = weights.iter().map(|w| w.strips()).sum();
+                busiest += most as f64 * times;
+                average += all as f64 / threads as f64 * times;
+            }
+            busiest / average
+        };
+        for (threads, most) in [(2, 1.01), (32, 1.01), (48, 1.06), (63, 1.11), (64, 1.01)] {
+            let worst = worst(threads);
+            assert!(worst < most, "{threads} threads: {worst}");
+        }
+    }
 }
