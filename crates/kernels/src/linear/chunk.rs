@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use half::bf16;
+use sparamx_cpu::{Cpu, Features};
 use sparamx_format::{
     DenseBf16, DenseI4, DenseI8, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales,
     SparseBf16, SparseI4, SparseI8,
@@ -64,7 +65,8 @@ impl Activation {
     }
 
     /// Writes one row of activations: `row` converted, then zeros up to `k_padded` elements. `out` is
-    /// [`row_bytes`](Self::row_bytes) of those long.
+    /// [`row_bytes`](Self::row_bytes) of those long. Plain Rust; inside a function for a level it becomes code of that level.
+    #[inline(always)]
     pub(crate) fn write_row(self, row: &[f32], k_padded: usize, out: &mut [u8]) {
         let (filled, rest) = out.split_at_mut(row.len() * self.bytes());
         match self {
@@ -81,6 +83,36 @@ impl Activation {
             Activation::I16 => return quantize_row_wide(row, k_padded, out),
         }
         rest.fill(0);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+sparamx_cpu::avx2_fns!(
+    /// [`Activation::write_row`] in AVX2 code, several times faster than what every x86-64 can run.
+    fn write_row_avx2(kind: Activation, row: &[f32], k_padded: usize, out: &mut [u8]) {
+        kind.write_row(row, k_padded, out);
+    }
+);
+
+/// Writes rows one after the other into `out`, as [`Activation::write_row`] does each.
+pub(crate) fn write_rows<'r>(
+    cpu: &Cpu,
+    kind: Activation,
+    rows: impl Iterator<Item = &'r [f32]>,
+    k_padded: usize,
+    out: &mut [u8],
+) {
+    let outs = out.chunks_mut(kind.row_bytes(k_padded));
+    #[cfg(target_arch = "x86_64")]
+    if cpu.features().contains(Features::AVX2) {
+        for (row, out) in rows.zip(outs) {
+            // SAFETY: the CPU has AVX2.
+            unsafe { write_row_avx2(kind, row, k_padded, out) };
+        }
+        return;
+    }
+    for (row, out) in rows.zip(outs) {
+        kind.write_row(row, k_padded, out);
     }
 }
 
@@ -115,6 +147,7 @@ impl Quantizer {
 }
 
 /// [`Activation::I8`]
+#[inline(always)]
 fn quantize_row(row: &[f32], k_padded: usize, out: &mut [u8]) {
     let quantizer = Quantizer::new(row);
     let (elements, rest) = out.split_at_mut(k_padded);
@@ -144,6 +177,7 @@ fn quantize_row_wide(row: &[f32], k_padded: usize, out: &mut [u8]) {
 }
 
 /// The bits of the nearest bf16, ties to even. Written so that a compiler turns a loop of it into vector code.
+#[inline(always)]
 fn round_to_bf16(v: f32) -> u16 {
     let bits = v.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;

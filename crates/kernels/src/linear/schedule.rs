@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
-use super::chunk::{Activation, Activations, Chunk, Out, Strips};
+use super::chunk::{Activation, Activations, Chunk, Out, Strips, write_rows};
 use super::{LinearJob, Weight};
 use crate::catalog::KernelSpec;
 use crate::{Rows, Runtime};
@@ -176,10 +176,9 @@ fn convert(
     let row_bytes = kind.row_bytes(k_padded);
     let (rows, fill) = out.split_at_mut(x.rows() * row_bytes);
     fill.fill(0);
+    let cpu = rt.cpu();
     if x.rows() * k_padded < PARALLEL_ELEMS {
-        rows.chunks_mut(row_bytes)
-            .enumerate()
-            .for_each(|(i, out)| kind.write_row(x.row(i), k_padded, out));
+        write_rows(cpu, kind, (0..x.rows()).map(|i| x.row(i)), k_padded, rows);
     } else {
         let per_thread = x.rows().div_ceil(rt.threads());
         let parts: Vec<_> = rows
@@ -191,9 +190,8 @@ fn convert(
                 return;
             };
             let mut part = part.lock().expect("each thread locks its own part");
-            for (i, out) in part.chunks_mut(row_bytes).enumerate() {
-                kind.write_row(x.row(thread * per_thread + i), k_padded, out);
-            }
+            let own = thread * per_thread..x.rows().min((thread + 1) * per_thread);
+            write_rows(cpu, kind, own.map(|i| x.row(i)), k_padded, &mut part);
         });
     }
     Activations {
