@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use sparamx_cpu::topology;
 use sparamx_model::Config;
-use sparamx_model::plan::{self, Role};
+use sparamx_model::plan;
 
 use crate::units;
 
@@ -24,20 +24,6 @@ pub fn check(needed: u64, what: &str, advice: &str) -> Result<()> {
         ),
         _ => Ok(()),
     }
-}
-
-/// Bytes of a model of this shape whose decoder has this share of zeros.
-pub fn model_bytes(config: &Config, sparsity: f64) -> u64 {
-    let bytes = |tensor: &plan::TensorPlan| {
-        let dense = matrix_bytes(&tensor.shape);
-        if tensor.role == Role::Projection && sparsity > 0.0 {
-            // One bit of mask for each 16 of the dense weight.
-            (dense as f64 * (1.0 - sparsity)) as u64 + dense / 16
-        } else {
-            dense
-        }
-    };
-    plan::tensors(config).iter().map(bytes).sum()
 }
 
 /// Bytes of the largest matrix as it is made or converted, before it is packed.

@@ -8,7 +8,7 @@ use sparamx_kernels::{Runtime, Weight};
 
 use crate::load::{Source, build, check_memory, dense_bytes, threads};
 use crate::plan::{self, Role, TensorPlan};
-use crate::{Config, Model, ModelError};
+use crate::{Config, Model, ModelError, Precision};
 
 /// What random weights are like.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,6 +16,8 @@ pub struct RandomSpec {
     /// Share of zeros in the projections of the layers, `0.0 ..= 1.0`; above 0 they are packed. Embedding and output head stay
     /// dense, as pruning leaves them.
     pub sparsity: f64,
+    /// Numbers of the projections.
+    pub precision: Precision,
     /// The same seed makes the same model.
     pub seed: u64,
 }
@@ -33,7 +35,12 @@ impl Model {
                 found: spec.sparsity,
             });
         }
-        check_memory(required_bytes(config, spec.sparsity), None)?;
+        let largest = plan::tensors(config)
+            .iter()
+            .map(|tensor| dense_bytes(&tensor.shape))
+            .max();
+        let needed = Self::random_bytes(config, spec).saturating_add(largest.unwrap_or(0));
+        check_memory(needed, None)?;
         build(
             config,
             &mut Random {
@@ -43,29 +50,31 @@ impl Model {
             },
         )
     }
-}
 
-/// Bytes of memory at the peak: all weights, and the rows of the largest one.
-fn required_bytes(config: &Config, sparsity: f64) -> u64 {
-    let tensors = plan::tensors(config);
-    let bytes = |tensor: &TensorPlan| {
-        let dense = dense_bytes(&tensor.shape);
-        // A mask of one bit for each 16 of the dense weight.
-        let packed = (dense as f64 * (1.0 - sparsity)) as u64 + dense / 16;
-        if tensor.role == Role::Projection && sparsity > 0.0 {
-            packed
-        } else {
-            dense
-        }
-    };
-    let largest = tensors
-        .iter()
-        .map(|tensor| dense_bytes(&tensor.shape))
-        .max();
-    tensors
-        .iter()
-        .map(bytes)
-        .fold(largest.unwrap_or(0), u64::saturating_add)
+    /// Bytes of the weights of such a model; to make them takes the largest matrix as bf16 on top.
+    pub fn random_bytes(config: &Config, spec: RandomSpec) -> u64 {
+        let bits = match spec.precision {
+            Precision::Bf16 => 16.0,
+            Precision::Int8 => 8.0,
+            // A scale of 16 bits a group.
+            Precision::Int4 { group_elems } => 4.0 + 16.0 / group_elems as f64,
+        };
+        // Zeros are left out, and a mask has one bit for each element.
+        let bits = match spec.sparsity {
+            0.0 => bits,
+            sparsity => bits * (1.0 - sparsity) + 1.0,
+        };
+        let bytes = |tensor: &TensorPlan| {
+            let dense = dense_bytes(&tensor.shape);
+            if tensor.role == Role::Projection {
+                (dense as f64 / 16.0 * bits) as u64
+            } else {
+                dense
+            }
+        };
+        let tensors = plan::tensors(config);
+        tensors.iter().map(bytes).fold(0, u64::saturating_add)
+    }
 }
 
 struct Random {
@@ -92,13 +101,25 @@ impl Source for Random {
     }
 
     fn weight(&mut self, tensor: &TensorPlan) -> Result<Weight, ModelError> {
-        if tensor.role != Role::Projection || self.spec.sparsity == 0.0 {
+        if tensor.role != Role::Projection {
             return Ok(Weight::DenseBf16(self.dense(tensor)?));
         }
         let (n, k, seed) = (tensor.shape[0], tensor.shape[1], self.seed());
-        let sparsity = self.spec.sparsity;
-        let weight = || random_weight(WeightFormat::SparseBf16, n, k, sparsity, seed);
-        self.threads.install(weight)
+        let RandomSpec {
+            sparsity,
+            precision,
+            ..
+        } = self.spec;
+        let (format, group) = match (precision, sparsity > 0.0) {
+            (Precision::Bf16, false) => (WeightFormat::DenseBf16, GROUP),
+            (Precision::Bf16, true) => (WeightFormat::SparseBf16, GROUP),
+            (Precision::Int8, false) => (WeightFormat::DenseI8, GROUP),
+            (Precision::Int8, true) => (WeightFormat::SparseI8, GROUP),
+            (Precision::Int4 { group_elems }, false) => (WeightFormat::DenseI4, group_elems),
+            (Precision::Int4 { group_elems }, true) => (WeightFormat::SparseI4, group_elems),
+        };
+        self.threads
+            .install(|| weight_in_groups(format, n, k, sparsity, seed, group))
     }
 
     fn vector(&mut self, tensor: &TensorPlan) -> Result<Vec<f32>, ModelError> {
@@ -123,6 +144,18 @@ pub fn random_weight(
     sparsity: f64,
     seed: u64,
 ) -> Result<Weight, ModelError> {
+    weight_in_groups(format, n, k, sparsity, seed, GROUP)
+}
+
+/// As [`random_weight`], with groups of `elems` columns.
+fn weight_in_groups(
+    format: WeightFormat,
+    n: usize,
+    k: usize,
+    sparsity: f64,
+    seed: u64,
+    elems: usize,
+) -> Result<Weight, ModelError> {
     let bf16 = || random_elements(seed, n, k, sparsity, bf16_element(k));
     let levels = |level: fn(u64) -> i8| random_elements(seed, n, k, sparsity, level);
     let scale = |levels: f32, count: usize| -> Vec<f32> {
@@ -131,7 +164,7 @@ pub fn random_weight(
         steps.map(|step| least * (1.0 + step / 16.0)).collect()
     };
     let row = || Scales::row(&scale(127.0, n), n);
-    let group = || Scales::group(&scale(8.0, n * k.div_ceil(GROUP)), n, k, GROUP);
+    let group = || Scales::group(&scale(8.0, n * k.div_ceil(elems)), n, k, elems);
     Ok(match format {
         WeightFormat::DenseBf16 => Weight::DenseBf16(DenseBf16::from_rows(&bf16(), n, k)?),
         WeightFormat::SparseBf16 => Weight::SparseBf16(SparseBf16::pack(&bf16(), n, k)?),
@@ -150,7 +183,7 @@ pub fn random_weight(
     })
 }
 
-/// Columns that share a scale of int4 weights, as in packed models.
+/// Columns that share a scale of int4 weights if nobody says, as in packed models.
 const GROUP: usize = 128;
 
 /// bf16 bits of either sign and a magnitude around `1 / sqrt(k)`, out of 9 random bits.

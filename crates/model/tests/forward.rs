@@ -5,8 +5,10 @@ mod common;
 use common::{Files, runtime};
 use serde_json::json;
 use sparamx_engine::PagedCache;
+use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{
-    Config, Input, KvCache, LoadOptions, Model, ModelError, RandomSpec, Want, Workspace, shapes,
+    Config, Input, KvCache, LoadOptions, Model, ModelError, Precision, RandomSpec, Want, Workspace,
+    shapes,
 };
 
 fn model() -> Model {
@@ -134,8 +136,14 @@ fn small() -> Config {
 #[test]
 fn random_models_run_and_follow_from_their_seed() {
     let config = small();
+    let precision = Precision::Bf16;
     let logits = |sparsity, seed| {
-        let model = Model::random(&runtime(), &config, RandomSpec { sparsity, seed }).unwrap();
+        let spec = RandomSpec {
+            sparsity,
+            precision,
+            seed,
+        };
+        let model = Model::random(&runtime(), &config, spec).unwrap();
         let mut cache = PagedCache::new(&config, 8).unwrap();
         let logits = forward(&model, &[5, 6, 7], &mut cache, Want::Last).unwrap();
         assert!(logits.iter().all(|v| v.is_finite()) && logits.iter().any(|&v| v != 0.0));
@@ -150,11 +158,59 @@ fn random_models_run_and_follow_from_their_seed() {
 }
 
 #[test]
+fn random_models_have_the_numbers_asked_for() {
+    let mut config = small();
+    // Large enough that padding does not decide about sizes.
+    (config.hidden_size, config.intermediate_size) = (256, 512);
+    for (precision, dense, sparse) in [
+        (
+            Precision::Bf16,
+            WeightFormat::DenseBf16,
+            WeightFormat::SparseBf16,
+        ),
+        (
+            Precision::Int8,
+            WeightFormat::DenseI8,
+            WeightFormat::SparseI8,
+        ),
+        (
+            Precision::Int4 { group_elems: 32 },
+            WeightFormat::DenseI4,
+            WeightFormat::SparseI4,
+        ),
+    ] {
+        for (sparsity, format) in [(0.0, dense), (0.5, sparse)] {
+            let spec = RandomSpec {
+                sparsity,
+                precision,
+                seed: 1,
+            };
+            let model = Model::random(&runtime(), &config, spec).unwrap();
+            assert_eq!(model.weight_format(), format);
+            let mut cache = PagedCache::new(&config, 8).unwrap();
+            let logits = forward(&model, &[5, 6, 7], &mut cache, Want::Last).unwrap();
+            assert!(logits.iter().all(|v| v.is_finite()) && logits.iter().any(|&v| v != 0.0));
+
+            // The embedding is not among the bytes of a pass, nor are norms.
+            let expected = Model::random_bytes(&config, spec) as f64;
+            let found = model.weight_bytes() as f64;
+            assert!(
+                (0.7..1.2).contains(&(found / expected)),
+                "{format}: {found} of {expected}"
+            );
+        }
+    }
+}
+
+#[test]
 fn random_models_that_cannot_be_are_refused() {
     for sparsity in [-0.1, 1.5, f64::NAN] {
-        let error = Model::random(&runtime(), &small(), RandomSpec { sparsity, seed: 0 })
-            .err()
-            .unwrap();
+        let spec = RandomSpec {
+            sparsity,
+            precision: Precision::Bf16,
+            seed: 0,
+        };
+        let error = Model::random(&runtime(), &small(), spec).err().unwrap();
         assert!(matches!(error, ModelError::Sparsity { .. }), "{error}");
     }
     let mut config = small();
@@ -164,6 +220,7 @@ fn random_models_that_cannot_be_are_refused() {
         &config,
         RandomSpec {
             sparsity: 0.0,
+            precision: Precision::Bf16,
             seed: 0,
         },
     )

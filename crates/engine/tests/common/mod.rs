@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use sparamx_cpu::Cpu;
 use sparamx_engine::Tokenizer;
 use sparamx_kernels::Runtime;
-use sparamx_model::{Config, Model, RandomSpec};
+use sparamx_model::{Config, Model, Precision, RandomSpec};
 
 /// `path` in the folder of shared data beside the repository; none, said loudly, where a checkout stands alone.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -167,6 +167,7 @@ pub fn model(rt: &Runtime, context: usize) -> Model {
         Config::from_json(fields.to_string().as_bytes(), Path::new("config.json")).unwrap();
     let spec = RandomSpec {
         sparsity: 0.5,
+        precision: Precision::Bf16,
         seed: 3,
     };
     Model::random(rt, &config, spec).unwrap()

@@ -14,7 +14,7 @@ use sparamx_engine::PagePool;
 use sparamx_format::container::PackedFormat;
 use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
-use sparamx_model::{Checkpoint, Config, LoadOptions, Model, RandomSpec, plan, shapes};
+use sparamx_model::{Checkpoint, Config, LoadOptions, Model, Precision, RandomSpec, plan, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, UsageError};
 use crate::{memory, output, progress, runtime, source, units};
@@ -86,14 +86,17 @@ pub struct BenchArgs {
     kernel_args: kernels::KernelArgs,
 }
 
+/// Columns that share a scale of random int4 weights: what `compress` has by custom.
+const INT4_GROUP: usize = 128;
+
 /// Formats of weights; packed where the sparsity is above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Weights {
     /// bf16
     Bf16,
-    /// 8 bits a weight, with --kernels
+    /// 8 bits a weight
     Int8,
-    /// 4 bits a weight, with --kernels
+    /// 4 bits a weight
     Int4,
 }
 
@@ -104,6 +107,16 @@ impl Weights {
             WeightFormat::DenseBf16 | WeightFormat::SparseBf16 => Weights::Bf16,
             WeightFormat::DenseI8 | WeightFormat::SparseI8 => Weights::Int8,
             WeightFormat::DenseI4 | WeightFormat::SparseI4 => Weights::Int4,
+        }
+    }
+
+    fn precision(self) -> Precision {
+        match self {
+            Weights::Bf16 => Precision::Bf16,
+            Weights::Int8 => Precision::Int8,
+            Weights::Int4 => Precision::Int4 {
+                group_elems: INT4_GROUP,
+            },
         }
     }
 
@@ -223,8 +236,19 @@ struct Source {
 /// One model of that source.
 #[derive(Clone, Copy)]
 struct Variant {
-    weights: &'static str,
+    precision: Precision,
     sparsity: f64,
+}
+
+impl Variant {
+    /// What its random weights are like.
+    fn random(self) -> RandomSpec {
+        RandomSpec {
+            sparsity: self.sparsity,
+            precision: self.precision,
+            seed: SEED,
+        }
+    }
 }
 
 impl BenchArgs {
@@ -301,30 +325,27 @@ impl BenchArgs {
     fn models(&self, source: &Source) -> Result<Vec<Variant>> {
         if let Some(checkpoint) = &source.checkpoint {
             return Ok(vec![Variant {
-                weights: "bf16",
+                precision: checkpoint.config().packed.unwrap_or(Precision::Bf16),
                 sparsity: stored_sparsity(checkpoint)?,
             }]);
-        }
-        if let Some(weights) = self
-            .weights
-            .iter()
-            .find(|&&weights| weights != Weights::Bf16)
-        {
-            bail!(UsageError(format!(
-                "--weights {} is for --kernels; models of a shape have bf16",
-                weights.name()
-            )));
         }
         let sparsities = if self.sparsity.is_empty() {
             &[0.0, 0.5][..]
         } else {
             &self.sparsity
         };
-        let variant = |&sparsity| Variant {
-            weights: Weights::Bf16.name(),
-            sparsity,
+        let weights = if self.weights.is_empty() {
+            &[Weights::Bf16][..]
+        } else {
+            &self.weights
         };
-        Ok(sparsities.iter().map(variant).collect())
+        let variants = weights.iter().flat_map(|weights| {
+            sparsities.iter().map(|&sparsity| Variant {
+                precision: weights.precision(),
+                sparsity,
+            })
+        });
+        Ok(variants.collect())
     }
 
     /// Refuses what will not fit before anything is built, and says what all of it takes.
@@ -342,7 +363,7 @@ impl BenchArgs {
             Some(checkpoint) => Model::required_bytes(checkpoint),
             None => models
                 .iter()
-                .map(|model| memory::model_bytes(config, model.sparsity))
+                .map(|model| Model::random_bytes(config, model.random()))
                 .sum(),
         };
         let needed = weights
@@ -418,19 +439,12 @@ fn load(
     for variant in models {
         let model = match &source.checkpoint {
             Some(checkpoint) => Model::load(rt, checkpoint, &LoadOptions::default(), &mut |_| {})?,
-            None => Model::random(
-                rt,
-                &source.config,
-                RandomSpec {
-                    sparsity: variant.sparsity,
-                    seed: SEED,
-                },
-            )?,
+            None => Model::random(rt, &source.config, variant.random())?,
         };
         bar.inc(1);
         subjects.push(Subject {
             shape: source.name.clone(),
-            weights: variant.weights,
+            weights: variant.precision.name(),
             sparsity: variant.sparsity,
             parameters,
             model,
