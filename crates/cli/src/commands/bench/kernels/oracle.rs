@@ -94,7 +94,7 @@ impl Strip {
 fn rounded(activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Bf16 => half::bf16::from_f32(x).to_f32(),
-        Activation::F32 | Activation::I8 => x,
+        Activation::F32 | Activation::I8 | Activation::I16 => x,
     }
 }
 
