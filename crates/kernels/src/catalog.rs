@@ -14,7 +14,7 @@ use crate::linear::schedule::{int_panel_bytes, no_bytes, panel_bytes};
 use crate::linear::{Activation, WeightFormat, portable};
 
 #[cfg(target_arch = "x86_64")]
-use crate::linear::{amx, amx_int, avx2, avx2_int, avx512, avx512_int};
+use crate::linear::{amx, amx_int, avx2, avx2_i4, avx2_i8, avx512, avx512_int};
 
 /// Kernels of one class give the same bits for the same row of activations, whatever M is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -120,6 +120,7 @@ pub fn select(features: Features, weight: WeightFormat, m: usize) -> &'static Ke
 #[cfg(target_arch = "x86_64")]
 const AMX_INT8: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
 
+/// On AVX2 one row serves all M: the first rows are multiplied while a line is expanded, and only if more follow is it kept.
 const ANY: RangeInclusive<usize> = 1..=usize::MAX;
 /// AVX-512: the expansion of a line is one instruction, so it is done again for every 8 rows up to two blocks of them.
 const AVX512_DIRECT: RangeInclusive<usize> = 1..=16;
@@ -512,33 +513,33 @@ static CATALOG: &[KernelSpec] = &[
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
-        name: "linear_i8_i8_i32_2x16_avx2",
+        name: "linear_i8_i8_i32_3x16_avx2",
         isa: Isa::Avx2,
         features: Features::AVX2,
         weight: WeightFormat::DenseI8,
         activation: Activation::I16,
-        mr: 2,
+        mr: 3,
         nr: 16,
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_int::i8_bytes,
-        run: avx2_int::dense_i8_2x16,
+        scratch_bytes: avx2_i8::block_bytes,
+        run: avx2_i8::dense_3x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
-        name: "linear_i8_bmi8_i32_2x16_avx2",
+        name: "linear_i8_bmi8_i32_3x16_avx2",
         isa: Isa::Avx2,
         features: Features::AVX2,
         weight: WeightFormat::SparseI8,
         activation: Activation::I16,
-        mr: 2,
+        mr: 3,
         nr: 16,
         best_m: ANY,
         reason: BLOCK,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_int::i8_bytes,
-        run: avx2_int::sparse_i8_2x16,
+        scratch_bytes: avx2_i8::block_bytes,
+        run: avx2_i8::sparse_3x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -552,8 +553,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_int::i4_bytes,
-        run: avx2_int::dense_i4_4x16,
+        scratch_bytes: avx2_i4::block_bytes,
+        run: avx2_i4::dense_4x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -567,8 +568,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: BLOCK,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_int::i4_bytes,
-        run: avx2_int::sparse_i4_4x16,
+        scratch_bytes: avx2_i4::block_bytes,
+        run: avx2_i4::sparse_4x16,
     },
     KernelSpec {
         name: "linear_i8_i8_i32_1x16_portable",

@@ -176,6 +176,11 @@ fn cases(spec: &KernelSpec) -> Vec<Case> {
     for m in (1..=most).chain([2 * spec.mr + 1]) {
         add(m, spec.nr + 1, 65, Density::Random(0.5), m % 3, m % 2 == 0);
     }
+    // Several blocks of k, and more rows than a block of rows has.
+    add(2 * spec.mr + 1, 17, 1100, Density::Mixed, 1, true);
+    if !fast() {
+        add(259, 17, 600, Density::Random(0.5), 0, true);
+    }
     let ns: &[usize] = if fast() {
         &[1, 15, 17, 33]
     } else {

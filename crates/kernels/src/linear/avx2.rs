@@ -19,7 +19,7 @@ use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
 /// How far ahead of use weights are asked for. The hardware's own prefetcher stays behind when a thread reads two streams of
 /// different speed, masks and values: without this, packed decode is a fifth slower (Zen 3).
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// Most rows at a time: 3 rows x 4 sums, 3 pairs of activations and one weight are all 16 registers.
 const MR: usize = 3;

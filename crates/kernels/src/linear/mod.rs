@@ -13,7 +13,11 @@ pub(crate) mod amx_int;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2_int;
+pub(crate) mod avx2_i4;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2_i8;
+#[cfg(target_arch = "x86_64")]
+mod avx2_int;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
