@@ -393,6 +393,22 @@ fn quantized_models_are_listed_and_run() {
 }
 
 #[test]
+fn a_benchmark_names_the_numbers_of_a_model() {
+    let root = root();
+    for (weights, sparsity) in [("bf16", "0"), ("int8", "0.5"), ("int4", "0.5")] {
+        let (model, _) = quantized(root.path(), weights, sparsity);
+        let args = ["-p", "4", "-n", "2", "-r", "1", "-t", "1", "--json"];
+        let report = json(&run(&[&["bench", text(&model)], &args[..]].concat()));
+        for row in report["rows"].as_array().expect("a list") {
+            assert_eq!(row["weights"], weights, "{row}");
+            let found = row["sparsity"].as_f64().expect("a number");
+            let asked: f64 = sparsity.parse().expect("a number");
+            assert!((found - asked).abs() < 0.05, "{row}");
+        }
+    }
+}
+
+#[test]
 fn every_instruction_set_rounds_a_quantized_model_alike() {
     let root = root();
     let story = root.path().join("story.txt");

@@ -125,8 +125,8 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["--kernels", "cannot be used with"],
         ),
         (
-            &["bench", "--shape", "tinyllama-1.1b", "--weights", "int8"],
-            &["--weights int8", "--kernels"],
+            &["bench", "--shape", "tinyllama-1.1b", "--weights", "int3"],
+            &["'int3'", "--weights", "int8"],
         ),
         (
             &["bench", "--shape", "tinyllama-1.1b", "-p", "0", "-n", "0"],

@@ -237,7 +237,7 @@ pub fn sparse_bf16(
     n: usize,
     k: usize,
 ) -> Result<SparseBf16, FormatError> {
-    let weight = Reader::new(file, name, n, k, LINE_ELEMS_BF16)?;
+    let weight = Reader::new(file, name, Geometry::new(n, k, LINE_ELEMS_BF16))?;
     weight.check(PackedFormat::SparseBf16)?;
     let values = weight.array(VALUES, Dtype::BF16, None)?;
     let masks = weight.masks(Dtype::U32)?;
@@ -255,7 +255,7 @@ pub fn sparse_i8(
     n: usize,
     k: usize,
 ) -> Result<SparseI8, FormatError> {
-    let weight = Reader::new(file, name, n, k, LINE_ELEMS_I8)?;
+    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
     weight.check(PackedFormat::SparseI8)?;
     let values = weight.array(VALUES, Dtype::I8, None)?;
     let masks = weight.masks(Dtype::U64)?;
@@ -273,7 +273,7 @@ pub fn sparse_i4(
     n: usize,
     k: usize,
 ) -> Result<SparseI4, FormatError> {
-    let weight = Reader::new(file, name, n, k, LINE_ELEMS_I8)?;
+    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
     weight.check(PackedFormat::SparseI4)?;
     let values = weight.array(VALUES, Dtype::U8, None)?;
     let masks = weight.masks(Dtype::U64)?;
@@ -286,7 +286,7 @@ pub fn sparse_i4(
 /// # Errors
 /// As [`sparse_bf16`].
 pub fn dense_i8(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<DenseI8, FormatError> {
-    let weight = Reader::new(file, name, n, k, LINE_ELEMS_I8)?;
+    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
     weight.check(PackedFormat::DenseI8)?;
     let lines = weight.geometry.lines_per_strip;
     let shape = [weight.geometry.strips, lines, LINE_ELEMS_I8];
@@ -299,7 +299,7 @@ pub fn dense_i8(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Den
 /// # Errors
 /// As [`sparse_bf16`].
 pub fn dense_i4(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<DenseI4, FormatError> {
-    let weight = Reader::new(file, name, n, k, LINE_ELEMS_I8)?;
+    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
     weight.check(PackedFormat::DenseI4)?;
     let pairs = weight.geometry.lines_per_strip / 2;
     let shape = [weight.geometry.strips, pairs, LINE_BYTES];
@@ -318,12 +318,9 @@ impl<'a> Reader<'a> {
     fn new(
         file: &'a TensorFile,
         name: &'a str,
-        n: usize,
-        k: usize,
-        line_elems: usize,
+        geometry: Result<Geometry, FormatError>,
     ) -> Result<Self, FormatError> {
-        let geometry =
-            Geometry::new(n, k, line_elems).map_err(|e| e.in_tensor(name).in_file(file.path()))?;
+        let geometry = geometry.map_err(|e| e.in_tensor(name).in_file(file.path()))?;
         Ok(Self {
             file,
             name,
