@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn too_many_columns_of_levels() {
-        assert!(127 * 127 * MOST_LEVELS_K < 1 << 31);
+        const { assert!(127 * 127 * MOST_LEVELS_K < 1 << 31) };
         assert!(Geometry::for_levels(1, MOST_LEVELS_K).is_ok());
         let error = Geometry::for_levels(1, MOST_LEVELS_K + 1).unwrap_err();
         assert!(
