@@ -4,6 +4,7 @@ use half::bf16;
 use sparamx_kernels::{LinearJob, Rows, RowsMut, Runtime, linear};
 
 use crate::cache::Input;
+use crate::profile::Op;
 use crate::workspace::{Angles, Workspace};
 use crate::{Model, ModelError};
 
@@ -28,12 +29,18 @@ impl Model {
         let wanted = inputs.iter().map(Input::wanted).sum();
         ws.resize(&self.config, rows, wanted);
         self.embed(inputs, ws);
-        self.rotations(inputs, &mut ws.angles);
         for layer in &self.layers {
+            layer.attention.forward(
+                rt,
+                inputs,
+                &ws.angles,
+                &mut ws.stream,
+                &mut ws.attention,
+                &mut ws.recorder,
+            )?;
             layer
-                .attention
-                .forward(rt, inputs, &ws.angles, &mut ws.stream, &mut ws.attention)?;
-            layer.mlp.forward(rt, &mut ws.stream, &mut ws.mlp)?;
+                .mlp
+                .forward(rt, &mut ws.stream, &mut ws.mlp, &mut ws.recorder)?;
         }
         self.head(rt, inputs, ws)?;
         for input in inputs {
@@ -59,15 +66,26 @@ impl Model {
         Ok(())
     }
 
-    /// Looks up the row of each token.
+    /// Looks up the row of each token, and the angles of its position.
     fn embed(&self, inputs: &[Input<'_>], ws: &mut Workspace) {
-        let tokens = inputs.iter().flat_map(|input| input.tokens);
-        for (&token, row) in tokens.zip(ws.stream.x.chunks_exact_mut(self.config.hidden_size)) {
-            self.embedding.row(token as usize, &mut ws.bf16_row);
-            for (x, &bits) in row.iter_mut().zip(&ws.bf16_row) {
-                *x = bf16::from_bits(bits).to_f32();
+        let Workspace {
+            stream,
+            angles,
+            bf16_row,
+            recorder,
+            ..
+        } = ws;
+        let bytes = stream.x.len() * (size_of::<u16>() + size_of::<f32>());
+        recorder.time(Op::Embedding, bytes, || {
+            let tokens = inputs.iter().flat_map(|input| input.tokens);
+            for (&token, row) in tokens.zip(stream.x.chunks_exact_mut(self.config.hidden_size)) {
+                self.embedding.row(token as usize, bf16_row);
+                for (x, &bits) in row.iter_mut().zip(&*bf16_row) {
+                    *x = bf16::from_bits(bits).to_f32();
+                }
             }
-        }
+            self.rotations(inputs, angles);
+        });
     }
 
     /// Cosine and sine for the position of each row: the same in every layer.
@@ -97,11 +115,14 @@ impl Model {
             let rows = input.wanted();
             let x = &ws.stream.x[(end_row - rows) * width..end_row * width];
             let out = &mut ws.stream.normed[wanted * width..(wanted + rows) * width];
-            self.norm.forward(
-                rt,
-                Rows::new(x, rows, width),
-                RowsMut::new(out, rows, width),
-            )?;
+            let bytes = size_of_val(x) + size_of_val(out);
+            ws.recorder.time(Op::Norm, bytes, || {
+                self.norm.forward(
+                    rt,
+                    Rows::new(x, rows, width),
+                    RowsMut::new(out, rows, width),
+                )
+            })?;
             wanted += rows;
         }
         if wanted == 0 {
@@ -109,13 +130,13 @@ impl Model {
         }
         let x = Rows::new(&ws.stream.normed[..wanted * width], wanted, width);
         let y = RowsMut::new(&mut ws.logits, wanted, self.config.vocab_size);
-        Ok(linear(
-            rt,
-            x,
-            &mut [LinearJob {
-                linear: &self.lm_head,
-                y,
-            }],
-        )?)
+        let mut jobs = [LinearJob {
+            linear: &self.lm_head,
+            y,
+        }];
+        let bytes = self.lm_head.weight.bytes();
+        Ok(ws
+            .recorder
+            .time(Op::Head, bytes, || linear(rt, x, &mut jobs))?)
     }
 }

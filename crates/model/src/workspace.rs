@@ -1,6 +1,7 @@
 //! Buffers of a forward pass, kept from call to call: they grow to the largest call and are then reused.
 
 use crate::Config;
+use crate::profile::{Profile, Recorder};
 
 /// Buffers of a forward pass. One serves any number of models, one call at a time.
 #[derive(Default)]
@@ -13,6 +14,7 @@ pub struct Workspace {
     pub(crate) logits: Vec<f32>,
     /// One row of the embedding, as it is stored.
     pub(crate) bf16_row: Vec<u16>,
+    pub(crate) recorder: Recorder,
 }
 
 /// The residual stream and what is computed from it and added to it, `[rows, hidden_size]` each.
@@ -58,6 +60,16 @@ impl Workspace {
         Self::default()
     }
 
+    /// Takes down from now on what the operations of forward passes take, starting from nothing.
+    pub fn start_profile(&mut self) {
+        self.recorder.0 = Some(Box::default());
+    }
+
+    /// What they took since [`Workspace::start_profile`], which ends here; nothing if it never began.
+    pub fn take_profile(&mut self) -> Option<Profile> {
+        self.recorder.0.take().map(|profile| *profile)
+    }
+
     /// Gives every buffer the size for so many rows, and logits for some of them.
     pub(crate) fn resize(&mut self, c: &Config, rows: usize, wanted: usize) {
         let Self {
@@ -67,6 +79,7 @@ impl Workspace {
             angles,
             logits,
             bf16_row,
+            recorder: _,
         } = self;
         for buffer in [&mut stream.x, &mut stream.normed, &mut stream.delta] {
             buffer.resize(rows * c.hidden_size, 0.0);

@@ -7,8 +7,8 @@ use serde_json::json;
 use sparamx_engine::PagedCache;
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{
-    Config, Input, KvCache, LoadOptions, Model, ModelError, Precision, RandomSpec, Want, Workspace,
-    shapes,
+    Config, Input, KvCache, LoadOptions, Model, ModelError, Op, Precision, RandomSpec, Want,
+    Workspace, shapes,
 };
 
 fn model() -> Model {
@@ -63,6 +63,46 @@ fn wanted_rows_are_those_of_the_last_tokens() {
         "{next:?} {last:?}"
     );
     assert!(last.iter().any(|&v| v != 0.0));
+}
+
+#[test]
+fn a_profile_counts_every_operation_and_changes_no_result() {
+    let model = model();
+    let layers = model.config().num_hidden_layers as u64;
+    let mut ws = Workspace::new();
+    let logits = |ws: &mut Workspace| {
+        let mut cache = PagedCache::new(model.config(), 2).unwrap();
+        let mut inputs = [Input {
+            tokens: &[1, 2],
+            cache: &mut cache,
+            logits: Want::Last,
+        }];
+        let logits = model.forward(&runtime(), &mut inputs, ws).unwrap();
+        logits.to_vec()
+    };
+    assert_eq!(ws.take_profile(), None);
+    let plain = logits(&mut ws);
+    ws.start_profile();
+    assert_eq!(logits(&mut ws), plain);
+    let profile = ws.take_profile().unwrap();
+    assert_eq!(ws.take_profile(), None);
+
+    let calls = |op| profile.of(op).calls;
+    for op in [Op::Qkv, Op::Rope, Op::Cache, Op::Attention, Op::O] {
+        assert_eq!(calls(op), layers, "{op:?}");
+    }
+    for op in [Op::GateUp, Op::Silu, Op::Down] {
+        assert_eq!(calls(op), layers, "{op:?}");
+    }
+    assert_eq!(calls(Op::Norm), 2 * layers + 1);
+    assert_eq!(calls(Op::Residual), 2 * layers);
+    assert_eq!((calls(Op::Embedding), calls(Op::Head)), (1, 1));
+    let linear = [Op::Qkv, Op::O, Op::GateUp, Op::Down, Op::Head];
+    let bytes: u64 = linear.iter().map(|&op| profile.of(op).bytes).sum();
+    assert_eq!(bytes, model.weight_bytes());
+    // Two tokens, seen once each.
+    let width = 2 * model.config().kv_width() as u64;
+    assert_eq!(profile.of(Op::Attention).bytes, layers * 2 * width * 2);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops}
 use super::Norm;
 use crate::ModelError;
 use crate::cache::Input;
+use crate::profile::{Op, Recorder};
 use crate::workspace::{Angles, AttentionBuffers, Stream};
 
 /// `x += o(attend(rope(q(norm(x))), rope(k(norm(x))), v(norm(x))))`
@@ -34,30 +35,40 @@ impl Attention {
         angles: &Angles,
         stream: &mut Stream,
         ws: &mut AttentionBuffers,
+        recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
         let rows = stream.x.len() / hidden;
-        stream.normalize(rt, &self.norm)?;
-        self.project(rt, Rows::new(&stream.normed, rows, hidden), ws)?;
-        self.rotate(rt, rows, angles, ws)?;
-        self.append(rt, inputs, ws)?;
+        stream.normalize(rt, &self.norm, recorder)?;
+        self.project(rt, Rows::new(&stream.normed, rows, hidden), ws, recorder)?;
+        self.rotate(rt, rows, angles, ws, recorder)?;
+        // f32 is read and bf16 written.
+        let bytes = (ws.k.len() + ws.v.len()) * (size_of::<f32>() + size_of::<u16>());
+        recorder.time(Op::Cache, bytes, || self.append(rt, inputs, ws))?;
+
         let tasks = self.tasks(inputs);
-        attention::attention(
-            rt,
-            &self.params,
-            Rows::new(&ws.q, rows, q_width),
-            &tasks,
-            RowsMut::new(&mut ws.attended, rows, q_width),
-        )?;
-        linear(
-            rt,
-            Rows::new(&ws.attended, rows, q_width),
-            &mut [LinearJob {
-                linear: &self.o,
-                y: RowsMut::new(&mut stream.delta, rows, hidden),
-            }],
-        )?;
-        stream.add_delta(rt, hidden)
+        let q = Rows::new(&ws.q, rows, q_width);
+        let out = RowsMut::new(&mut ws.attended, rows, q_width);
+        recorder.time(Op::Attention, self.cache_bytes(&tasks), || {
+            attention::attention(rt, &self.params, q, &tasks, out)
+        })?;
+
+        let x = Rows::new(&ws.attended, rows, q_width);
+        let mut jobs = [LinearJob {
+            linear: &self.o,
+            y: RowsMut::new(&mut stream.delta, rows, hidden),
+        }];
+        let bytes = self.o.weight.bytes();
+        recorder.time(Op::O, bytes, || linear(rt, x, &mut jobs))?;
+        stream.add_delta(rt, hidden, recorder)
+    }
+
+    /// Bytes of the keys and values that the tasks see, each counted once.
+    fn cache_bytes(&self, tasks: &[Task<'_>]) -> usize {
+        let window = self.params.window.unwrap_or(usize::MAX);
+        let seen = |task: &Task<'_>| task.rows + task.start.min(window.saturating_sub(1));
+        let width = self.k.weight.n() + self.v.weight.n();
+        tasks.iter().map(seen).sum::<usize>() * width * size_of::<u16>()
     }
 
     /// Queries, keys and values of all rows, in one pass over the pool: they read the same rows.
@@ -66,6 +77,7 @@ impl Attention {
         rt: &Runtime,
         x: Rows<'_>,
         ws: &mut AttentionBuffers,
+        recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let (rows, q_width, kv_width) = (x.rows(), self.q.weight.n(), self.k.weight.n());
         let mut jobs = [
@@ -82,7 +94,9 @@ impl Attention {
                 y: RowsMut::new(&mut ws.v, rows, kv_width),
             },
         ];
-        Ok(linear(rt, x, &mut jobs)?)
+        let weights = [&self.q, &self.k, &self.v].map(|linear| linear.weight.bytes());
+        let bytes = weights.iter().sum();
+        Ok(recorder.time(Op::Qkv, bytes, || linear(rt, x, &mut jobs))?)
     }
 
     /// Norms and rotation of queries and keys, in place.
@@ -92,34 +106,27 @@ impl Attention {
         rows: usize,
         angles: &Angles,
         ws: &mut AttentionBuffers,
+        recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let (q_width, kv_width) = (self.q.weight.n(), self.k.weight.n());
+        // Everything is read and written.
+        let bytes = 2 * (size_of_val(&ws.q[..]) + size_of_val(&ws.k[..]));
         if let Some((q_norm, k_norm)) = &self.head_norms {
-            vecops::rms_norm_heads(
-                rt,
-                RowsMut::new(&mut ws.q, rows, q_width),
-                &q_norm.weight,
-                q_norm.eps,
-            )?;
-            vecops::rms_norm_heads(
-                rt,
-                RowsMut::new(&mut ws.k, rows, kv_width),
-                &k_norm.weight,
-                k_norm.eps,
-            )?;
+            recorder.time(Op::Norm, bytes, || {
+                let q = RowsMut::new(&mut ws.q, rows, q_width);
+                vecops::rms_norm_heads(rt, q, &q_norm.weight, q_norm.eps)?;
+                let k = RowsMut::new(&mut ws.k, rows, kv_width);
+                vecops::rms_norm_heads(rt, k, &k_norm.weight, k_norm.eps)
+            })?;
         }
         let head_dim = self.params.head_dim;
-        for (heads, width) in [(&mut ws.q, q_width), (&mut ws.k, kv_width)] {
-            vecops::rope(
-                rt,
-                RowsMut::new(heads, rows, width),
-                head_dim,
-                head_dim,
-                &angles.cos,
-                &angles.sin,
-            )?;
-        }
-        Ok(())
+        recorder.time(Op::Rope, bytes, || {
+            for (heads, width) in [(&mut ws.q, q_width), (&mut ws.k, kv_width)] {
+                let x = RowsMut::new(heads, rows, width);
+                vecops::rope(rt, x, head_dim, head_dim, &angles.cos, &angles.sin)?;
+            }
+            Ok::<_, ModelError>(())
+        })
     }
 
     /// Gives every sequence the keys and values of its rows.

@@ -4,6 +4,7 @@ use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops}
 
 use super::Norm;
 use crate::ModelError;
+use crate::profile::{Op, Recorder};
 use crate::workspace::{MlpBuffers, Stream};
 
 /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
@@ -23,38 +24,39 @@ impl Mlp {
         rt: &Runtime,
         stream: &mut Stream,
         ws: &mut MlpBuffers,
+        recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
         let (hidden, inter) = (self.down.weight.n(), self.down.weight.k());
         let rows = stream.x.len() / hidden;
-        stream.normalize(rt, &self.norm)?;
+        stream.normalize(rt, &self.norm, recorder)?;
         // One pass over the pool for both: they read the same rows.
-        linear(
-            rt,
-            Rows::new(&stream.normed, rows, hidden),
-            &mut [
-                LinearJob {
-                    linear: &self.gate,
-                    y: RowsMut::new(&mut ws.gate, rows, inter),
-                },
-                LinearJob {
-                    linear: &self.up,
-                    y: RowsMut::new(&mut ws.up, rows, inter),
-                },
-            ],
-        )?;
-        vecops::silu_mul(
-            rt,
-            RowsMut::new(&mut ws.gate, rows, inter),
-            Rows::new(&ws.up, rows, inter),
-        )?;
-        linear(
-            rt,
-            Rows::new(&ws.gate, rows, inter),
-            &mut [LinearJob {
-                linear: &self.down,
-                y: RowsMut::new(&mut stream.delta, rows, hidden),
-            }],
-        )?;
-        stream.add_delta(rt, hidden)
+        let x = Rows::new(&stream.normed, rows, hidden);
+        let mut jobs = [
+            LinearJob {
+                linear: &self.gate,
+                y: RowsMut::new(&mut ws.gate, rows, inter),
+            },
+            LinearJob {
+                linear: &self.up,
+                y: RowsMut::new(&mut ws.up, rows, inter),
+            },
+        ];
+        let bytes = self.gate.weight.bytes() + self.up.weight.bytes();
+        recorder.time(Op::GateUp, bytes, || linear(rt, x, &mut jobs))?;
+
+        // The gate is read and written.
+        let bytes = 2 * size_of_val(&ws.gate[..]) + size_of_val(&ws.up[..]);
+        let gate = RowsMut::new(&mut ws.gate, rows, inter);
+        let up = Rows::new(&ws.up, rows, inter);
+        recorder.time(Op::Silu, bytes, || vecops::silu_mul(rt, gate, up))?;
+
+        let x = Rows::new(&ws.gate, rows, inter);
+        let mut jobs = [LinearJob {
+            linear: &self.down,
+            y: RowsMut::new(&mut stream.delta, rows, hidden),
+        }];
+        let bytes = self.down.weight.bytes();
+        recorder.time(Op::Down, bytes, || linear(rt, x, &mut jobs))?;
+        stream.add_delta(rt, hidden, recorder)
     }
 }

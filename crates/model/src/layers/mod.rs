@@ -9,6 +9,7 @@ pub(crate) use mlp::Mlp;
 use sparamx_kernels::{Rows, RowsMut, Runtime, vecops};
 
 use crate::ModelError;
+use crate::profile::{Op, Recorder};
 use crate::workspace::Stream;
 
 /// One decoder layer.
@@ -37,23 +38,32 @@ impl Norm {
 
 impl Stream {
     /// Normalizes the residual stream into `normed`.
-    fn normalize(&mut self, rt: &Runtime, norm: &Norm) -> Result<(), ModelError> {
+    fn normalize(
+        &mut self,
+        rt: &Runtime,
+        norm: &Norm,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
         let width = norm.weight.len();
         let rows = self.x.len() / width;
-        norm.forward(
-            rt,
-            Rows::new(&self.x, rows, width),
-            RowsMut::new(&mut self.normed, rows, width),
-        )
+        let bytes = size_of_val(&self.x[..]) + size_of_val(&self.normed[..]);
+        let x = Rows::new(&self.x, rows, width);
+        let out = RowsMut::new(&mut self.normed, rows, width);
+        recorder.time(Op::Norm, bytes, || norm.forward(rt, x, out))
     }
 
     /// Adds `delta` to the residual stream.
-    fn add_delta(&mut self, rt: &Runtime, width: usize) -> Result<(), ModelError> {
+    fn add_delta(
+        &mut self,
+        rt: &Runtime,
+        width: usize,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
         let rows = self.x.len() / width;
-        Ok(vecops::add(
-            rt,
-            RowsMut::new(&mut self.x, rows, width),
-            Rows::new(&self.delta, rows, width),
-        )?)
+        // The stream is read and written.
+        let bytes = 2 * size_of_val(&self.x[..]) + size_of_val(&self.delta[..]);
+        let x = RowsMut::new(&mut self.x, rows, width);
+        let delta = Rows::new(&self.delta, rows, width);
+        Ok(recorder.time(Op::Residual, bytes, || vecops::add(rt, x, delta))?)
     }
 }
