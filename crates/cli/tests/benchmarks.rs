@@ -1,8 +1,8 @@
-//! `bench --kernels`: what it measures and prints.
+//! `bench --kernels` and `bench --profile`: what they measure and print.
 
 mod common;
 
-use common::{json, output, run, sparamx, stdout};
+use common::{json, model, output, run, sparamx, stdout, text};
 use serde_json::Value;
 
 /// One small weight that stays in the caches, so that it is a matter of a moment.
@@ -133,4 +133,83 @@ fn options_choose_kernels_and_shapes_and_the_form_of_the_result() {
 fn weights_larger_than_memory_are_refused_before_any_is_made() {
     let shape = ["bench", "--kernels", "--shapes", "1048576,1048576"];
     common::fails(&run(&shape), 1, &["TiB", "--weights", "--sparsity"]);
+}
+
+#[test]
+fn a_profile_accounts_for_all_of_the_time() {
+    let directory = model::directory();
+    let args = [
+        "bench",
+        text(&directory),
+        "--profile",
+        "-p",
+        "8",
+        "-n",
+        "4",
+        "-b",
+        "2",
+        "-r",
+        "2",
+    ];
+    let report = json(&output(sparamx().args(args).arg("--json")));
+    let profiles = report["profile"].as_array().expect("a list");
+    assert_eq!(
+        profiles.len(),
+        report["rows"].as_array().expect("a list").len()
+    );
+    for profile in profiles {
+        let ops = profile["ops"].as_array().expect("a list");
+        let names: Vec<&str> = ops
+            .iter()
+            .map(|op| op["op"].as_str().expect("a name"))
+            .collect();
+        for name in [
+            "embedding",
+            "norm",
+            "qkv",
+            "rope",
+            "attention",
+            "o",
+            "gate_up",
+            "silu",
+            "down",
+            "lm_head",
+            "sampling",
+            "other",
+        ] {
+            assert!(names.contains(&name), "no {name} in {names:?}");
+        }
+        let figure = |op: &Value, field: &str| {
+            op[field]
+                .as_f64()
+                .unwrap_or_else(|| panic!("no {field} in {op}"))
+        };
+        let total = |field: &str| ops.iter().map(|op| figure(op, field)).sum::<f64>();
+        assert!((total("share") - 1.0).abs() < 1e-6, "{profile}");
+        assert!((total("us") / profile["us"].as_f64().expect("a number") - 1.0).abs() < 1e-6);
+        assert!(
+            ops.iter()
+                .all(|op| figure(op, "us") >= 0.0 && figure(op, "calls") >= 1.0),
+            "{profile}"
+        );
+        let kernels = profile["kernel_share"].as_f64().expect("a number");
+        assert!(kernels > 0.0 && kernels < 1.0, "{kernels}");
+    }
+    let table = stdout(&output(sparamx().args(args)));
+    assert!(
+        table.contains("| lm_head ") && table.contains("linear layers and attention"),
+        "{table}"
+    );
+    let plain = json(&run(&[
+        "bench",
+        text(&directory),
+        "-p",
+        "0",
+        "-n",
+        "2",
+        "-r",
+        "1",
+        "--json",
+    ]));
+    assert!(plain.get("profile").is_none());
 }

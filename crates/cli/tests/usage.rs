@@ -105,6 +105,14 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'gpt-9'", "tinyllama-1.1b"],
         ),
         (
+            &["bench", "--shape", "tinyllama-1.1b", "--layers", "23"],
+            &["22 layers", "--layers"],
+        ),
+        (
+            &["bench", "m", "--profile", "-o", "csv"],
+            &["--profile", "-o json"],
+        ),
+        (
             &["bench", "--kernels", "--shapes", "16,0"],
             &["'16,0'", "--shapes", "N,K"],
         ),

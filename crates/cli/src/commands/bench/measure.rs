@@ -1,12 +1,12 @@
 //! The measurements themselves.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sparamx_engine::PagedCache;
+use sparamx_engine::{PagedCache, Sampler, SamplingParams};
 use sparamx_kernels::Runtime;
 use sparamx_kernels::bandwidth::{Bandwidth, uncached_bytes};
-use sparamx_model::{Input, KvCache, Model, Want, Workspace};
+use sparamx_model::{Input, KvCache, Model, Profile, Spent, Want, Workspace};
 
 /// Tokens of a sequence that go through the model at a time.
 const CHUNK_TOKENS: usize = 512;
@@ -84,11 +84,23 @@ pub struct Bench {
     pub settings: Vec<Setting>,
     /// Seconds that every combination took, round by round.
     pub seconds: Vec<Vec<f64>>,
+    /// What the operations of every combination took, round by round; nothing if nobody wants to know.
+    pub passes: Vec<Vec<Passes>>,
     /// Read bandwidth in GB/s for every number of threads, round by round.
     pub bandwidth: Vec<Vec<f64>>,
     buffers: Vec<Bandwidth>,
     caches: Vec<Caches>,
     workspace: Workspace,
+}
+
+/// What the forward passes of a combination in a round took.
+pub struct Passes {
+    /// By operation.
+    pub profile: Profile,
+    /// The choice of a token of each sequence after each pass, with the default options of `run`.
+    pub sampling: Spent,
+    /// Passes and sampling together.
+    pub time: Duration,
 }
 
 /// Keys and values of as many sequences as are ever needed, at one depth. What they hold decides no speed, so that all
@@ -111,6 +123,7 @@ impl Bench {
     ) -> Result<Self> {
         let mut bench = Bench {
             seconds: vec![Vec::new(); settings.len()],
+            passes: settings.iter().map(|_| Vec::new()).collect(),
             bandwidth: vec![Vec::new(); runtimes.len()],
             buffers: runtimes
                 .iter()
@@ -160,14 +173,27 @@ impl Bench {
     /// Measures every combination once, and the bandwidth before and after. The better of both is the round's: what disturbs
     /// one of them need not have disturbed the model.
     ///
+    /// With `profile`, what the operations take is taken down too.
+    ///
     /// # Errors
     /// The model cannot run.
-    pub fn round(&mut self, done: &mut dyn FnMut(&Setting)) -> Result<()> {
+    pub fn round(&mut self, profile: bool, done: &mut dyn FnMut(&Setting)) -> Result<()> {
         let before = self.measure_bandwidth();
         for index in 0..self.settings.len() {
             let setting = self.settings[index];
-            let seconds = self.time(&setting)?;
-            self.seconds[index].push(seconds);
+            if profile {
+                self.workspace.start_profile();
+            }
+            let (forward, sampling) = self.time(&setting)?;
+            self.seconds[index].push(forward.as_secs_f64());
+            if let Some(profile) = self.workspace.take_profile() {
+                let time = forward + sampling.time;
+                self.passes[index].push(Passes {
+                    profile,
+                    sampling,
+                    time,
+                });
+            }
             done(&setting);
         }
         let after = self.measure_bandwidth();
@@ -183,8 +209,9 @@ impl Bench {
         all.map(|(buffer, rt)| buffer.measure(rt)).collect()
     }
 
-    /// The seconds that one combination takes.
-    fn time(&mut self, setting: &Setting) -> Result<f64> {
+    /// What the forward passes of one combination take, and the choices of tokens between them: that speed is the engine's
+    /// and no part of the model's.
+    fn time(&mut self, setting: &Setting) -> Result<(Duration, Spent)> {
         let rt = &self.runtimes[setting.runtime];
         let model = &self.subjects[setting.subject].model;
         let at = self
@@ -202,11 +229,21 @@ impl Bench {
             Test::Prefill(_) => CHUNK_TOKENS,
             Test::Decode(_) => 1,
         };
-        let start = Instant::now();
+        let mut sampler = Sampler::new(&SamplingParams::default(), &[])?;
+        let (mut passes, mut sampling) = (Duration::ZERO, Spent::default());
         for chunk in tokens.chunks(step) {
-            forward(rt, model, chunk, sequences, Want::Last, &mut self.workspace)?;
+            let start = Instant::now();
+            let logits = forward(rt, model, chunk, sequences, Want::Last, &mut self.workspace)?;
+            passes += start.elapsed();
+            let start = Instant::now();
+            for logits in logits.chunks_exact(model.config().vocab_size) {
+                sampler.sample(logits)?;
+            }
+            sampling.time += start.elapsed();
+            sampling.calls += 1;
+            sampling.bytes += size_of_val(logits) as u64;
         }
-        Ok(start.elapsed().as_secs_f64())
+        Ok((passes, sampling))
     }
 
     /// Brings the sequences of a depth to it.
@@ -232,14 +269,14 @@ impl Bench {
 }
 
 /// The same tokens for every sequence: they are of no matter for the speed.
-fn forward(
+fn forward<'w>(
     rt: &Runtime,
     model: &Model,
     tokens: &[u32],
     sequences: &mut [PagedCache],
     logits: Want,
-    workspace: &mut Workspace,
-) -> Result<()> {
+    workspace: &'w mut Workspace,
+) -> Result<&'w [f32]> {
     let input = |cache| Input {
         tokens,
         cache,
@@ -249,8 +286,7 @@ fn forward(
         .iter_mut()
         .map(|cache| input(cache as &mut dyn KvCache))
         .collect();
-    model.forward(rt, &mut inputs, workspace)?;
-    Ok(())
+    Ok(model.forward(rt, &mut inputs, workspace)?)
 }
 
 /// Tokens from all over the vocabulary.

@@ -5,6 +5,7 @@
 
 mod kernels;
 mod measure;
+mod profile;
 mod report;
 mod stats;
 
@@ -29,6 +30,7 @@ const SEED: u64 = 1;
 Examples:
   sparamx bench --shape tinyllama-1.1b --sparsity 0,0.5
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 64 -b 1,4,16 -t 16,32
+  sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 16 --profile
   sparamx bench llama-8b-50 -o json
   sparamx bench --kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
 
@@ -43,6 +45,12 @@ pub struct BenchArgs {
     /// Measure a model of this shape with random weights
     #[arg(long, value_name = "NAME", value_parser = shape)]
     shape: Option<String>,
+    /// Only so many of its layers, with --shape
+    #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
+    layers: Option<u32>,
+    /// Break the time of a forward pass down by operation, sampling included
+    #[arg(long, conflicts_with = "kernels")]
+    profile: bool,
     /// Formats of the weights, with --shape or --kernels [default: bf16; all with --kernels]
     #[arg(
         long,
@@ -180,6 +188,11 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         return kernels::run(args, common);
     }
     let tests = args.tests()?;
+    if args.profile && args.output == Format::Csv && !common.json {
+        bail!(UsageError(
+            "--profile is printed as a table or as JSON: use -o md or -o json".to_owned()
+        ));
+    }
     let threads = args.thread_counts();
     let source = args.source(common)?;
     args.check_context(&source.config)?;
@@ -211,7 +224,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         .for_each(sparamx_kernels::Runtime::pin_caller);
     bench.warm_up()?;
     for _ in 0..args.rounds {
-        bench.round(&mut |setting| {
+        bench.round(args.profile, &mut |setting| {
             bar.set_message(setting.test.name());
             bar.inc(1);
         })?;
@@ -284,9 +297,21 @@ impl BenchArgs {
 
     fn source(&self, common: Common) -> Result<Source> {
         if let Some(shape) = &self.shape {
+            let (mut name, mut config) = (shape.clone(), shapes::config(shape)?);
+            if let Some(layers) = self.layers {
+                let all = config.num_hidden_layers;
+                if layers as usize > all {
+                    bail!(UsageError(format!(
+                        "{shape} has {all} layers; lower --layers"
+                    )));
+                }
+                config.num_hidden_layers = layers as usize;
+                config.windows.truncate(layers as usize);
+                name = format!("{shape}/{layers} layers");
+            }
             return Ok(Source {
-                name: shape.clone(),
-                config: shapes::config(shape)?,
+                name,
+                config,
                 checkpoint: None,
             });
         }

@@ -4,6 +4,7 @@ use serde::Serialize;
 use sparamx_cpu::topology;
 
 use super::measure::{Bench, Setting};
+use super::profile::Breakdown;
 use super::stats::{median, median_ratio};
 use crate::output::Table;
 use crate::units;
@@ -18,6 +19,9 @@ pub struct Report {
     /// With that many threads.
     read_bandwidth_gb_s: f64,
     rows: Vec<Row>,
+    /// With `--profile`, in the order of the rows.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<Breakdown>,
 }
 
 /// One combination. Speeds are medians over the rounds.
@@ -62,6 +66,7 @@ impl Report {
             threads: bench.runtimes[most].threads(),
             read_bandwidth_gb_s: median(&bench.bandwidth[most]),
             rows: rows.collect(),
+            profile: Breakdown::of_all(bench),
         }
     }
 
@@ -98,13 +103,16 @@ impl Report {
                 format!("{:.2}", row.bandwidth_share),
             ]);
         }
+        let profiles = self.profile.iter().zip(&self.rows);
+        let profiles = profiles.map(|(profile, row)| profile.markdown(&row.title()));
         format!(
-            "{}, {}, {} threads, read bandwidth {:.1} GB/s\n\n{}",
+            "{}, {}, {} threads, read bandwidth {:.1} GB/s\n\n{}{}",
             self.cpu,
             self.isa,
             self.threads,
             self.read_bandwidth_gb_s,
-            table.markdown()
+            table.markdown(),
+            profiles.collect::<String>()
         )
     }
 
@@ -183,6 +191,19 @@ impl Row {
             weight_bytes,
             parameters: subject.parameters,
         }
+    }
+
+    /// What is measured, in a line.
+    fn title(&self) -> String {
+        format!(
+            "{}, {}, {} at sparsity {:.2}, batch {}, {} threads",
+            self.test_at_depth(),
+            self.shape,
+            self.weights,
+            self.sparsity,
+            self.batch,
+            self.threads
+        )
     }
 
     /// `tg128`, or `tg128 @ d4096` as llama-bench writes it.
