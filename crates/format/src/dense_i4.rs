@@ -6,7 +6,7 @@ use crate::dense_bf16::check_rows;
 use crate::error::check_length;
 use crate::levels::{self, DENSE_I4_LEVELS};
 use crate::shape::{Geometry, LINE_BYTES, LINE_ELEMS_I8, STRIP_ROWS};
-use crate::{Field, FormatError, Scales, Storage, strip};
+use crate::{Field, FormatError, Scales, SparseI4, Storage, strip};
 
 /// A dense `[N, K]` int4 weight in strip and line order.
 ///
@@ -55,6 +55,35 @@ impl DenseI4 {
             lines,
             scales,
         })
+    }
+
+    /// Expands a packed weight, or gives nothing if it has a level of 8, for which there is no code. Strips are expanded in
+    /// parallel.
+    ///
+    /// # Errors
+    /// If memory is refused.
+    pub fn from_sparse(sparse: &SparseI4) -> Result<Option<Self>, FormatError> {
+        let shape = *sparse.geometry();
+        let mut lines = Storage::zeroed(shape.dense_elems() / 2)?;
+        let all_fit = lines
+            .unique()
+            .par_chunks_exact_mut(shape.strip_elems() / 2)
+            .enumerate()
+            .map_init(
+                || vec![0i8; shape.strip_elems()],
+                |strip, (s, lines)| {
+                    sparse.decode_strip(s, strip);
+                    write_codes(strip, lines);
+                    strip.iter().all(|level| DENSE_I4_LEVELS.contains(level))
+                },
+            )
+            .reduce(|| true, |a, b| a & b);
+        let scales = sparse.scales().clone();
+        Ok(all_fit.then_some(Self {
+            shape,
+            lines,
+            scales,
+        }))
     }
 
     /// Takes arrays from elsewhere, usually from a mapped file. Every code is a level, so only the padding is read.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparamx_cpu::topology;
-use sparamx_format::{DenseBf16, DenseI8};
+use sparamx_format::{DenseBf16, DenseI4, DenseI8};
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, Weight, linear};
 
@@ -249,12 +249,15 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// The same weight with every element there. int4 levels become bytes: their kernels read them as they are.
+/// The same weight with every element there. int4 levels that dense int4 weights cannot have become bytes.
 fn expand(weight: &Weight) -> Result<Weight, ModelError> {
     Ok(match weight {
         Weight::SparseBf16(w) => Weight::DenseBf16(DenseBf16::from_sparse(w)?),
         Weight::SparseI8(w) => Weight::DenseI8(DenseI8::from_sparse(w)?),
-        Weight::SparseI4(w) => Weight::DenseI8(DenseI8::from_sparse_i4(w)?),
+        Weight::SparseI4(w) => match DenseI4::from_sparse(w)? {
+            Some(dense) => Weight::DenseI4(dense),
+            None => Weight::DenseI8(DenseI8::from_sparse_i4(w)?),
+        },
         dense => dense.clone(),
     })
 }
@@ -322,14 +325,25 @@ mod tests {
             .iter()
             .map(|&level| half::bf16::from_f32(f32::from(level)).to_bits())
             .collect();
+        let int4 = |most| {
+            let levels: Vec<i8> = levels(n, k, 8).iter().map(|&l| l.min(most)).collect();
+            Weight::SparseI4(SparseI4::pack(&levels, n, k, group_scales.clone()).unwrap())
+        };
         let packed = [
             Weight::SparseBf16(SparseBf16::pack(&bf16, n, k).unwrap()),
             Weight::SparseI8(SparseI8::pack(&levels(n, k, 127), n, k, row_scales).unwrap()),
-            Weight::SparseI4(SparseI4::pack(&levels(n, k, 8), n, k, group_scales).unwrap()),
+            int4(7),
+            int4(8),
         ];
-        for packed in packed {
+        let forms = [
+            WeightFormat::DenseBf16,
+            WeightFormat::DenseI8,
+            WeightFormat::DenseI4,
+            WeightFormat::DenseI8,
+        ];
+        for (packed, form) in packed.into_iter().zip(forms) {
             let dense = expand(&packed).unwrap();
-            assert!(packed.format().is_sparse() && !dense.format().is_sparse());
+            assert_eq!(dense.format(), form);
             let product = |weight: &Weight| {
                 let linear_layer = Linear {
                     weight: weight.clone(),

@@ -15,10 +15,10 @@ use sparamx_engine::PagePool;
 use sparamx_format::container::PackedFormat;
 use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
-use sparamx_model::{Checkpoint, Config, LoadOptions, Model, Precision, RandomSpec, plan, shapes};
+use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, plan, shapes};
 
-use crate::cli::{self, Common, MAX_THREADS, UsageError};
-use crate::{memory, output, progress, runtime, source, units};
+use crate::cli::{self, Common, MAX_THREADS, Memory, UsageError};
+use crate::{loading, memory, output, progress, runtime, source, units};
 use measure::{Bench, Setting, Subject, Test};
 
 /// Random weights are the same in every run.
@@ -87,6 +87,8 @@ pub struct BenchArgs {
     /// Rounds
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    #[command(flatten)]
+    memory: Memory,
     /// How to print the result
     #[arg(short, long, value_name = "FORMAT", default_value = "md")]
     output: Format,
@@ -208,7 +210,13 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         .iter()
         .map(|&threads| runtime::start(threads, common))
         .collect::<Result<Vec<_>>>()?;
-    let subjects = load(&source, &models, &runtimes[runtimes.len() - 1], common)?;
+    let subjects = load(
+        &source,
+        &models,
+        &runtimes[runtimes.len() - 1],
+        args.memory,
+        common,
+    )?;
     let settings = args.settings(&tests, threads.len(), subjects.len());
     let mut bench = Bench::new(
         runtimes,
@@ -448,6 +456,7 @@ fn load(
     source: &Source,
     models: &[Variant],
     rt: &sparamx_kernels::Runtime,
+    memory: Memory,
     common: Common,
 ) -> Result<Vec<Subject>> {
     let parameters = plan::tensors(&source.config)
@@ -463,7 +472,12 @@ fn load(
     let mut subjects = Vec::new();
     for variant in models {
         let model = match &source.checkpoint {
-            Some(checkpoint) => Model::load(rt, checkpoint, &LoadOptions::default(), &mut |_| {})?,
+            // As `run` would have it in memory.
+            Some(checkpoint) => {
+                let mut model = loading::weights(rt, checkpoint, memory, common)?;
+                loading::settle(&mut model, rt, memory, common)?;
+                model
+            }
             None => Model::random(rt, &source.config, variant.random())?,
         };
         bar.inc(1);
