@@ -190,6 +190,9 @@ class Driver:
                 if self.record.is_done(group.title):
                     self.say(f"{group.title}: in {self.record.folder.name} already")
                     continue
+                if time.monotonic() > self.deadline:
+                    self.say(f"{group.title}: no time; go on with --resume --output {self.record.folder}")
+                    continue
                 remaining = sum(later.share for later in todo[at:])
                 budget = (self.deadline - time.monotonic()) * group.share / remaining
                 self._group(f"[{at + 1}/{len(todo)}] {group.title}", group, time.monotonic() + budget)
