@@ -33,18 +33,26 @@ pub struct Pool {
 }
 
 struct Shared {
+    /// How long to spin before parking.
+    spin: Duration,
     /// Number of runs begun; a change tells the workers that `job` is new.
     run: AtomicUsize,
     /// The function of the present run. Written by the caller before `run` changes, and only while `unfinished` is 0.
     job: UnsafeCell<Option<*const Job<'static>>>,
-    /// Workers that have not finished the present run.
-    unfinished: AtomicUsize,
+    /// Workers that have not finished the present run. On a line of its own: those that have finished spin on `run`, and each
+    /// that finishes would take the line away from them.
+    unfinished: Line<AtomicUsize>,
     stop: AtomicBool,
     parked: Box<[AtomicBool]>,
+    /// The thread to wake when the run is done, if it parked.
     caller: Mutex<Option<Thread>>,
     caller_parked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
+
+/// Two cache lines, as they are prefetched in pairs.
+#[repr(align(128))]
+struct Line<T>(T);
 
 // SAFETY: `job` is the only field that is not Sync by itself. It is written before the release store to `run` that starts a
 // run and read after the acquire load that sees it; the next write waits until `unfinished` is 0. The function is Sync.
@@ -73,9 +81,15 @@ impl Pool {
         }
         let cpus = topology::cpus_by_core();
         let shared = Arc::new(Shared {
+            // More threads than processors: who spins keeps another from its work.
+            spin: if threads <= cpus.len() {
+                SPIN
+            } else {
+                Duration::ZERO
+            },
             run: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
-            unfinished: AtomicUsize::new(0),
+            unfinished: Line(AtomicUsize::new(0)),
             stop: AtomicBool::new(false),
             parked: (0..threads).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
@@ -127,8 +141,7 @@ impl Pool {
 
     fn start(&self, job: &Job<'_>) {
         let s = &*self.shared;
-        *lock(&s.caller) = Some(thread::current());
-        s.unfinished.store(self.workers.len(), Ordering::Relaxed);
+        s.unfinished.0.store(self.workers.len(), Ordering::Relaxed);
         // SAFETY: only the lifetime is changed. `run` does not return before every worker has finished with the job (`wait`),
         // also when a job panics. No worker reads `job` now: `unfinished` was 0.
         unsafe {
@@ -146,11 +159,12 @@ impl Pool {
 
     fn wait(&self) {
         let s = &*self.shared;
-        if spin_until(|| s.unfinished.load(Ordering::Acquire) == 0) {
+        if spin_until(s.spin, || s.unfinished.0.load(Ordering::Acquire) == 0) {
             return;
         }
+        *lock(&s.caller) = Some(thread::current());
         s.caller_parked.store(true, Ordering::SeqCst);
-        while s.unfinished.load(Ordering::SeqCst) != 0 {
+        while s.unfinished.0.load(Ordering::SeqCst) != 0 {
             thread::park();
         }
         s.caller_parked.store(false, Ordering::SeqCst);
@@ -181,8 +195,8 @@ fn inside<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Spins until `done` or until it is time to park; says which.
-fn spin_until(done: impl Fn() -> bool) -> bool {
+/// Spins until `done` or for as long as `spin`; says whether it is done.
+fn spin_until(spin: Duration, done: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     loop {
         for _ in 0..SPINS_PER_LOOK {
@@ -191,7 +205,7 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() > SPIN {
+        if start.elapsed() >= spin {
             return done();
         }
     }
@@ -204,7 +218,7 @@ fn work(s: &Shared, index: usize, cpu: Option<usize>) {
     }
     let mut seen = 0;
     loop {
-        if !spin_until(|| s.run.load(Ordering::Acquire) != seen) {
+        if !spin_until(s.spin, || s.run.load(Ordering::Acquire) != seen) {
             s.parked[index].store(true, Ordering::SeqCst);
             while s.run.load(Ordering::SeqCst) == seen {
                 thread::park();
@@ -222,11 +236,11 @@ fn work(s: &Shared, index: usize, cpu: Option<usize>) {
         {
             lock(&s.panic).get_or_insert(panic);
         }
-        // The caller may go on, and take the pool away, as soon as this reaches 0: its thread is looked up before.
-        let caller = lock(&s.caller).clone();
-        if s.unfinished.fetch_sub(1, Ordering::SeqCst) == 1
+        // If the caller parked it is still there, or it has seen the 0 itself and another may have taken its place: then that
+        // one is woken for nothing, and looks again.
+        if s.unfinished.0.fetch_sub(1, Ordering::SeqCst) == 1
             && s.caller_parked.load(Ordering::SeqCst)
-            && let Some(caller) = caller
+            && let Some(caller) = lock(&s.caller).clone()
         {
             caller.unpark();
         }
@@ -268,6 +282,49 @@ mod tests {
             });
             assert_eq!(sum.into_inner(), 0x10101);
         }
+    }
+
+    /// CPU time that a worker has had.
+    #[cfg(target_os = "linux")]
+    fn cpu_time(worker: &JoinHandle<()>) -> Duration {
+        use std::os::unix::thread::JoinHandleExt;
+        let mut clock = 0;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: the worker has not been joined, so its handle is valid; the other arguments are locals to be written.
+        let results = unsafe {
+            [
+                libc::pthread_getcpuclockid(worker.as_pthread_t(), &mut clock),
+                libc::clock_gettime(clock, &mut time),
+            ]
+        };
+        assert_eq!(results, [0, 0]);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn idle_threads_use_no_time() {
+        let pool = Pool::new(3).unwrap();
+        pool.run(&|_| {});
+        let times = || pool.workers.iter().map(cpu_time).collect::<Vec<_>>();
+        // They stop some time after the run; a thread that spins never does.
+        let stopped = |_| {
+            let before = times();
+            thread::sleep(SPIN * 100);
+            times() == before
+        };
+        assert!((0..100).any(stopped), "{:?}", times());
+        let before = times();
+        pool.run(&|_| {});
+        assert!(
+            times()
+                .iter()
+                .zip(before)
+                .all(|(after, before)| *after > before)
+        );
     }
 
     #[test]
