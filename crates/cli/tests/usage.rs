@@ -273,7 +273,32 @@ fn the_catalog_is_listed_with_what_runs() {
         );
     }
     let table = stdout(&run(&["inspect", "--kernels"]));
-    assert_eq!(table.lines().count(), kernels.len() + 1);
+    let choices = catalog["choices"].as_array().expect("a list");
+    assert_eq!(
+        table.lines().count(),
+        (kernels.len() + 1) + 1 + (choices.len() + 1)
+    );
+    for format in [
+        "dense bf16",
+        "sparse bf16",
+        "dense int8",
+        "sparse int8",
+        "dense int4",
+        "sparse int4",
+    ] {
+        let of_format: Vec<_> = choices.iter().filter(|c| c["weight"] == format).collect();
+        let rows = |c: &serde_json::Value| c["rows"].as_str().expect("text").to_owned();
+        assert!(rows(of_format[0]).starts_with('1'), "{of_format:?}");
+        assert!(
+            rows(of_format[of_format.len() - 1]).ends_with('+'),
+            "{of_format:?}"
+        );
+        for choice in of_format {
+            let kernel = kernels.iter().find(|k| k["name"] == choice["kernel"]);
+            assert_eq!(kernel.expect("a kernel of the list")["runnable"], true);
+            assert!(choice["reason"].as_str().is_some_and(|r| !r.is_empty()));
+        }
+    }
 
     let limited =
         output(

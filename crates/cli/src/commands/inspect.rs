@@ -13,6 +13,7 @@ use sparamx_model::plan::{Role, TensorPlan};
 use sparamx_model::{Checkpoint, Group, Model, TensorInfo};
 
 use crate::cli::{Common, Memory, Threads};
+use crate::kernels::Choice;
 use crate::output::Table;
 use crate::{kernels, loading, output, progress, runtime, source, units};
 
@@ -330,6 +331,8 @@ struct Catalog {
     isa: String,
     features: Vec<&'static str>,
     kernels: Vec<KernelLine>,
+    /// What this CPU uses, for every format of weights and number of rows.
+    choices: Vec<Choice>,
 }
 
 #[derive(Serialize)]
@@ -356,6 +359,7 @@ impl Catalog {
                 .iter()
                 .map(|spec| KernelLine::new(spec, cpu))
                 .collect(),
+            choices: kernels::choices(cpu.features()),
         }
     }
 
@@ -385,7 +389,16 @@ impl Catalog {
                 kernel.reason.to_owned(),
             ]);
         }
-        output::text_out(&table.aligned())
+        let mut choices = Table::new(&["weights here", "M", "kernel", "because it"]);
+        for choice in &self.choices {
+            choices.row(vec![
+                choice.weight.clone(),
+                choice.rows.clone(),
+                choice.kernel.to_owned(),
+                choice.reason.to_owned(),
+            ]);
+        }
+        output::text_out(&format!("{}\n{}", table.aligned(), choices.aligned()))
     }
 }
 
