@@ -164,8 +164,10 @@ def _amx(form, *expand, groups=False):
 
 
 EVERY = range(1, 33)
-FEW = range(1, 17)
-MANY = range(17, 33)
+FEW = range(1, 32)
+MANY = range(32, 33)
+FEW_INT4 = range(1, 9)
+MANY_INT4 = range(9, 33)
 # Of the catalog (catalog.rs), for up to 32 rows.
 KERNELS = [
     Kernel("linear_bf16_bf16_f32_8x16_avx512bf16", "avx512", "dense bf16", EVERY, _direct("dense bf16")),
@@ -175,8 +177,8 @@ KERNELS = [
     Kernel("linear_i8_bmi8_i32_8x16_avx512vnni", "avx512", "sparse int8", FEW, _direct("sparse int8")),
     Kernel("linear_i8_bmi8_i32_8x16_panel_avx512vnni", "avx512", "sparse int8", MANY, _panel("expand int8, unsigned", "panel int8")),
     Kernel("linear_i8_i4_i32_8x16_avx512vnni", "avx512", "dense int4", EVERY, _direct("dense int4", True)),
-    Kernel("linear_i8_bmi4_i32_8x16_avx512vnni", "avx512", "sparse int4", FEW, _direct("sparse int4", True)),
-    Kernel("linear_i8_bmi4_i32_8x16_panel_avx512vnni", "avx512", "sparse int4", MANY, _panel("expand int4, unsigned", "panel int4", True)),
+    Kernel("linear_i8_bmi4_i32_8x16_avx512vnni", "avx512", "sparse int4", FEW_INT4, _direct("sparse int4", True)),
+    Kernel("linear_i8_bmi4_i32_8x16_panel_avx512vnni", "avx512", "sparse int4", MANY_INT4, _panel("expand int4, unsigned", "panel int4", True)),
     Kernel("linear_bf16_bf16_f32_32x32_amx", "amx", "dense bf16", EVERY, _amx("dense bf16")),
     Kernel(
         "linear_bf16_bmbf16_f32_32x32_amx",

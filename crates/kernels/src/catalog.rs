@@ -122,13 +122,26 @@ const AMX_INT8: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
 
 /// On AVX2 one row serves all M: the first rows are multiplied while a line is expanded, and only if more follow is it kept.
 const ANY: RangeInclusive<usize> = 1..=usize::MAX;
-/// AVX-512: the expansion of a line is one instruction, so it is done again for every 8 rows up to two blocks of them.
-const AVX512_DIRECT: RangeInclusive<usize> = 1..=16;
+/// AVX-512: to expand again for every 8 rows costs less than to write and read a panel, up to some rows. Measured on Zen 4, two
+/// threads, 4096 x 4096 at 50 %, microseconds in registers / by panels (`sparamx bench --kernels`):
+///
+/// | M | f32 by bf16 | bf16 | int8 | int4 |
+/// |---|---|---|---|---|
+/// | 8 | 1528 / 1984 | 876 / 1423 | 461 / 734 | 501 / 585 |
+/// | 16 | 3037 / 3224 | 1744 / 2103 | 928 / 1061 | 1064 / 943 |
+/// | 24 | 4525 / 4345 | 2428 / 2660 | 1280 / 1367 | 1545 / 1267 |
+/// | 32 | 6153 / 5507 | 3289 / 3250 | 1643 / 1647 | 2071 / 1573 |
+/// | 48 | 8917 / 7787 | 4800 / 4399 | 2459 / 2247 | 2952 / 2161 |
+const AVX512_DIRECT: RangeInclusive<usize> = 1..=31;
+const AVX512_DIRECT_F32: RangeInclusive<usize> = 1..=16;
+const AVX512_DIRECT_I4: RangeInclusive<usize> = 1..=8;
 /// AMX: a tile takes 16 rows at the price of one; below, AVX-512 reads as fast and waits for no tile (the peers switch here too).
 const AMX_MANY: RangeInclusive<usize> = 5..=usize::MAX;
 /// AMX: more rows than one block has would expand again.
 const AMX_ONE_BLOCK: RangeInclusive<usize> = 5..=32;
-const AVX512_PANEL: RangeInclusive<usize> = 17..=usize::MAX;
+const AVX512_PANEL: RangeInclusive<usize> = 32..=usize::MAX;
+const AVX512_PANEL_F32: RangeInclusive<usize> = 17..=usize::MAX;
+const AVX512_PANEL_I4: RangeInclusive<usize> = 9..=usize::MAX;
 const AMX_PANEL: RangeInclusive<usize> = 33..=usize::MAX;
 
 const DENSE: &str = "reads the weights once, in memory order";
@@ -252,7 +265,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::F32,
         mr: 8,
         nr: 16,
-        best_m: AVX512_DIRECT,
+        best_m: AVX512_DIRECT_F32,
         reason: DIRECT,
         class: NumericClass::F32Fma,
         scratch_bytes: no_bytes,
@@ -267,7 +280,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::F32,
         mr: 8,
         nr: 16,
-        best_m: AVX512_PANEL,
+        best_m: AVX512_PANEL_F32,
         reason: PANEL,
         class: NumericClass::F32Fma,
         scratch_bytes: panel_bytes,
@@ -490,7 +503,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::I8,
         mr: 8,
         nr: 16,
-        best_m: AVX512_DIRECT,
+        best_m: AVX512_DIRECT_I4,
         reason: DIRECT,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
@@ -505,7 +518,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::I8,
         mr: 8,
         nr: 16,
-        best_m: AVX512_PANEL,
+        best_m: AVX512_PANEL_I4,
         reason: PANEL,
         class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
