@@ -53,8 +53,10 @@ pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
     match &args.model {
         Some(model) => {
             runtime::loading_threads(args.threads)?;
-            let mut listing = Listing::of_model(model, &cpu, common)?;
-            listing.plan = plan(&source::resolve(model, common)?, args, common)?;
+            let directory = source::resolve(model, common)?;
+            let checkpoint = Checkpoint::open(&directory)?;
+            let mut listing = Listing::of_model(&directory, &checkpoint, &cpu, common)?;
+            listing.plan = plan(&checkpoint, args, common)?;
             listing.print(common)
         }
         None => Catalog::new(&cpu).print(common),
@@ -63,9 +65,8 @@ pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
 
 /// What loading would do with each kind of packed weight: measured on this CPU, with the memory allowed. Nothing for a model
 /// that does not fit in it.
-fn plan(directory: &Path, args: &InspectArgs, common: Common) -> Result<Vec<PlanLine>> {
-    let checkpoint = Checkpoint::open(directory)?;
-    let needed = Model::required_bytes(&checkpoint);
+fn plan(checkpoint: &Checkpoint, args: &InspectArgs, common: Common) -> Result<Vec<PlanLine>> {
+    let needed = Model::required_bytes(checkpoint);
     let available = args.memory.memory_bytes.or_else(available_memory_bytes);
     let packed = checkpoint
         .tensors()
@@ -81,7 +82,7 @@ fn plan(directory: &Path, args: &InspectArgs, common: Common) -> Result<Vec<Plan
         return Ok(Vec::new());
     }
     let runtime = runtime::start(args.threads.count(), common)?;
-    let mut model = loading::weights(&runtime, &checkpoint, args.memory, common)?;
+    let mut model = loading::weights(&runtime, checkpoint, args.memory, common)?;
     let groups = loading::settle(&mut model, &runtime, args.memory, common)?;
     Ok(groups.iter().map(PlanLine::new).collect())
 }
@@ -176,9 +177,12 @@ struct Totals {
 }
 
 impl Listing {
-    fn of_model(model: &str, cpu: &Cpu, common: Common) -> Result<Listing> {
-        let directory = source::resolve(model, common)?;
-        let checkpoint = Checkpoint::open(&directory)?;
+    fn of_model(
+        directory: &Path,
+        checkpoint: &Checkpoint,
+        cpu: &Cpu,
+        common: Common,
+    ) -> Result<Listing> {
         let total_bytes = checkpoint.tensors().map(|tensor| tensor.bytes).sum();
         let bar = progress::byte_bar(common, total_bytes, "counting zeros");
         let tied = checkpoint.config().tie_word_embeddings;
