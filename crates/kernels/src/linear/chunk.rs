@@ -347,7 +347,7 @@ impl<'a> Chunk<'a> {
     ///
     /// # Panics
     /// If the weight is bf16.
-    fn scales(&self) -> &'a Scales {
+    pub fn scales(&self) -> &'a Scales {
         match self.weight {
             Strips::DenseI8(w) => w.scales(),
             Strips::SparseI8(w) => w.scales(),
@@ -470,17 +470,6 @@ pub(crate) enum StripScales<'a> {
     F32(&'a [f32]),
     /// bf16 bits.
     Bf16(&'a [u16]),
-}
-
-impl StripScales<'_> {
-    /// The 16 scales of group `g`.
-    pub fn group(self, g: usize) -> [f32; STRIP_ROWS] {
-        let at = g * STRIP_ROWS;
-        std::array::from_fn(|j| match self {
-            StripScales::F32(scales) => scales[at + j],
-            StripScales::Bf16(bits) => f32::from_bits(u32::from(bits[at + j]) << 16),
-        })
-    }
 }
 
 /// A row of int8 activations of a chunk, which it does not outlive.
