@@ -4,6 +4,13 @@
 //! weight, a *line* 64 bytes of it (see `docs/weight-format.md`); a *panel* is a strip expanded to dense lines.
 //!
 //! [`linear()`] multiplies; which kernel does it is looked up in the [`catalog`] by weight format, CPU and M.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        reason = "only the kernels of x86-64 use all that kernels share"
+    )
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

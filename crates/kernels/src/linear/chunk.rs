@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use half::bf16;
-use sparamx_cpu::{Cpu, Features};
+use sparamx_cpu::Cpu;
 use sparamx_format::{
     DenseBf16, DenseI4, DenseI8, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales,
     SparseBf16, SparseI4, SparseI8,
@@ -104,13 +104,14 @@ pub(crate) fn write_rows<'r>(
 ) {
     let outs = out.chunks_mut(kind.row_bytes(k_padded));
     #[cfg(target_arch = "x86_64")]
-    if cpu.features().contains(Features::AVX2) {
+    if cpu.avx2().is_some() {
         for (row, out) in rows.zip(outs) {
-            // SAFETY: the CPU has AVX2.
+            // SAFETY: the token proves that the CPU has the level.
             unsafe { write_row_avx2(kind, row, k_padded, out) };
         }
         return;
     }
+    let _ = cpu;
     for (row, out) in rows.zip(outs) {
         kind.write_row(row, k_padded, out);
     }
