@@ -331,6 +331,7 @@ class LinearEntry(Entry):
     def __init__(self, worker, kind, shape, batches, effort):
         self.worker, self.peer, self.kind = worker, worker.name, kind.name
         self.precision, self.shape, self.batches, self.effort = kind.precision, shape, batches, effort
+        self.read_bytes = kind.read_bytes(*shape)
 
     def measure(self, record, _):
         n, k = self.shape
@@ -338,7 +339,7 @@ class LinearEntry(Entry):
             request = {"kind": self.kind, "m": m, "seconds": self.effort.slice_s}
             answer = self.worker.ask({"do": "time_linear", **request})
             key = {"peer": self.peer, "kind": self.kind, "precision": self.precision, "n": n, "k": k, "m": m}
-            record.sample("linear", key, "us", answer["us"])
+            record.sample("linear", key, "us", answer["us"], read_bytes=self.read_bytes)
 
 
 class ModelEntry(Entry):
@@ -389,12 +390,11 @@ class OurKernels(Entry):
         if at > 0:
             return
         start = time.monotonic()
-        samples, bandwidth = self.ours.kernels(self.effort.batches)
+        samples, bandwidth = self.ours.kernels(self.effort.shapes, self.effort.batches)
         self.seconds += time.monotonic() - start
         for sample in samples:
-            us, kernel = sample.pop("us"), sample.pop("kernel")
-            if (sample["n"], sample["k"]) in self.effort.shapes:
-                record.sample("linear", {"peer": OURS, **sample}, "us", us, kernel=kernel)
+            us, notes = sample.pop("us"), {name: sample.pop(name) for name in ("kernel", "read_bytes")}
+            record.sample("linear", {"peer": OURS, **sample}, "us", us, **notes)
         if bandwidth:
             record.bandwidth(bandwidth)
 

@@ -1,4 +1,9 @@
-"""DeepSparse: a graph of one matrix multiplication for each copy of the weight, compiled for each batch."""
+"""DeepSparse: a graph with one matrix multiplication after another, compiled for each batch.
+
+Side by side, multiplications of one input are slower than in a chain, and if their weights are equal the engine keeps one
+of them, which then stays in the cache. The output of a layer is the input of the next, so every other copy is transposed:
+the time is the mean of the layers K -> N and N -> K.
+"""
 
 import pathlib
 import tempfile
@@ -10,7 +15,7 @@ from deepsparse.version import version
 from onnx import TensorProto, helper, numpy_helper
 
 from peer import Call
-from work import Kind
+from work import Kind, distinct
 
 # Activations are within 4, see work.activations.
 ACTIVATION_SCALE = 4 / 127
@@ -41,16 +46,19 @@ class Peer:
         return {"deepsparse": version, "onnx": onnx.__version__, "binary": self.isa, "vnni": self.vnni}
 
     def linear(self, kind, w, copies):
+        n, k = w.shape
+        copies += copies > 1 and copies % 2  # as many of K -> N as of N -> K
         size = w.size * copies * (4 if kind.startswith("f32") else 1)
         if size > MAX_BYTES:
             raise MemoryError(f"left out: {size >> 20} MiB of weights are too many to compile")
-        nodes, constants = _graph(kind, w, copies)
-        n, k = w.shape
+        nodes, constants = _chain(kind, w, copies)
+        widths = {0: n, copies - 1: n if copies % 2 else k}
 
         def at_batch(x):
             m = len(x)
+            # The first is checked, and nothing can be left out on the way to the last.
             outputs = [
-                helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [m, n]) for i in range(copies)
+                helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, [m, width]) for i, width in widths.items()
             ]
             inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [m, k])]
             graph = helper.make_graph(nodes, "linear", inputs, outputs, constants)
@@ -69,8 +77,8 @@ class Peer:
         return at_batch
 
 
-def _graph(kind, w, copies):
-    """Nodes and constants: y_i = x w^T for every copy i, in f32 or by integers with one scale."""
+def _chain(kind, w, copies):
+    """Nodes and constants: y_i = y_(i-1) w_i^T from y_(-1) = x on, in f32 or by integers with one scale."""
     constants, nodes = [], []
 
     def constant(name, value):
@@ -80,20 +88,23 @@ def _graph(kind, w, copies):
     def node(operator, inputs, output, **attributes):
         nodes.append(helper.make_node(operator, inputs, [output], **attributes))
 
-    if kind.startswith("f32"):
-        w_t = np.ascontiguousarray(w.T)
-        for i in range(copies):
-            node("MatMul", ["x", constant(f"w{i}", w_t)], f"y{i}")
-        return nodes, constants
     scale = np.abs(w).max() / 127
-    q_t = np.ascontiguousarray(np.rint(w / scale).astype(np.int8).T)
     scale_x = constant("scale_x", np.array(ACTIVATION_SCALE, np.float32))
+    scale_y = constant("scale_y", np.array(scale * ACTIVATION_SCALE, np.float32))
     zero_x = constant("zero_x", np.array(128, np.uint8))
     zero_w = constant("zero_w", np.array(0, np.int8))
-    scale_y = constant("scale_y", np.array(scale * ACTIVATION_SCALE, np.float32))
-    node("QuantizeLinear", ["x", scale_x, zero_x], "xq")
+    x = "x"
     for i in range(copies):
-        node("MatMulInteger", ["xq", constant(f"w{i}", q_t), zero_x, zero_w], f"i{i}")
-        node("Cast", [f"i{i}"], f"f{i}", to=TensorProto.FLOAT)
-        node("Mul", [f"f{i}", scale_y], f"y{i}")
+        w_i = distinct(w, i)
+        w_t = np.ascontiguousarray(w_i if i % 2 else w_i.T)
+        if kind.startswith("f32"):
+            node("MatMul", [x, constant(f"w{i}", w_t)], f"y{i}")
+        else:
+            # From the second layer on activations can exceed 4: they saturate, which takes no longer.
+            q_t = np.rint(w_t / scale).astype(np.int8)
+            node("QuantizeLinear", [x, scale_x, zero_x], f"q{i}")
+            node("MatMulInteger", [f"q{i}", constant(f"w{i}", q_t), zero_x, zero_w], f"i{i}")
+            node("Cast", [f"i{i}"], f"f{i}", to=TensorProto.FLOAT)
+            node("Mul", [f"f{i}", scale_y], f"y{i}")
+        x = f"y{i}"
     return nodes, constants

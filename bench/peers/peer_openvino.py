@@ -1,11 +1,11 @@
-"""OpenVINO's CPU plugin: a graph of one matrix multiplication for each copy of the weight."""
+"""OpenVINO's CPU plugin: a graph of one matrix multiplication for each copy of the weight, no two of them equal."""
 
 import numpy as np
 import openvino
 from openvino import opset13 as op
 
 from peer import Call
-from work import Kind
+from work import Kind, distinct
 
 # The plugin calls MLAS for f32, which obeys no limit of the instruction set; what oneDNN does obeys ONEDNN_MAX_CPU_ISA.
 F32 = Kind("f32", "32-bit", 4, 1e-4)
@@ -33,7 +33,7 @@ class Peer:
             properties |= self.dynamic
         # A model whose batch is not fixed serves all of them, and stores its weights once.
         x = op.parameter([-1, w.shape[1]], np.float32)
-        products = [op.matmul(x, _constant(kind, w), False, True) for _ in range(copies)]
+        products = [op.matmul(x, _constant(kind, distinct(w, i)), False, True) for i in range(copies)]
         compiled = self.core.compile_model(openvino.Model(products, [x], "linear"), "CPU", properties)
         request = compiled.create_infer_request()
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 import pathlib
 import sys
 
@@ -24,6 +25,10 @@ NAMES = {
 }
 PRECISIONS = ["32-bit", "16-bit", "8-bit", "4-bit"]
 COLOURS = {OURS: "#d1495b", "llama": "#30638e", "torch": "#edae49", "openvino": "#66a182", "deepsparse": "#8d6a9f"}
+# What reads its weights so many times faster than memory was seen to in the run has not read them from there. A bandwidth
+# that is measured twice differs by less.
+CACHED = 1.1
+MARK = "†"
 # Of the linear shape and the batches that the plot shows, the largest that were measured among these.
 PLOT_SHAPES = [(14336, 4096), (4096, 4096)]
 
@@ -39,6 +44,7 @@ def write(folder):
 
 def markdown(data):
     parts = [machine(data)]
+    mark_cached(data)
     if data["model"]:
         parts += ["## TinyLlama-1.1B shape, random weights: tokens a second", model_table(data["model"])]
     if ratios := ratio_table(data["model"], ("test", "batch"), "tokens_per_s", max):
@@ -48,6 +54,8 @@ def markdown(data):
         parts += [f"## Linear layer {shape[1]} → {shape[0]}: microseconds a call", linear_table(rows)]
         if ratios := ratio_table(rows, ("m",), "us", min):
             parts += ["The fastest peer's time over sparamx's, of the same precision:", ratios]
+    if cached := [row for row in data["linear"] if row["cached"]]:
+        parts += [f"## {MARK} Faster than memory", cached_list(cached)]
     if data["failed"]:
         lines = [
             f"- {NAMES[entry['peer']]} {entry['kind']}".rstrip() + f", {entry['what']}: {entry['reason']}"
@@ -75,6 +83,26 @@ def machine(data):
         lines.append(f"- {NAMES[peer]}: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
     lines += ["", f"`{data['command']}`", ""]
     lines.append("Cells are medians of the rounds (smallest – largest); a single figure is a single round. README.md in `bench/peers` says what is measured.")
+    return "\n".join(lines)
+
+
+def mark_cached(data):
+    """Says in every linear row whether its weights came faster than the memory of this run ever gave anything."""
+    limit = (data["read_bandwidth_gb_s"]["max"] or math.inf) * CACHED
+    for row in data["linear"]:
+        row["cached"] = implied_gb_s(row) > limit
+
+
+def implied_gb_s(row):
+    """The least bandwidth at which the weights were read; 0 if the row does not say how many bytes they have."""
+    return row.get("read_bytes", 0) / row["us"]["median"] / 1e3
+
+
+def cached_list(rows):
+    lines = ["These weights cannot have come from memory, so the times are in no ratio:", ""]
+    for row in rows:
+        what = f"{NAMES[row['peer']]} {row['kind']}, {row['k']} → {row['n']}, M = {row['m']}"
+        lines.append(f"- {what}: {number(implied_gb_s(row))} GB/s at least")
     return "\n".join(lines)
 
 
@@ -127,7 +155,7 @@ def linear_table(rows):
     batches = sorted({row["m"] for row in rows})
     lines = []
     for (precision, peer, kind), of_kind in by_kind(rows):
-        cells = {row["m"]: spread(row["us"]) for row in of_kind}
+        cells = {row["m"]: spread(row["us"]) + MARK * row["cached"] for row in of_kind}
         lines.append([precision, f"{NAMES[peer]} {kind}", *(cells.get(m, "–") for m in batches)])
     return table(["weights", "engine", *(f"M = {m}" for m in batches)], lines)
 
@@ -143,7 +171,9 @@ def ratio_table(rows, names, unit, best):
             of_column = [
                 row
                 for row in rows
-                if row["precision"] == precision and tuple(row[name] for name in names) == column
+                if row["precision"] == precision
+                and tuple(row[name] for name in names) == column
+                and not row.get("cached")
             ]
             ours = [row[unit]["median"] for row in of_column if row["peer"] == OURS]
             peers = {row[unit]["median"]: row for row in of_column if row["peer"] != OURS}

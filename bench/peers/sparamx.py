@@ -48,9 +48,11 @@ class Sparamx:
                 )
         return samples, bandwidths
 
-    def kernels(self, batches):
-        """Samples of all linear shapes. Of several kernels for one case the fastest counts: the plan would choose it."""
-        report = self._bench("--kernels", "--weights", _list(self.weights), "--sparsity", SPARSITIES, "-b", _list(batches))
+    def kernels(self, shapes, batches):
+        """Samples of linear layers, (N, K). Of several kernels for one case the fastest counts: the plan would choose it."""
+        shapes = ";".join(_list(shape) for shape in shapes)
+        what = ["--shapes", shapes, "--weights", _list(self.weights), "--sparsity", SPARSITIES, "-b", _list(batches)]
+        report = self._bench("--kernels", *what)
         best = {}
         for row in report["kernels"]:
             key = row["weights"], row["sparsity"], row["n"], row["k"], row["m"]
@@ -59,6 +61,7 @@ class Sparamx:
                     "kind": _kind(row),
                     "precision": PRECISIONS[row["weights"]],
                     "kernel": row["kernel"],
+                    "read_bytes": row["packed_gb_s"] * row["us"] * 1e3,
                     **{name: row[name] for name in ("n", "k", "m", "us")},
                 }
         return list(best.values()), report.get("read_bandwidth_gb_s")

@@ -33,9 +33,13 @@ class Kind:
 
     name: str
     precision: str  # 32-bit, 16-bit, 8-bit or 4-bit weights: what a fair comparison is grouped by
-    bytes_per_weight: float
+    bytes_per_weight: float  # of a weight that is not zero; what it takes to say where they are is not counted
     tolerance: float  # largest error of a linear layer, relative to the norm of the reference
     sparsity: float = 0.0
+
+    def read_bytes(self, n, k):
+        """Of a weight, in any form: as few as a multiplication can read."""
+        return n * k * (1 - self.sparsity) * self.bytes_per_weight
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,11 @@ def activations(m, k):
 def copies(n, k, bytes_per_weight):
     """How many copies of a weight the calls go through, so that none is in a cache when its turn comes."""
     return max(1, -(-max(STREAM_BYTES, STREAM_CACHES * last_level_cache()) // int(n * k * bytes_per_weight)))
+
+
+def distinct(w, i):
+    """Copy i of a weight, with other rows first: an engine that sees equal constants may keep one of them. Copy 0 is the weight."""
+    return np.roll(w, i, axis=0) if i else w
 
 
 def last_level_cache():
