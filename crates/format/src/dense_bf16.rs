@@ -82,6 +82,17 @@ impl DenseBf16 {
         self.shape.lines_per_strip
     }
 
+    /// The same weight with what a kernel streams in the program's own memory, see [`Storage::in_memory`].
+    ///
+    /// # Errors
+    /// If memory is refused.
+    pub fn in_memory(&self) -> Result<Self, FormatError> {
+        Ok(Self {
+            lines: self.lines.in_memory()?,
+            ..self.clone()
+        })
+    }
+
     /// All lines, strip after strip.
     pub fn lines(&self) -> &[u16] {
         &self.lines

@@ -152,6 +152,17 @@ impl DenseI8 {
         self.shape.lines_per_strip
     }
 
+    /// The same weight with what a kernel streams in the program's own memory, see [`Storage::in_memory`].
+    ///
+    /// # Errors
+    /// If memory is refused.
+    pub fn in_memory(&self) -> Result<Self, FormatError> {
+        Ok(Self {
+            lines: self.lines.in_memory()?,
+            ..self.clone()
+        })
+    }
+
     /// What the levels are worth.
     pub fn scales(&self) -> &Scales {
         &self.scales

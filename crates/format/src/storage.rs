@@ -107,6 +107,17 @@ impl<T: Pod> Storage<T> {
         })
     }
 
+    /// The same values in the program's own memory, which is faster to read than a file map: a copy if they belong to a file.
+    ///
+    /// # Errors
+    /// As [`Storage::zeroed`].
+    pub fn in_memory(&self) -> Result<Self, FormatError> {
+        match *self.region {
+            Region::Heap(_) | Region::OwnMap(_) => Ok(self.clone()),
+            Region::File(_) => Self::from_slice(self),
+        }
+    }
+
     /// A window of `region` without a copy, or `None` if the bytes are not inside it, do not start on a
     /// 64-byte boundary of memory, or are not a whole number of elements.
     pub(crate) fn window(region: &Arc<Region>, window: Range<usize>) -> Option<Self> {

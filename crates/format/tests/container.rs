@@ -130,6 +130,21 @@ fn missing_tensor_and_element_size() {
 }
 
 #[test]
+fn what_is_taken_into_memory_is_the_same_and_no_window() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let values: Vec<u8> = (0..200).collect();
+    let tensor = TensorOut::new("a", Dtype::U8, vec![200], &values);
+    container::write(&path, &[tensor], &BTreeMap::new()).unwrap();
+    let mapped = TensorFile::open(&path).unwrap().storage::<u8>("a").unwrap();
+    let owned = mapped.in_memory().unwrap();
+    assert_eq!(format!("{mapped:?}"), "Storage(200 elements, mapped)");
+    assert_eq!(format!("{owned:?}"), "Storage(200 elements, owned)");
+    assert_eq!(*owned, *values);
+    assert_eq!(owned.in_memory().unwrap().as_ptr(), owned.as_ptr());
+}
+
+#[test]
 fn two_tensors_of_one_name_are_not_written() {
     let tensor = TensorOut::new("a", Dtype::U8, vec![1], &[0]);
     let error = refused(&[tensor.clone(), tensor]);

@@ -1,12 +1,16 @@
-//! In which form packed weights stay in memory.
+//! In which form weights stay in memory.
 //!
 //! A packed weight has fewer bytes to read, but it has to be expanded each time. On most CPUs that hides behind the memory; where
 //! it does not, the weight is faster when it is expanded once, at the price of memory. Which it is, is measured on the model's
 //! own weights when it is loaded. Both forms give the same bits.
+//!
+//! Weights that are windows of a file map are copied to the program's own memory first, where there is room: they are read a tenth
+//! faster there (docs/performance.md).
 
 use std::time::Instant;
 
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use sparamx_cpu::topology;
 use sparamx_format::{DenseBf16, DenseI4, DenseI8};
 use sparamx_kernels::linear::WeightFormat;
@@ -21,7 +25,7 @@ const SAMPLE_BYTES: usize = 128 << 20;
 const ROUNDS: usize = 7;
 /// An expanded weight must be faster by this factor: less is noise, and not worth the memory.
 const GAIN: f64 = 1.03;
-/// Share of the memory there is that expanded weights may take when nobody says how much.
+/// Share of the available memory that weights may take when nobody says how much.
 const DEFAULT_SHARE: f64 = 0.7;
 
 /// What may be decided, and for what.
@@ -96,8 +100,8 @@ impl Group {
 }
 
 impl Model {
-    /// Expands those packed weights that this CPU multiplies faster when they are dense, as far as memory allows. `progress` is
-    /// told the weights decided so far and all there are.
+    /// Expands those packed weights that this CPU multiplies faster when they are dense, as far as memory allows, and takes the
+    /// others from the file's map into memory. `progress` is told the weights decided so far and all there are.
     ///
     /// # Errors
     /// [`ModelError::Format`] if memory is refused, [`ModelError::Kernel`] if there are no threads to be had.
@@ -109,6 +113,15 @@ impl Model {
     ) -> Result<Vec<Group>, ModelError> {
         let pool = threads(rt)?;
         let weight_bytes = self.weight_bytes();
+        let memory_bytes = options.memory_bytes.unwrap_or_else(|| {
+            topology::available_memory_bytes().map_or(u64::MAX, |bytes| {
+                // What is mapped from a file counts as available: the system would take it back.
+                (bytes as f64 * DEFAULT_SHARE) as u64
+            })
+        });
+        if weight_bytes <= memory_bytes {
+            self.take_into_memory(&pool)?;
+        }
         let mut kinds = self.kinds();
         let all = kinds.iter().map(|kind| kind.linears.len()).sum();
         let mut groups = Vec::new();
@@ -119,12 +132,7 @@ impl Model {
                 2 * all,
             );
         }
-        let extra_bytes = match options.memory_bytes {
-            Some(bytes) => bytes.saturating_sub(weight_bytes),
-            None => topology::available_memory_bytes()
-                .map_or(u64::MAX, |bytes| (bytes as f64 * DEFAULT_SHARE) as u64),
-        };
-        decide(&mut groups, extra_bytes);
+        decide(&mut groups, memory_bytes.saturating_sub(weight_bytes));
         let mut done = all;
         for (kind, group) in kinds.iter_mut().zip(&groups) {
             for linear in kind.linears.iter_mut().take(group.expanded) {
@@ -137,9 +145,19 @@ impl Model {
         Ok(groups)
     }
 
-    /// The packed weights, by module, shape and format.
-    fn kinds(&mut self) -> Vec<Kind<'_>> {
-        let mut kinds: Vec<Kind<'_>> = Vec::new();
+    /// Copies the weights that are windows of a file.
+    fn take_into_memory(&mut self, pool: &ThreadPool) -> Result<(), ModelError> {
+        let mut linears: Vec<_> = self.linears().map(|(_, linear)| linear).collect();
+        pool.install(|| {
+            linears.par_iter_mut().try_for_each(|linear| {
+                linear.weight = in_memory(&linear.weight)?;
+                Ok(())
+            })
+        })
+    }
+
+    /// All matrices, with the names of their modules.
+    fn linears(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
         let layers = self.layers.iter_mut().flat_map(|layer| {
             let (a, m) = (&mut layer.attention, &mut layer.mlp);
             [
@@ -152,7 +170,13 @@ impl Model {
                 ("mlp.down_proj", &mut m.down),
             ]
         });
-        for (module, linear) in layers.chain([("lm_head", &mut self.lm_head)]) {
+        layers.chain([("lm_head", &mut self.lm_head)])
+    }
+
+    /// The packed weights, by module, shape and format.
+    fn kinds(&mut self) -> Vec<Kind<'_>> {
+        let mut kinds: Vec<Kind<'_>> = Vec::new();
+        for (module, linear) in self.linears() {
             if !linear.weight.format().is_sparse() {
                 continue;
             }
@@ -247,6 +271,18 @@ fn time<'a>(
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// The same weight in the program's own memory.
+fn in_memory(weight: &Weight) -> Result<Weight, ModelError> {
+    Ok(match weight {
+        Weight::DenseBf16(w) => Weight::DenseBf16(w.in_memory()?),
+        Weight::SparseBf16(w) => Weight::SparseBf16(w.in_memory()?),
+        Weight::DenseI8(w) => Weight::DenseI8(w.in_memory()?),
+        Weight::SparseI8(w) => Weight::SparseI8(w.in_memory()?),
+        Weight::DenseI4(w) => Weight::DenseI4(w.in_memory()?),
+        Weight::SparseI4(w) => Weight::SparseI4(w.in_memory()?),
+    })
 }
 
 /// The same weight with every element there. int4 levels that dense int4 weights cannot have become bytes.

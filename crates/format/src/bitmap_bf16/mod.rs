@@ -119,6 +119,18 @@ impl SparseBf16 {
         size_of_val(&*self.masks) + size_of_val(&*self.values) + size_of_val(&*self.offsets)
     }
 
+    /// The same weight with what a kernel streams in the program's own memory, see [`Storage::in_memory`].
+    ///
+    /// # Errors
+    /// If memory is refused.
+    pub fn in_memory(&self) -> Result<Self, FormatError> {
+        Ok(Self {
+            masks: self.masks.in_memory()?,
+            values: self.values.in_memory()?,
+            ..self.clone()
+        })
+    }
+
     /// One u32 for each line, strip after strip.
     pub fn masks(&self) -> &[u32] {
         &self.masks

@@ -63,6 +63,14 @@ impl Bitmap {
         Ok((bitmap, counts))
     }
 
+    /// The same with the masks in the program's own memory.
+    fn in_memory(&self) -> Result<Self, FormatError> {
+        Ok(Self {
+            masks: self.masks.in_memory()?,
+            ..self.clone()
+        })
+    }
+
     /// The masks of strip `s`.
     fn strip_masks(&self, s: usize) -> &[u64] {
         let lines = self.shape.lines_per_strip;

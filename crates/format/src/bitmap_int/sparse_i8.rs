@@ -132,6 +132,18 @@ impl SparseI8 {
             + self.scales.bytes()
     }
 
+    /// The same weight with what a kernel streams in the program's own memory, see [`Storage::in_memory`].
+    ///
+    /// # Errors
+    /// If memory is refused.
+    pub fn in_memory(&self) -> Result<Self, FormatError> {
+        Ok(Self {
+            bitmap: self.bitmap.in_memory()?,
+            values: self.values.in_memory()?,
+            ..self.clone()
+        })
+    }
+
     /// What the levels are worth.
     pub fn scales(&self) -> &Scales {
         &self.scales
