@@ -1,6 +1,7 @@
 //! Any bytes as a file: it is refused, or every packed weight in it can be expanded and packed to the same arrays.
 //!
-//! `cargo +nightly fuzz run container crates/format/fuzz/corpus/container crates/format/fuzz/seeds`
+//! `.ci/run` fuzzes for half a minute; for longer, in a folder that git ignores:
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run container crates/format/fuzz/corpus/container crates/format/fuzz/seeds --fuzz-dir crates/format/fuzz`
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
