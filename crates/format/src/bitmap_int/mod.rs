@@ -15,19 +15,24 @@
 //! stays inside the tensor. Each weight has exactly one encoding: `validate.rs` refuses any
 //! other.
 
-mod sparse_i4;
-mod sparse_i8;
+mod form;
+mod sparse_int;
 mod validate;
 
 use rayon::prelude::*;
 
-pub use sparse_i4::SparseI4;
-pub use sparse_i8::SparseI8;
+use form::{Bytes, Form, Nibbles};
+use sparse_int::SparseInt;
 
 use crate::bitmap::write_offsets;
 use crate::shape::{Geometry, LINE_ELEMS_I8, STRIP_ROWS, TILE_LINES};
 use crate::strip::{self, gather_tile};
 use crate::{FormatError, Storage};
+
+/// A packed `[N, K]` int8 weight: levels of -127 to 127, a byte each, and the scales of rows.
+pub type SparseI8 = SparseInt<Bytes>;
+/// A packed `[N, K]` int4 weight: levels of -8 to -1 and 1 to 8, a nibble each, and the scales of groups of columns.
+pub type SparseI4 = SparseInt<Nibbles>;
 
 /// Columns of a tile: four for each of its lines.
 const TILE_K: usize = 4 * TILE_LINES;

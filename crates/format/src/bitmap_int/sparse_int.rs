@@ -1,51 +1,59 @@
-//! int8: a level is a byte.
+//! The weight, whatever holds its levels.
 
 use rayon::prelude::*;
 
-use super::{Bitmap, for_each_compressed_tile, validate};
+use super::validate::validate;
+use super::{Bitmap, Form, for_each_compressed_tile};
 use crate::bitmap::split_strips;
 use crate::dense_bf16::check_rows;
-use crate::levels::{self, I8_LEVELS};
+use crate::levels;
 use crate::shape::{Geometry, LINE_BYTES, SLACK_BYTES, STRIP_ROWS};
 use crate::{FormatError, Scales, Storage};
 
-/// Levels to which the values of each strip are padded.
-const VALUES_ALIGN: usize = LINE_BYTES;
-/// Zero levels after the values of the last strip.
-const SLACK_ELEMS: usize = SLACK_BYTES;
-
-/// A sparse `[N, K]` int8 weight in strip16 layout: a bit for every element, a byte for every level that is not 0.
+/// A sparse `[N, K]` weight of quantized levels in strip16 layout: a bit for every element, and every level that is not 0
+/// as the form `F` holds it. [`SparseI8`](crate::SparseI8) and [`SparseI4`](crate::SparseI4) are the two there are.
 ///
-/// Levels are -127 to 127; an element of W is its level times the scale of its row. A clone shares the memory.
+/// An element of W is its level times its scale. A clone shares the memory.
 #[derive(Clone, Debug)]
-pub struct SparseI8 {
+pub struct SparseInt<F: Form> {
     bitmap: Bitmap,
-    values: Storage<i8>,
+    values: Storage<F::Byte>,
     scales: Scales,
 }
 
-impl SparseI8 {
-    /// Packs row-major `levels` `[n, k]`, -127 to 127; strips are packed in parallel and the result is the same for
-    /// any number of threads.
+impl<F: Form> SparseInt<F> {
+    /// Levels to which the values of each strip are padded.
+    const VALUES_ALIGN: usize = F::PER_BYTE * LINE_BYTES;
+
+    /// Packs row-major `levels` `[n, k]`, of the form's range; strips are packed in parallel and the result is the same
+    /// for any number of threads.
     ///
     /// # Errors
-    /// If the shape is empty or too large, `levels` has not `n * k` elements, a level is -128, `scales` are not row
-    /// scales of this shape or hold something other than finite numbers, or memory is refused.
+    /// If the shape is empty or too large, `levels` has not `n * k` elements, a level is out of range, `scales` are of
+    /// another kind than the form's or another shape or hold something other than finite numbers, or memory is refused.
     pub fn pack(levels: &[i8], n: usize, k: usize, scales: Scales) -> Result<Self, FormatError> {
         let shape = Geometry::for_levels(n, k)?;
         check_rows(levels, &shape)?;
         scales.check(&shape)?;
-        scales.must_be_rows()?;
-        levels::check_range(levels, k, I8_LEVELS)?;
-        let (bitmap, counts) = Bitmap::of(levels, shape, VALUES_ALIGN)?;
-        let padded = |count: usize| count.next_multiple_of(VALUES_ALIGN);
+        F::check_scales(&scales)?;
+        levels::check_range(levels, k, F::LEVELS)?;
+        let (bitmap, counts) = Bitmap::of(levels, shape, Self::VALUES_ALIGN)?;
+        let padded = |count: usize| count.next_multiple_of(Self::VALUES_ALIGN) / F::PER_BYTE;
         let strips: usize = counts.iter().map(|&count| padded(count)).sum();
-        let mut values = Storage::zeroed(strips + SLACK_ELEMS)?;
-        let lengths = counts.iter().map(|&count| (count, padded(count)));
+        let mut values = Storage::zeroed(strips + SLACK_BYTES)?;
+        let lengths = counts
+            .iter()
+            .map(|&count| (count.div_ceil(F::PER_BYTE), padded(count)));
         split_strips(values.unique(), lengths)
             .into_par_iter()
             .zip(levels.par_chunks(STRIP_ROWS * k))
-            .for_each(|(values, rows)| write_values(rows, k, values));
+            .for_each(|(values, rows)| {
+                let mut at = 0;
+                for_each_compressed_tile(rows, k, |kept| {
+                    F::write(kept, at, values);
+                    at += kept.len();
+                });
+            });
         Ok(Self {
             bitmap,
             values,
@@ -57,20 +65,20 @@ impl SparseI8 {
     /// of memory (`benches/rates.rs` measures it).
     ///
     /// # Errors
-    /// If the arrays are not exactly what [`SparseI8::pack`] would have made: wrong lengths, offsets that
-    /// disagree with the masks, padding that is not zero, levels that are 0 or -128, or scales it would refuse.
+    /// If the arrays are not exactly what [`SparseInt::pack`] would have made: wrong lengths, offsets that disagree with
+    /// the masks, padding that is not zero, levels or scales it would refuse.
     pub fn from_parts(
         n: usize,
         k: usize,
         masks: Storage<u64>,
-        values: Storage<i8>,
+        values: Storage<F::Byte>,
         offsets: Storage<u64>,
         scales: Scales,
     ) -> Result<Self, FormatError> {
         let shape = Geometry::for_levels(n, k)?;
-        let nnz = validate::validate_i8(&shape, &masks, &values, &offsets)?;
+        let nnz = validate::<F>(&shape, &masks, &values, &offsets)?;
         scales.check(&shape)?;
-        scales.must_be_rows()?;
+        F::check_scales(&scales)?;
         let bitmap = Bitmap {
             shape,
             nnz,
@@ -168,8 +176,8 @@ impl SparseI8 {
         &self.bitmap.shape
     }
 
-    /// The levels of all strips, with the padding between them and the slack at the end.
-    pub fn values(&self) -> &[i8] {
+    /// The levels of all strips as they are held, with the padding between strips and the slack at the end.
+    pub fn values(&self) -> &[F::Byte] {
         &self.values
     }
 
@@ -178,9 +186,9 @@ impl SparseI8 {
     /// # Panics
     /// If there is no strip `s`.
     pub fn strip_bytes(&self, s: usize) -> usize {
-        let start = self.bitmap.strip_start(s);
-        let end = self.bitmap.start_after(s, self.values.len() - SLACK_ELEMS);
-        size_of_val(self.bitmap.strip_masks(s)) + end - start
+        let end = F::PER_BYTE * (self.values.len() - SLACK_BYTES);
+        let levels = self.bitmap.start_after(s, end) - self.bitmap.strip_start(s);
+        size_of_val(self.bitmap.strip_masks(s)) + levels / F::PER_BYTE
     }
 
     /// Expands strip `s` to its `k_padded * 16` levels in line order, by walking the bits.
@@ -188,23 +196,15 @@ impl SparseI8 {
     /// # Panics
     /// If there is no strip `s` or `lines` has another length.
     pub fn decode_strip(&self, s: usize, lines: &mut [i8]) {
-        let mut values = self.values[self.bitmap.strip_start(s)..].iter();
-        let next = || *values.next().expect("a value for every bit");
-        self.bitmap.expand_strip(s, lines, next);
+        let mut at = self.bitmap.strip_start(s);
+        self.bitmap.expand_strip(s, lines, || {
+            at += 1;
+            F::level(&self.values, at - 1)
+        });
     }
 
     /// The levels of all rows, row-major `[n, k]`.
     pub fn decode(&self) -> Vec<i8> {
         self.bitmap.decode(|s, lines| self.decode_strip(s, lines))
     }
-}
-
-/// Copies the levels of the strip that holds `rows` that are not zero, in line order.
-fn write_values(rows: &[i8], k: usize, values: &mut [i8]) {
-    let mut rest = values;
-    for_each_compressed_tile(rows, k, |kept| {
-        let (out, after) = std::mem::take(&mut rest).split_at_mut(kept.len());
-        out.copy_from_slice(kept);
-        rest = after;
-    });
 }
