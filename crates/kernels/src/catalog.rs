@@ -526,7 +526,7 @@ static CATALOG: &[KernelSpec] = &[
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
-        name: "linear_i8_i8_i32_3x16_avx2",
+        name: "linear_i8_i8_i32_6x16_avx2",
         isa: Isa::Avx2,
         features: Features::AVX2,
         weight: WeightFormat::DenseI8,
@@ -537,11 +537,11 @@ static CATALOG: &[KernelSpec] = &[
         reason: DENSE,
         class: NumericClass::Exact,
         scratch_bytes: avx2_i8::block_bytes,
-        run: avx2_i8::dense_3x16,
+        run: avx2_i8::dense_6x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
-        name: "linear_i8_bmi8_i32_3x16_avx2",
+        name: "linear_i8_bmi8_i32_6x16_avx2",
         isa: Isa::Avx2,
         features: Features::AVX2,
         weight: WeightFormat::SparseI8,
@@ -552,7 +552,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: BLOCK,
         class: NumericClass::Exact,
         scratch_bytes: avx2_i8::block_bytes,
-        run: avx2_i8::sparse_3x16,
+        run: avx2_i8::sparse_6x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {

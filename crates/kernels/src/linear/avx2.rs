@@ -270,7 +270,7 @@ impl<L: Strip> Blocked for Widened<'_, L> {
         }
     }
 
-    unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
+    unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
         let mut lines = Kept(self.keep);
         // SAFETY: the caller's promise.
         unsafe {

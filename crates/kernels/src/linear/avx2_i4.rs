@@ -322,7 +322,7 @@ impl Blocked for DenseCodes<'_> {
         }
     }
 
-    unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
+    unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.0.kept(span, i, count) }
     }
@@ -355,7 +355,7 @@ impl Blocked for SparseCodes<'_> {
         }
     }
 
-    unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
+    unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.0.kept(span, i, count) }
     }

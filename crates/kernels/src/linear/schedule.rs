@@ -258,6 +258,11 @@ pub(crate) trait Blocked {
     /// Lines at a time where all rows are multiplied at once, so that nothing is kept.
     const ONE_PASS_LINES: usize;
 
+    /// How many of `rows` rows to multiply by fresh lines; 0 if all are to be multiplied by kept ones.
+    fn first_rows(rows: usize) -> usize {
+        Self::rows_of(rows)
+    }
+
     /// How many of `rest` rows to take at a time.
     fn rows_of(rest: usize) -> usize;
 
@@ -279,11 +284,11 @@ pub(crate) trait Blocked {
         keep: bool,
     );
 
-    /// Multiplies `count` rows from `i` on by the lines of `span`, which were kept.
+    /// Multiplies `count` rows from `i` on by the lines of `span`, which were kept. `next` is the line after them.
     ///
     /// # Safety
     /// As `fresh`.
-    unsafe fn kept(&self, span: &Span, i: usize, count: usize);
+    unsafe fn kept(&self, span: &Span, next: &Self::Lines, i: usize, count: usize);
 }
 
 /// Lines of a block of k. Kept at 128 bytes a line they are half of an L1 cache of 32 KiB; the activations of the rows under
@@ -302,7 +307,7 @@ pub(crate) const BLOCK_ROWS: usize = 256;
 pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: &B) {
     for first_row in (0..chunk.m).step_by(BLOCK_ROWS) {
         let end_row = chunk.m.min(first_row + BLOCK_ROWS);
-        let first_rows = B::rows_of(end_row - first_row);
+        let first_rows = B::first_rows(end_row - first_row);
         let keep = first_row + first_rows < end_row;
         let step = if keep { BLOCK_LINES } else { B::ONE_PASS_LINES };
         for s in chunk.strips.clone() {
@@ -321,7 +326,7 @@ pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: 
                     let mut i = first_row + first_rows;
                     while i < end_row {
                         let count = B::rows_of(end_row - i);
-                        kernel.kept(&span, i, count);
+                        kernel.kept(&span, &lines, i, count);
                         i += count;
                     }
                 }
