@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
 use sparamx_cpu::avx2_fns;
-use sparamx_format::{LINE_ELEMS_BF16, STRIP_ROWS};
+use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
 use super::chunk::Chunk;
 use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
@@ -60,6 +60,9 @@ trait Lines {
 trait Strip: Lines {
     /// The first line of strip `s`.
     fn new(chunk: &Chunk<'_>, s: usize) -> Self;
+
+    /// Where the elements, or values, of the lines from here on are, and their masks if they have any.
+    fn places(&self) -> [*const u8; 2];
 }
 
 /// Controls of `vpshufb` that put the r-th value of a 16-byte load, which lies in both halves of the register, into the upper
@@ -117,6 +120,10 @@ impl Strip for Dense {
     fn new(chunk: &Chunk<'_>, s: usize) -> Self {
         Self(chunk.dense_strip(s).as_ptr())
     }
+
+    fn places(&self) -> [*const u8; 2] {
+        [self.0.cast(); 2]
+    }
 }
 
 /// Packed bf16: one table look-up and one shuffle for 8 elements.
@@ -166,19 +173,36 @@ impl Strip for Sparse {
             value: values.as_ptr(),
         }
     }
+
+    fn places(&self) -> [*const u8; 2] {
+        [self.value.cast(), self.mask.cast()]
+    }
 }
 
 /// Lines kept as f32.
-struct Kept(*const f32);
+struct Kept {
+    line: *const f32,
+    /// What will be read next, which memory can bring meanwhile.
+    next: [*const u8; 2],
+}
 
 impl Lines for Kept {
     type Line = *const f32;
 
     #[inline(always)]
     unsafe fn next(&mut self) -> Self::Line {
-        let line = self.0;
-        // SAFETY: the caller's promise.
-        self.0 = unsafe { line.add(LINE_FLOATS) };
+        let line = self.line;
+        let [elements, masks] = self.next;
+        // SAFETY: the caller's promise. A prefetch may name any address.
+        unsafe {
+            self.line = line.add(LINE_FLOATS);
+            _mm_prefetch::<_MM_HINT_T1>(elements.cast());
+            _mm_prefetch::<_MM_HINT_T1>(masks.cast());
+        }
+        self.next = [
+            elements.wrapping_add(LINE_BYTES),
+            masks.wrapping_add(size_of::<u32>()),
+        ];
         line
     }
 
@@ -270,8 +294,11 @@ impl<L: Strip> Blocked for Widened<'_, L> {
         }
     }
 
-    unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
-        let mut lines = Kept(self.keep);
+    unsafe fn kept(&self, span: &Span, next: &L, i: usize, count: usize) {
+        let mut lines = Kept {
+            line: self.keep,
+            next: next.places(),
+        };
         // SAFETY: the caller's promise.
         unsafe {
             match count {
