@@ -16,10 +16,20 @@ pub struct RandomSpec {
     /// Share of zeros in the projections of the layers, `0.0 ..= 1.0`; above 0 they are packed. Embedding and output head stay
     /// dense, as pruning leaves them.
     pub sparsity: f64,
-    /// Numbers of the projections.
+    /// Numbers of the projections and of the output head. The embedding is bf16.
     pub precision: Precision,
     /// The same seed makes the same model.
     pub seed: u64,
+}
+
+impl RandomSpec {
+    fn sparsity_of(self, role: Role) -> f64 {
+        if role == Role::Projection {
+            self.sparsity
+        } else {
+            0.0
+        }
+    }
 }
 
 impl Model {
@@ -59,18 +69,14 @@ impl Model {
             // A scale of 16 bits a group.
             Precision::Int4 { group_elems } => 4.0 + 16.0 / group_elems as f64,
         };
-        // Zeros are left out, and a mask has one bit for each element.
-        let bits = match spec.sparsity {
-            0.0 => bits,
-            sparsity => bits * (1.0 - sparsity) + 1.0,
-        };
         let bytes = |tensor: &TensorPlan| {
-            let dense = dense_bytes(&tensor.shape);
-            if tensor.role == Role::Projection {
-                (dense as f64 / 16.0 * bits) as u64
-            } else {
-                dense
-            }
+            let bits = match (tensor.role, spec.sparsity_of(tensor.role)) {
+                (Role::Projection | Role::Head, 0.0) => bits,
+                // Zeros are left out, and a mask has one bit for each element.
+                (Role::Projection | Role::Head, sparsity) => bits * (1.0 - sparsity) + 1.0,
+                _ => 16.0,
+            };
+            (dense_bytes(&tensor.shape) as f64 / 16.0 * bits) as u64
         };
         let tensors = plan::tensors(config);
         tensors.iter().map(bytes).fold(0, u64::saturating_add)
@@ -101,16 +107,12 @@ impl Source for Random {
     }
 
     fn weight(&mut self, tensor: &TensorPlan) -> Result<Weight, ModelError> {
-        if tensor.role != Role::Projection {
+        if !matches!(tensor.role, Role::Projection | Role::Head) {
             return Ok(Weight::DenseBf16(self.dense(tensor)?));
         }
         let (n, k, seed) = (tensor.shape[0], tensor.shape[1], self.seed());
-        let RandomSpec {
-            sparsity,
-            precision,
-            ..
-        } = self.spec;
-        let (format, group) = match (precision, sparsity > 0.0) {
+        let sparsity = self.spec.sparsity_of(tensor.role);
+        let (format, group) = match (self.spec.precision, sparsity > 0.0) {
             (Precision::Bf16, false) => (WeightFormat::DenseBf16, GROUP),
             (Precision::Bf16, true) => (WeightFormat::SparseBf16, GROUP),
             (Precision::Int8, false) => (WeightFormat::DenseI8, GROUP),
