@@ -15,6 +15,25 @@ pub enum CompressError {
         /// What was asked for.
         found: f64,
     },
+    /// A pattern that is not N of M.
+    Pattern {
+        /// Weights to keep in a group.
+        keep: usize,
+        /// Weights of a group.
+        of: usize,
+    },
+    /// What is to be done with a layer needs moments of its inputs, and there are none.
+    NeedsCalibration {
+        /// What needs them.
+        what: &'static str,
+    },
+    /// The inputs of a layer on the calibration data have no finite second moments.
+    Calibration {
+        /// Number of the input.
+        input: usize,
+    },
+    /// The second moments are not positive definite however much is added to their diagonal.
+    Singular,
     /// The checkpoint is packed already.
     AlreadyPacked {
         /// Its folder.
@@ -117,6 +136,20 @@ impl fmt::Display for CompressError {
                     "sparsity {found}: the share of zeros must be at least 0 and below 1"
                 )
             }
+            CompressError::Pattern { keep, of } => write!(
+                f,
+                "pattern {keep}:{of}: must keep at least 1 and at most all of a group, whose size is a power of two up to 128"
+            ),
+            CompressError::NeedsCalibration { what } => {
+                write!(f, "{what} needs calibration data; give a text, or prune by magnitude")
+            }
+            CompressError::Calibration { input } => write!(
+                f,
+                "input {input} of the layer is not finite on the calibration data; check the model with another text"
+            ),
+            CompressError::Singular => f.write_str(
+                "the inputs of the layer on the calibration data are too large or too small to compute with; use another text, or prune by magnitude",
+            ),
             CompressError::AlreadyPacked { dir } => write!(
                 f,
                 "{}: packed already; pack from the dense model it was made from, or run it as it is",

@@ -8,6 +8,7 @@
 
 mod error;
 mod files;
+pub mod layer;
 mod prune;
 pub mod quantize;
 mod shards;
