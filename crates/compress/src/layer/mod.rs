@@ -198,9 +198,12 @@ impl Solved {
     }
 }
 
-/// The bits of the bf16 nearest to a value; zeros are +0.
+/// The bits of the bf16 nearest to a value, rounded to f32 first; zeros are +0, and what is too large is the largest.
 fn bf16_bits(value: f64) -> u16 {
-    match half::bf16::from_f64(value).to_bits() {
+    const LARGEST: f32 = f32::from_bits(0x7f7f_0000);
+    // By way of f32: `from_f64` rounds after dropping half of the bits.
+    let value = (value as f32).clamp(-LARGEST, LARGEST);
+    match half::bf16::from_f32(value).to_bits() {
         0x8000 => 0,
         bits => bits,
     }

@@ -98,6 +98,11 @@ impl Moments {
         &self.xx
     }
 
+    #[cfg(test)]
+    pub(super) fn xx_mut(&mut self) -> &mut Panels {
+        &mut self.xx
+    }
+
     /// Sum of `d d^T`, `x x^T` where the two are the same.
     pub(super) fn dd(&self) -> &Panels {
         self.dense.as_ref().map_or(&self.xx, |dense| &dense.dd)
@@ -139,5 +144,54 @@ impl Dense {
             let panel = faer::MatMut::from_row_major_slice_mut(panel, k, width);
             multiply(panel, true, d.transpose(), x.subcols(j * BLOCK, width), 1.0);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_are_those_of_all_tokens_however_they_come() {
+        let (k, tokens) = (3, 2 * TOKENS + 5);
+        let number = |i: usize| ((i * 7919) % 32) as f32 - 16.0;
+        let x: Vec<f32> = (0..k * tokens).map(number).collect();
+        let d: Vec<f32> = x.iter().rev().copied().collect();
+        let mut whole = Moments::new(k, true);
+        whole.add(&x, Some(&d));
+        let mut parts = Moments::new(k, true);
+        for (x, d) in x.chunks(k * 100).zip(d.chunks(k * 100)) {
+            parts.add(x, Some(d));
+        }
+        // Sums of small whole numbers are exact.
+        assert!(whole == parts);
+        assert_eq!(whole.tokens(), tokens as u64);
+        let sum = |a: &[f32], i: usize, b: &[f32], j: usize| -> f64 {
+            let products = a.chunks(k).zip(b.chunks(k)).map(|(a, b)| a[i] * b[j]);
+            products.map(f64::from).sum()
+        };
+        for (i, norm) in whole.norms().into_iter().enumerate() {
+            assert_eq!(norm, sum(&x, i, &x, i).sqrt());
+        }
+        assert_eq!(whole.xx().at(0, 2), sum(&x, 0, &x, 2));
+        assert_eq!(whole.dd().at(1, 2), sum(&d, 1, &d, 2));
+        let mut cross = [0.0; 3];
+        whole.cross_product(&[0.0, 1.0, 0.0], &mut cross);
+        assert_eq!(cross, [0, 1, 2].map(|j| sum(&d, 1, &x, j)));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found() {
+        let mut moments = Moments::new(3, false);
+        moments.add(&[1.0, 2.0, 3.0], None);
+        assert_eq!(moments.not_finite(), None);
+        moments.add(&[1.0, f32::NAN, f32::INFINITY], None);
+        assert_eq!(moments.not_finite(), Some(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "numbers of the dense model")]
+    fn the_dense_inputs_are_not_forgotten() {
+        Moments::new(2, true).add(&[1.0, 2.0], None);
     }
 }

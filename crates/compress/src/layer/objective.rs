@@ -64,7 +64,7 @@ impl<'a> Objective<'a> {
             .zip(&self.totals)
             .for_each(|(((error, row), cross), total)| {
                 let product: f64 = row.iter().zip(cross).map(|(a, b)| a * b).sum();
-                *error = (*error - 2.0 * product + total).max(0.0);
+                *error += total - 2.0 * product;
             });
         errors
     }
@@ -92,12 +92,13 @@ impl<'a> Objective<'a> {
     }
 }
 
-/// The root of a share of squares; 0 of nothing.
+/// The root of a share of squares; 0 of nothing, and of an error that is nothing but rounding.
 pub(super) fn relative(error: f64, total: f64) -> f64 {
-    if total > 0.0 {
-        (error / total).sqrt()
-    } else {
+    // Not a number stays so.
+    if total <= 0.0 || error <= 0.0 {
         0.0
+    } else {
+        (error / total).sqrt()
     }
 }
 

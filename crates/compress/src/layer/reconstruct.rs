@@ -145,3 +145,57 @@ fn iterate(xx: &Panels, added: f64, diagonal: &[f64], kept: &[bool], rows: &mut 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Moments;
+
+    #[test]
+    fn the_iteration_finds_what_the_factorization_does() {
+        let (rows, k, tokens) = (3, 200, 300);
+        let mut state = 1u64;
+        let mut number = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let mut moments = Moments::new(k, false);
+        for _ in 0..tokens {
+            // All inputs have a part in common.
+            let common = 3.0 * number();
+            let x: Vec<f32> = (0..k).map(|_| common + number()).collect();
+            moments.add(&x, None);
+        }
+        let xx = moments.xx();
+        let added = 1.0;
+        let kept: Vec<bool> = (0..rows * k).map(|_| number() > 0.0).collect();
+        let side: Vec<f64> = kept
+            .iter()
+            .map(|&kept| if kept { number().into() } else { 0.0 })
+            .collect();
+        let mut exact = side.clone();
+        for (row, kept) in exact.chunks_mut(k).zip(kept.chunks(k)) {
+            direct(xx, added, kept, row);
+        }
+        let mut found = side.clone();
+        let diagonal: Vec<f64> = xx.diagonal().iter().map(|d| d + added).collect();
+        iterate(xx, added, &diagonal, &kept, &mut found);
+        for (r, (exact, found)) in exact.chunks(k).zip(found.chunks(k)).enumerate() {
+            let objective = |row: &[f64]| {
+                let mut square = [0.0];
+                xx.squares(row, &mut square);
+                let ridge: f64 = row.iter().map(|v| v * v).sum();
+                let linear: f64 = row.iter().zip(&side[r * k..]).map(|(a, b)| a * b).sum();
+                square[0] + added * ridge - 2.0 * linear
+            };
+            let (best, reached) = (objective(exact), objective(found));
+            assert!(best < 0.0 && reached >= best * (1.0 + 1e-12));
+            assert!(reached <= best * (1.0 - 1e-4), "{r}: {reached} of {best}");
+        }
+        for (value, kept) in exact.iter().chain(&found).zip(kept.iter().chain(&kept)) {
+            assert!(*kept || *value == 0.0);
+        }
+    }
+}

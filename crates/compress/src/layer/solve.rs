@@ -22,7 +22,7 @@ const LARGEST_DAMPENING: f64 = 1e4;
 /// # Errors
 /// [`CompressError::Sparsity`] and [`CompressError::Pattern`]; [`CompressError::NeedsCalibration`] for anything but magnitude
 /// without reconstruction if there are no moments; [`CompressError::Calibration`] if these are not finite;
-/// [`CompressError::Singular`] if no dampening makes them positive definite.
+/// [`CompressError::Singular`] if no dampening makes them positive definite, or numbers overflow.
 ///
 /// # Panics
 /// If `weights` are not n rows of k, or the moments those of another number of inputs.
@@ -140,6 +140,9 @@ impl<'a> Layer<'a> {
             }
         };
         let error = objective.relative(&objective.errors(&rows.values(self.k)));
+        if !error.is_finite() {
+            return Err(CompressError::Singular);
+        }
         let dampening = factor.map_or(0.0, |factor| factor.dampening);
         Ok(Outcome {
             rows,
@@ -172,7 +175,8 @@ impl<'a> Layer<'a> {
     }
 
     /// Pruned by SparseGPT, and rounded to levels in the same pass if `joint`. Inputs that are always zero lose their weights, as
-    /// in the paper's code.
+    /// in the paper's code. The scales of int8 rows are those of weights pruned in a pass before that, because making up for what
+    /// is pruned makes weights larger than they were.
     fn sparse_gpt(&self, factor: &Factor, joint: bool) -> Sweep {
         let live = self.diagonal.iter().map(|&square| square > 0.0);
         let pairs = self.weights.iter().zip(live.cycle());
@@ -184,7 +188,16 @@ impl<'a> Layer<'a> {
         } else {
             Round::No
         };
-        let mut sweep = Sweep::new(masked(self.weights, &kept), self.k, kept, round);
+        let weights = masked(self.weights, &kept);
+        let first = (round == Round::Int8).then(|| {
+            let mut first = Sweep::new(weights.clone(), self.k, kept.clone(), Round::No);
+            first.run(&factor.panels, Some(self.spec.pattern));
+            first
+        });
+        let mut sweep = Sweep::new(weights, self.k, kept, round);
+        if let Some(first) = first {
+            sweep.scale_by(&first);
+        }
         sweep.run(&factor.panels, Some(self.spec.pattern));
         sweep
     }
@@ -244,4 +257,48 @@ fn round_bf16(values: &mut [f64]) {
     values
         .par_iter_mut()
         .for_each(|value| *value = round(*value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::Pattern;
+
+    /// Moments of two inputs that no inputs can have: their product is `off` times the mean of their squares.
+    fn impossible(off: f64) -> Moments {
+        let mut moments = Moments::new(2, false);
+        moments.add(&[1.0, 0.0, 0.0, 1.0], None);
+        moments.xx_mut().set(0, 1, off);
+        moments
+    }
+
+    fn sparse_gpt(moments: &Moments) -> Result<Outcome, CompressError> {
+        let spec = LayerSpec {
+            method: Method::SparseGpt,
+            pattern: Pattern::NofM { keep: 1, of: 2 },
+            ..LayerSpec::default()
+        };
+        solve(&[1.0, 2.0], 1, 2, Some(moments), &spec)
+    }
+
+    #[test]
+    fn dampening_rises_until_the_moments_are_positive_definite() {
+        let usual = sparse_gpt(&impossible(0.5)).unwrap();
+        assert_eq!((usual.dampening, usual.note), (0.01, None));
+        // 1 + dampening has to be more than what is off the diagonal.
+        for (off, dampening) in [(1.05, 0.1), (1.5, 1.0), (200.0, 1000.0)] {
+            let risen = sparse_gpt(&impossible(off)).unwrap();
+            assert!(
+                (risen.dampening / dampening - 1.0).abs() < 1e-9,
+                "{}",
+                risen.dampening
+            );
+            let Some(Note::Dampened(share)) = risen.note else {
+                panic!("nothing was said");
+            };
+            assert_eq!(share, risen.dampening);
+        }
+        let error = sparse_gpt(&impossible(1e9)).unwrap_err();
+        assert!(matches!(error, CompressError::Singular), "{error}");
+    }
 }

@@ -36,7 +36,8 @@ use crate::zeros_for;
 pub(super) enum Round {
     /// Nothing.
     No,
-    /// int8 levels. The scale of a row is that of the weights that may be kept, before the pass.
+    /// int8 levels. The scale of a row is that of the weights that may be kept, before the pass, unless
+    /// [`Sweep::scale_by`] says another.
     Int8,
     /// int4 levels. The scale of a group is that of its weights when the pass comes to it.
     Int4 { group: usize, kind: Int4 },
@@ -88,6 +89,11 @@ impl Sweep {
             values,
             kept,
         }
+    }
+
+    /// Takes the scales of int8 rows from weights that have been through a pass.
+    pub(super) fn scale_by(&mut self, other: &Sweep) {
+        self.scales = row_scales(&other.values, &other.kept, self.k);
     }
 
     /// Levels and scales.
