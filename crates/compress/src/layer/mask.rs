@@ -8,7 +8,7 @@ use crate::{CompressError, Scope, prune, zeros_for};
 impl Pattern {
     /// # Errors
     /// [`CompressError::Sparsity`], [`CompressError::Pattern`].
-    pub(super) fn check(self) -> Result<(), CompressError> {
+    pub(crate) fn check(self) -> Result<(), CompressError> {
         match self {
             Pattern::Unstructured(found) if !(0.0..1.0).contains(&found) => {
                 Err(CompressError::Sparsity { found })
@@ -23,7 +23,7 @@ impl Pattern {
     }
 
     /// The share of weights that are pruned.
-    pub(super) fn sparsity(self) -> f64 {
+    pub(crate) fn sparsity(self) -> f64 {
         match self {
             Pattern::Unstructured(sparsity) => sparsity,
             Pattern::NofM { keep, of } => 1.0 - keep as f64 / of as f64,
