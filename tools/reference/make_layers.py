@@ -286,9 +286,11 @@ def row_errors(values, w, x, dense):
 
 
 def reconstruct(w, values, kept, x, dense, rounded):
+    if rounded:
+        values = to_bf16(values)
     found = refit(w, values, kept, x, dense)
     if rounded:
-        values, found = to_bf16(values), to_bf16(found)
+        found = to_bf16(found)
     before, after = row_errors(values, w, x, dense), row_errors(found, w, x, dense)
     decided(np.abs(after - before) / before, MARGIN)
     return np.where((after <= before)[:, None], found, values)

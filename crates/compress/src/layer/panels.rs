@@ -9,6 +9,7 @@ use faer::linalg::cholesky::llt::factor::{
 };
 use faer::linalg::matmul::matmul;
 use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par, Spec};
 use rayon::prelude::*;
 
@@ -21,9 +22,9 @@ pub(super) const ROWS: usize = 64;
 /// The upper triangle of a `[k, k]` matrix. Panel j is row-major `[end of block j, columns of block j]`: the columns of block
 /// j from row 0 down through the diagonal block, which is stored whole.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Panels {
+pub(super) struct Panels<T = f64> {
     k: usize,
-    panels: Vec<Vec<f64>>,
+    panels: Vec<Vec<T>>,
 }
 
 /// First column and number of columns of each block of `k`.
@@ -34,24 +35,76 @@ pub(super) fn blocks(
 }
 
 /// A row-major `[rows, cols]` matrix whose rows are `stride` elements apart.
-pub(super) fn view(slice: &[f64], rows: usize, cols: usize, stride: usize) -> MatRef<'_, f64> {
+pub(super) fn view<T>(slice: &[T], rows: usize, cols: usize, stride: usize) -> MatRef<'_, T> {
     MatRef::from_row_major_slice_with_stride(slice, rows, cols, stride)
 }
 
-fn view_mut(slice: &mut [f64], rows: usize, cols: usize) -> MatMut<'_, f64> {
+fn view_mut<T>(slice: &mut [T], rows: usize, cols: usize) -> MatMut<'_, T> {
     MatMut::from_row_major_slice_mut(slice, rows, cols)
 }
 
 /// `dst = dst * keep + alpha * lhs * rhs` with `keep` 0 or 1, on the calling thread.
-pub(super) fn multiply(
-    dst: MatMut<'_, f64>,
+pub(super) fn multiply<T: RealField>(
+    dst: MatMut<'_, T>,
     add: bool,
-    lhs: MatRef<'_, f64>,
-    rhs: MatRef<'_, f64>,
-    alpha: f64,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    alpha: T,
 ) {
     let accum = if add { Accum::Add } else { Accum::Replace };
     matmul(dst, accum, lhs, rhs, alpha, Par::Seq);
+}
+
+impl<T: RealField + Copy> Panels<T> {
+    fn block(&self, j: usize) -> (usize, usize) {
+        (j * BLOCK, BLOCK.min(self.k - j * BLOCK))
+    }
+
+    /// Rows 0 to the start of block `j`, of its columns: what is above the diagonal block.
+    pub(super) fn above(&self, j: usize) -> MatRef<'_, T> {
+        let (start, width) = self.block(j);
+        view(&self.panels[j][..start * width], start, width, width)
+    }
+
+    /// The diagonal block `j`.
+    pub(super) fn diagonal_block(&self, j: usize) -> MatRef<'_, T> {
+        let (start, width) = self.block(j);
+        view(&self.panels[j][start * width..], width, width, width)
+    }
+
+    /// `p * self` of the symmetric matrix for `p` of `[rows, k]`, into `out` of that shape, on the calling thread.
+    pub(super) fn symmetric_product(&self, p: &[T], out: &mut [T]) {
+        let k = self.k;
+        let rows = p.len() / k.max(1);
+        let p = view(p, rows, k, k);
+        out.fill(T::zero_impl());
+        let mut out = MatMut::from_row_major_slice_mut(out, rows, k);
+        for (j, (start, width)) in blocks(k).enumerate() {
+            let (above, diagonal) = (self.above(j), self.diagonal_block(j));
+            let own = p.subcols(start, width);
+            multiply(
+                out.as_mut().subcols_mut(start, width),
+                true,
+                p.subcols(0, start),
+                above,
+                T::one_impl(),
+            );
+            multiply(
+                out.as_mut().subcols_mut(start, width),
+                true,
+                own,
+                diagonal,
+                T::one_impl(),
+            );
+            multiply(
+                out.as_mut().subcols_mut(0, start),
+                true,
+                own,
+                above.transpose(),
+                T::one_impl(),
+            );
+        }
+    }
 }
 
 impl Panels {
@@ -85,6 +138,15 @@ impl Panels {
         }
     }
 
+    /// The same in f32.
+    pub(super) fn to_f32(&self) -> Panels<f32> {
+        let narrow = |panel: &Vec<f64>| panel.iter().map(|&v| v as f32).collect();
+        Panels {
+            k: self.k,
+            panels: self.panels.par_iter().map(narrow).collect(),
+        }
+    }
+
     /// The diagonal.
     pub(super) fn diagonal(&self) -> Vec<f64> {
         (0..self.k).map(|i| self.at(i, i)).collect()
@@ -99,22 +161,6 @@ impl Panels {
                     .enumerate()
                     .map(move |(i, element)| (start + i, element))
             })
-    }
-
-    fn block(&self, j: usize) -> (usize, usize) {
-        (j * BLOCK, BLOCK.min(self.k - j * BLOCK))
-    }
-
-    /// Rows 0 to the start of block `j`, of its columns: what is above the diagonal block.
-    pub(super) fn above(&self, j: usize) -> MatRef<'_, f64> {
-        let (start, width) = self.block(j);
-        view(&self.panels[j][..start * width], start, width, width)
-    }
-
-    /// The diagonal block `j`.
-    pub(super) fn diagonal_block(&self, j: usize) -> MatRef<'_, f64> {
-        let (start, width) = self.block(j);
-        view(&self.panels[j][start * width..], width, width, width)
     }
 
     /// Adds `x^T x`, where `x` is row-major, rows of k.
@@ -137,40 +183,6 @@ impl Panels {
                     1.0,
                 );
             });
-    }
-
-    /// `p * self` of the symmetric matrix for `p` of `[rows, k]`, into `out` of that shape, on the calling thread.
-    pub(super) fn symmetric_product(&self, p: &[f64], out: &mut [f64]) {
-        let k = self.k;
-        let rows = p.len() / k.max(1);
-        let p = view(p, rows, k, k);
-        out.fill(0.0);
-        let mut out = MatMut::from_row_major_slice_mut(out, rows, k);
-        for (j, (start, width)) in blocks(k).enumerate() {
-            let (above, diagonal) = (self.above(j), self.diagonal_block(j));
-            let own = p.subcols(start, width);
-            multiply(
-                out.as_mut().subcols_mut(start, width),
-                true,
-                p.subcols(0, start),
-                above,
-                1.0,
-            );
-            multiply(
-                out.as_mut().subcols_mut(start, width),
-                true,
-                own,
-                diagonal,
-                1.0,
-            );
-            multiply(
-                out.as_mut().subcols_mut(0, start),
-                true,
-                own,
-                above.transpose(),
-                1.0,
-            );
-        }
     }
 
     /// `row * self * row^T` for each row of `p` of `[rows, k]`, on the calling thread.

@@ -15,15 +15,16 @@ use super::panels::{Panels, ROWS};
 /// Up to this many inputs every row is solved by a Cholesky factorization, of about k^3 / 24 multiplications at half of the
 /// weights; it costs as much as 20 of the k^2 that a step of the iteration takes.
 const DIRECT_K: usize = 512;
-/// Steps of the iteration, and the part of the residual at which a row is done. What is left of the objective's decrease is
-/// about the square of that part.
+/// Steps of the iteration at most. Layers of trained models take 10 to 30.
 const STEPS: usize = 50;
-const TOLERANCE: f64 = 1e-3;
+/// A row is done when twice in a row a step takes less than this part of what is left of the error.
+const PART: f64 = 1e-3;
 
-/// The values, `[n, k]`, with the kept ones refitted. `added` is a.
+/// The values, `[n, k]`, with the kept ones refitted. `errors` are those of the rows, and `added` is a.
 pub(super) fn refit(
     objective: &Objective<'_>,
     values: &[f64],
+    errors: &[f64],
     kept: &[bool],
     xx: &Panels,
     added: f64,
@@ -41,11 +42,17 @@ pub(super) fn refit(
             .zip(kept.par_chunks(k))
             .for_each(|(change, kept)| direct(xx, added, kept, change));
     } else {
-        let diagonal: Vec<f64> = xx.diagonal().iter().map(|d| d + added).collect();
+        let system = System {
+            // Products of f32 are twice as fast. They decide how soon the iteration ends, and that the caller checks in f64.
+            xx: xx.to_f32(),
+            added,
+            diagonal: xx.diagonal().iter().map(|d| d + added).collect(),
+        };
         change
             .par_chunks_mut(ROWS * k)
             .zip(kept.par_chunks(ROWS * k))
-            .for_each(|(change, kept)| iterate(xx, added, &diagonal, kept, change));
+            .zip(errors.par_chunks(ROWS))
+            .for_each(|((change, kept), errors)| system.iterate(kept, errors, change));
     }
     change
         .par_iter_mut()
@@ -87,62 +94,81 @@ fn direct(xx: &Panels, added: f64, kept: &[bool], row: &mut [f64]) {
     }
 }
 
-/// Replaces the descents of some rows by the changes, by conjugate gradients with the diagonal as preconditioner.
-fn iterate(xx: &Panels, added: f64, diagonal: &[f64], kept: &[bool], rows: &mut [f64]) {
-    let k = diagonal.len();
-    let mut residual = rows.to_vec();
-    rows.fill(0.0);
-    let mut scaled: Vec<f64> = residual
-        .chunks(k)
-        .flat_map(|row| row.iter().zip(diagonal).map(|(r, d)| r / d))
-        .collect();
-    let mut direction = scaled.clone();
-    let mut product = vec![0.0; rows.len()];
-    let dots = |a: &[f64], b: &[f64]| -> Vec<f64> {
-        let dot = |(a, b): (&[f64], &[f64])| a.iter().zip(b).map(|(a, b)| a * b).sum();
-        a.chunks(k).zip(b.chunks(k)).map(dot).collect()
-    };
-    let mut sizes = dots(&residual, &scaled);
-    let goals: Vec<f64> = sizes
-        .iter()
-        .map(|size| size * TOLERANCE * TOLERANCE)
-        .collect();
-    for _ in 0..STEPS {
-        if sizes.iter().zip(&goals).all(|(size, goal)| size <= goal) {
-            break;
+/// `H + a I`, for the iteration.
+struct System {
+    xx: Panels<f32>,
+    added: f64,
+    diagonal: Vec<f64>,
+}
+
+impl System {
+    /// Replaces the descents of some rows of given errors by the changes, by conjugate gradients with the diagonal as
+    /// preconditioner.
+    fn iterate(&self, kept: &[bool], errors: &[f64], rows: &mut [f64]) {
+        let k = self.diagonal.len();
+        let mut residual = rows.to_vec();
+        rows.fill(0.0);
+        let scaled = |row: &[f64], j: usize| row[j] / self.diagonal[j];
+        let mut direction: Vec<f64> = residual
+            .chunks(k)
+            .flat_map(|row| (0..k).map(move |j| scaled(row, j)))
+            .collect();
+        let size = |row: &[f64]| (0..k).map(|j| row[j] * scaled(row, j)).sum::<f64>();
+        let mut sizes: Vec<f64> = residual.chunks(k).map(size).collect();
+        let mut left = errors.to_vec();
+        // Steps in a row that took little.
+        let mut little = vec![0; errors.len()];
+        for _ in 0..STEPS {
+            if little.iter().all(|&little| little >= 2) {
+                break;
+            }
+            let product = self.product(&direction, kept);
+            let parts = rows
+                .chunks_mut(k)
+                .zip(residual.chunks_mut(k))
+                .zip(direction.chunks_mut(k))
+                .zip(product.chunks(k));
+            for (r, (((row, residual), direction), product)) in parts.enumerate() {
+                let curvature: f64 = direction.iter().zip(product).map(|(a, b)| a * b).sum();
+                // A row that is done stays as it is, as does one whose numbers overflow.
+                let bent = curvature > 0.0;
+                if little[r] >= 2 || !bent {
+                    little[r] = 2;
+                    continue;
+                }
+                let step = sizes[r] / curvature;
+                left[r] -= step * sizes[r];
+                little[r] = if step * sizes[r] < PART * left[r].max(0.0) {
+                    little[r] + 1
+                } else {
+                    0
+                };
+                for j in 0..k {
+                    row[j] += step * direction[j];
+                    residual[j] -= step * product[j];
+                }
+                let before = std::mem::replace(&mut sizes[r], size(residual));
+                let share = sizes[r] / before;
+                for (j, direction) in direction.iter_mut().enumerate() {
+                    *direction = scaled(residual, j) + share * *direction;
+                }
+            }
         }
-        xx.symmetric_product(&direction, &mut product);
-        for ((product, &direction), &kept) in product.iter_mut().zip(&direction).zip(kept) {
-            *product = if kept {
-                *product + added * direction
+    }
+
+    /// The rows times `H + a I`, of the kept columns.
+    fn product(&self, rows: &[f64], kept: &[bool]) -> Vec<f64> {
+        let narrow: Vec<f32> = rows.iter().map(|&v| v as f32).collect();
+        let mut product = vec![0.0; rows.len()];
+        self.xx.symmetric_product(&narrow, &mut product);
+        let sum = |((&product, &row), &kept): ((&f32, &f64), &bool)| {
+            if kept {
+                f64::from(product) + self.added * row
             } else {
                 0.0
-            };
-        }
-        let curvatures = dots(&direction, &product);
-        for r in 0..sizes.len() {
-            // A row that is done stays as it is.
-            if sizes[r] <= goals[r] || curvatures[r] <= 0.0 {
-                continue;
             }
-            let step = sizes[r] / curvatures[r];
-            let row = r * k..(r + 1) * k;
-            for j in row.clone() {
-                rows[j] += step * direction[j];
-                residual[j] -= step * product[j];
-                scaled[j] = residual[j] / diagonal[j - r * k];
-            }
-            let size: f64 = residual[row.clone()]
-                .iter()
-                .zip(&scaled[row.clone()])
-                .map(|(a, b)| a * b)
-                .sum();
-            let share = size / sizes[r];
-            sizes[r] = size;
-            for j in row {
-                direction[j] = scaled[j] + share * direction[j];
-            }
-        }
+        };
+        product.iter().zip(rows).zip(kept).map(sum).collect()
     }
 }
 
@@ -180,8 +206,13 @@ mod tests {
             direct(xx, added, kept, row);
         }
         let mut found = side.clone();
-        let diagonal: Vec<f64> = xx.diagonal().iter().map(|d| d + added).collect();
-        iterate(xx, added, &diagonal, &kept, &mut found);
+        let system = System {
+            xx: xx.to_f32(),
+            added,
+            diagonal: xx.diagonal().iter().map(|d| d + added).collect(),
+        };
+        // As small as what an exact solution would leave, so that nothing ends the iteration early.
+        system.iterate(&kept, &[1e-9; 3], &mut found);
         for (r, (exact, found)) in exact.chunks(k).zip(found.chunks(k)).enumerate() {
             let objective = |row: &[f64]| {
                 let mut square = [0.0];

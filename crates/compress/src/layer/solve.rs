@@ -231,20 +231,22 @@ impl<'a> Layer<'a> {
         kept: &[bool],
         rounded: bool,
     ) -> Vec<f64> {
-        let xx = self.moments.xx();
-        let mut refitted = reconstruct::refit(objective, &values, kept, xx, DAMPENING * self.mean);
         if rounded {
             round_bf16(&mut values);
+        }
+        let before = objective.errors(&values);
+        let xx = self.moments.xx();
+        let added = DAMPENING * self.mean;
+        let mut refitted = reconstruct::refit(objective, &values, &before, kept, xx, added);
+        if rounded {
             round_bf16(&mut refitted);
         }
-        let errors = objective
-            .errors(&values)
-            .into_iter()
-            .zip(objective.errors(&refitted));
+        let errors = before.iter().zip(objective.errors(&refitted));
         let rows = refitted.chunks_mut(self.k).zip(values.chunks(self.k));
         for ((before, after), (refitted, values)) in errors.zip(rows) {
-            // Also where the refitted is not a number.
-            if !(after <= before) {
+            // Not so where it is not a number.
+            let better = after <= *before;
+            if !better {
                 refitted.copy_from_slice(values);
             }
         }
