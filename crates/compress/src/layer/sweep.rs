@@ -235,14 +235,14 @@ impl Row<'_> {
     fn columns(&mut self, block: &Block<'_>, round: Round) {
         for i in 0..block.width {
             if let Some((keep, of)) = block.choose
-                && i % of == 0
+                && i.is_multiple_of(of)
             {
                 let end = block.width.min(i + of);
                 let kept = self.choose(block, i..end, keep, of);
                 self.kept[i..end].copy_from_slice(&kept);
             }
             if let Round::Int4 { group, kind } = round
-                && (block.first + i) % group == 0
+                && (block.first + i).is_multiple_of(group)
             {
                 self.scales[(block.first + i) / group] = self.group_scale(block, i, group, kind);
             }
