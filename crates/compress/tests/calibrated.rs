@@ -1,6 +1,5 @@
 //! Compression by calibration: what is solved, by what, and what a stop in between changes.
 
-use std::cell::Cell;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -59,7 +58,7 @@ fn run(
     output: &Path,
     options: &Options,
     threads: usize,
-    progress: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>,
+    progress: &mut (dyn FnMut(Step<'_>) -> ControlFlow<()> + Send),
 ) -> Result<Report, CompressError> {
     let (checkpoint, rt) = (open(&model()), runtime(threads));
     let windows = windows(&checkpoint);
@@ -184,11 +183,11 @@ fn every_layer_is_solved_on_what_it_reads() {
                     };
                     let written = small.raw_rows(&tensor).expect("rows");
                     assert!(written.bits[..] == wanted[..], "{name}: {tensor}");
-                    found.push((tensor, outcome.error));
                     let weight = small.packed(&tensor).expect("readable").unwrap_or_else(|| {
                         Weight::DenseBf16(DenseBf16::from_rows(&wanted, n, k).expect("dense"))
                     });
                     pruned.set_weight(module, weight);
+                    found.push((tensor, outcome.error));
                 }
             }
             found.sort_by_key(|(tensor, _)| dense.plan().iter().position(|t| t.name == *tensor));
@@ -233,7 +232,6 @@ fn threads_change_no_byte() {
 
 /// Stops a run after so many units; false if it ended before.
 fn stopped(output: &Path, options: &Options, units: usize) -> bool {
-    let done = Cell::new(0);
     let partial = output.with_file_name(format!(
         ".{}.partial/progress.json",
         output.file_name().expect("a name").to_string_lossy()
@@ -244,8 +242,7 @@ fn stopped(output: &Path, options: &Options, units: usize) -> bool {
         text.matches("\"packed\":").count()
     };
     let result = run(output, options, 2, &mut |_| {
-        done.set(count());
-        if done.get() >= units {
+        if count() >= units {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
