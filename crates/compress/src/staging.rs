@@ -301,8 +301,8 @@ mod tests {
         fs::write(staging.out().join("file"), "text").expect("a file");
         // Nothing is recorded as done: a stop has lost nothing, and nobody needs to ask.
         staging.keep();
-        let mut staging = Staging::new(&target, false).expect("a staging folder");
-        let mut state = State::open(&mut staging, &serde_json::json!({"a": "b"})).expect("new");
+        let staging = Staging::new(&target, false).expect("a staging folder");
+        let mut state = State::open(&staging, &serde_json::json!({"a": "b"})).expect("new");
         state.add(&staging, Default::default()).expect("written");
         staging.keep();
         assert!(matches!(

@@ -34,11 +34,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             seed += 1;
             data.push(elements(tensor, seed)?);
         }
-        let out = |(tensor, bits): (&TensorPlan, &Vec<u16>)| {
-            let bytes = bytemuck::cast_slice(bits);
-            TensorOut::new(&tensor.name, Dtype::BF16, tensor.shape.clone(), bytes)
-        };
-        let out: Vec<TensorOut<'_>> = tensors.iter().zip(&data).map(out).collect();
+        let pairs = tensors.iter().zip(&data);
+        let out: Vec<TensorOut<'_>> = pairs
+            .map(|(tensor, bits)| {
+                let bytes = bytemuck::cast_slice(bits);
+                TensorOut::new(&tensor.name, Dtype::BF16, tensor.shape.clone(), bytes)
+            })
+            .collect();
         container::write(dir.join(&name), &out, &BTreeMap::new())?;
         total_size += out.iter().map(TensorOut::bytes).sum::<usize>();
         weight_map.extend(
