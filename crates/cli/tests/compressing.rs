@@ -321,6 +321,10 @@ fn calibration_text_that_cannot_be_used_is_refused() {
             vec!["bad.jsonl: line 2", "\"text\""],
         ),
         (
+            file("bad.gz", b"not packed"),
+            vec!["bad.gz: cannot be unpacked"],
+        ),
+        (
             root.path().join("absent.txt"),
             vec!["absent.txt", "No such file"],
         ),
@@ -347,7 +351,10 @@ fn calibration_text_that_cannot_be_used_is_refused() {
     let lines: String = (0..40)
         .map(|i| format!("{{\"id\": {i}, \"text\": \"document number {i}\"}}\n"))
         .collect();
-    let lines = file("good.jsonl", lines.as_bytes());
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut packed, lines.as_bytes()).expect("memory");
+    let packed = packed.finish().expect("memory");
+    let lines = file("good.jsonl.gz", &packed);
     let mut command = sparamx();
     let to = root.path().join("out");
     command.args([
@@ -364,7 +371,7 @@ fn calibration_text_that_cannot_be_used_is_refused() {
     let done = output(command.args(["--calibration", text(&lines), "--calibration-windows", "99"]));
     json(&done);
     let warning = String::from_utf8_lossy(&done.stderr);
-    assert!(warning.contains("good.jsonl has text for"), "{warning}");
+    assert!(warning.contains("good.jsonl.gz has text for"), "{warning}");
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Text to compress by: read, turned into ids and cut into windows.
 
+use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use flate2::read::MultiGzDecoder;
 use serde_json::Value;
 use sparamx_cpu::topology;
 use sparamx_engine::Tokenizer;
@@ -29,8 +32,8 @@ const BYTES_PER_TOKEN: usize = 16;
 /// Options of calibration.
 #[derive(Debug, Args)]
 pub struct CalibrationArgs {
-    /// Text to calibrate with: a file in UTF-8, or .jsonl with a field "text" in each line [default: a built-in sample
-    /// of English novels]
+    /// Text to calibrate with: a file in UTF-8, or .jsonl with a field "text" in each line as datasets have it, either also
+    /// as .gz [default: a built-in sample of English novels]
     #[arg(long = "calibration", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Windows of that text, spread over it [default: 128, or what there is text and memory for]
@@ -47,6 +50,13 @@ pub struct Sample {
     pub windows: Vec<Vec<u32>>,
     /// Where the text is from.
     pub source: String,
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (windows, tokens) = (self.windows.len(), self.windows.first().map_or(0, Vec::len));
+        write!(f, "{}, {windows} windows of {tokens} tokens", self.source)
+    }
 }
 
 impl CalibrationArgs {
@@ -177,7 +187,16 @@ fn pieces(mut text: &str, bytes: usize) -> Vec<&str> {
 
 /// Reads a file as text, or as one JSON object a line.
 fn read(path: &Path) -> Result<Text> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut plain = path.to_owned();
+    if path.extension().is_some_and(|e| e == "gz") {
+        let mut unpacked = Vec::new();
+        MultiGzDecoder::new(&bytes[..])
+            .read_to_end(&mut unpacked)
+            .with_context(|| format!("{}: cannot be unpacked", path.display()))?;
+        bytes = unpacked;
+        plain.set_extension("");
+    }
     let text = match String::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => text,
         _ => bail!(

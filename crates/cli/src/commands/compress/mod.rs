@@ -15,7 +15,7 @@ use sparamx_engine::Tokenizer;
 use sparamx_format::GROUP_ELEMS;
 use sparamx_model::Checkpoint;
 
-use crate::calibration::CalibrationArgs;
+use crate::calibration::{CalibrationArgs, Sample};
 use crate::cli::{self, Common, Threads};
 use crate::{interrupt, output, progress, runtime, source};
 
@@ -174,37 +174,46 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
     let options = request::options(args)?;
     sparamx_compress::check_output(&args.output, args.resume)?;
     runtime::loading_threads(args.threads)?;
-    let directory = source::resolve(&args.model, common)?;
-    let checkpoint = Checkpoint::open(&directory)?;
+    let checkpoint = Checkpoint::open(&source::resolve(&args.model, common)?)?;
     interrupt::install()?;
     interrupt::install_termination()?;
     let start = Instant::now();
-    let report = match options.needs_calibration() {
-        // A packed model is refused before anybody looks for a tokenizer.
-        Some(_) if checkpoint.config().packed.is_none() => {
-            let tokenizer = Tokenizer::from_dir(&directory, checkpoint.config().vocab_size)?;
-            let streams = if options.reconstruct { 2 } else { 1 };
-            let sample =
-                args.calibration
-                    .sample(&tokenizer, checkpoint.config(), streams, common)?;
+    // A packed model is refused before anybody looks for a tokenizer.
+    let needed = options.needs_calibration().is_some() && checkpoint.config().packed.is_none();
+    let sample = needed
+        .then(|| sample(args, &options, &checkpoint, common))
+        .transpose()?;
+    let report = match &sample {
+        Some(sample) => {
             let runtime = runtime::start(args.threads.count(), common)?;
             let calibration = Calibration {
                 runtime: &runtime,
                 windows: &sample.windows,
-                source: sample.source,
+                source: sample.source.clone(),
             };
             compress(args, &options, &checkpoint, Some(&calibration), common)?
         }
-        _ => compress(args, &options, &checkpoint, None, common)?,
+        None => compress(args, &options, &checkpoint, None, common)?,
     };
-    report::print(
-        args,
-        &options,
-        &checkpoint,
-        &report,
-        start.elapsed(),
-        common,
-    )
+    let done = report::Done {
+        report: &report,
+        sample: sample.as_ref(),
+        time: start.elapsed(),
+    };
+    report::print(args, &options, &checkpoint, &done, common)
+}
+
+/// The text to calibrate with, for this model.
+fn sample(
+    args: &CompressArgs,
+    options: &Options,
+    checkpoint: &Checkpoint,
+    common: Common,
+) -> Result<Sample> {
+    let config = checkpoint.config();
+    let tokenizer = Tokenizer::from_dir(checkpoint.dir(), config.vocab_size)?;
+    let streams = if options.reconstruct { 2 } else { 1 };
+    args.calibration.sample(&tokenizer, config, streams, common)
 }
 
 fn compress(

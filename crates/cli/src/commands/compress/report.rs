@@ -8,9 +8,20 @@ use sparamx_compress::{Options, Report, SolvedTensor, Totals};
 use sparamx_model::Checkpoint;
 
 use super::CompressArgs;
+use crate::calibration::Sample;
 use crate::cli::Common;
 use crate::output::{self, Table};
 use crate::units;
+
+/// A run that is done.
+pub struct Done<'a> {
+    /// What the library says.
+    pub report: &'a Report,
+    /// The text that it was calibrated with.
+    pub sample: Option<&'a Sample>,
+    /// What it took.
+    pub time: Duration,
+}
 
 /// What came of it, as `--json` prints it.
 #[derive(Serialize)]
@@ -41,17 +52,17 @@ pub fn print(
     args: &CompressArgs,
     options: &Options,
     checkpoint: &Checkpoint,
-    report: &Report,
-    time: Duration,
+    done: &Done<'_>,
     common: Common,
 ) -> Result<()> {
+    let Done { report, time, .. } = *done;
     if !common.quiet {
         warn(args, checkpoint, report);
     }
     let all = report.counts.all();
     let gb_per_s = all.bytes_before as f64 / 1e9 / time.as_secs_f64();
     if !common.json {
-        return output::text_out(&text(report, time, gb_per_s));
+        return output::text_out(&text(done, gb_per_s));
     }
     output::json(&Summary {
         output: report.dir.display().to_string(),
@@ -91,7 +102,12 @@ fn warn(args: &CompressArgs, checkpoint: &Checkpoint, report: &Report) {
     }
 }
 
-fn text(report: &Report, time: Duration, gb_per_s: f64) -> String {
+fn text(done: &Done<'_>, gb_per_s: f64) -> String {
+    let Done {
+        report,
+        sample,
+        time,
+    } = *done;
     let counts = &report.counts;
     let mut table = Table::new(&["", "tensors", "weights", "sparsity", "before", "after"]);
     let mut row = |name: &str, totals: &Totals| {
@@ -111,11 +127,11 @@ fn text(report: &Report, time: Duration, gb_per_s: f64) -> String {
     row("dense", &counts.dense);
     row("all", &counts.all());
     let mut text = table.aligned();
-    if !counts.solved.is_empty() {
+    if let (Some(sample), false) = (sample, counts.solved.is_empty()) {
         let errors = counts.solved.iter().map(|tensor| tensor.error);
         let mean = errors.sum::<f64>() / counts.solved.len() as f64;
         text.push_str(&format!(
-            "\nerror of the outputs on the calibration text: {mean:.4} in the mean of {} tensors (--verbose lists them)\n",
+            "\ncalibrated with {sample}: error of the outputs {mean:.4} in the mean of {} tensors (--verbose lists them)\n",
             counts.solved.len()
         ));
     }
