@@ -4,6 +4,7 @@
 //! wrong usage; 1 for anything else, and then one line on standard error says what, where and what to do.
 #![forbid(unsafe_code)]
 
+mod calibration;
 mod cli;
 mod commands;
 mod hub;

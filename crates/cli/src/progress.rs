@@ -18,6 +18,16 @@ pub fn byte_bar(common: Common, bytes: u64, message: impl Into<Cow<'static, str>
     )
 }
 
+/// As [`byte_bar`], with room for a longer message.
+pub fn layer_bar(common: Common) -> ProgressBar {
+    bar(
+        common,
+        0,
+        "starting",
+        "{msg:48!} {wide_bar} {bytes}/{total_bytes} {decimal_bytes_per_sec} {eta} left",
+    )
+}
+
 /// A bar that counts `unit`s.
 pub fn count_bar(
     common: Common,

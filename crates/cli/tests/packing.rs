@@ -225,64 +225,6 @@ fn a_packed_model_is_not_packed_again() {
     assert!(!twice.exists());
 }
 
-#[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_is_one_line_and_leaves_nothing() {
-    let disk = root();
-    let dense = model::directory();
-    let packed = disk.path().join("packed");
-    let mut command = sparamx();
-    command.args([
-        "compress",
-        text(&dense),
-        "-o",
-        text(&packed),
-        "--sparsity",
-        "0.5",
-    ]);
-    if let Some(done) = common::on_small_disk(&command, disk.path(), "100k") {
-        // What is left on the disk would be listed on standard output.
-        fails(&done, 1, &["packed", "the disk is full", "make room"]);
-    }
-}
-
-#[cfg(unix)]
-#[test]
-fn an_interrupt_leaves_nothing() {
-    use std::os::unix::process::ExitStatusExt;
-    let root = root();
-    let big = root.path().join("big");
-    fs::create_dir(&big).expect("a directory");
-    model::write(&big);
-    let mut child = sparamx()
-        .args([
-            "compress",
-            text(&big),
-            "-o",
-            text(&root.path().join("packed")),
-            "--sparsity",
-            "0.5",
-        ])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .expect("starts");
-    let id = child.id().to_string();
-    // As soon as the staging folder is there; the work may be done by then, which is fine too.
-    while entries(root.path()).len() == 1 && child.try_wait().expect("a status").is_none() {
-        std::thread::yield_now();
-    }
-    let _ = output(std::process::Command::new("kill").args(["-INT", &id]));
-    let done = child.wait_with_output().expect("ends");
-    if done.status.success() {
-        assert_eq!(entries(root.path()), ["big", "packed"]);
-    } else {
-        assert!(done.status.signal().is_none(), "{}", done.status);
-        fails(&done, 1, &["interrupted", "nothing was written"]);
-        assert_eq!(entries(root.path()), ["big"]);
-    }
-}
-
 /// A text of the kind that the model that ships was trained on.
 const STORY: &str = "\
 Once upon a time, there was a little girl named Anna. She lived in a small house with her mom and her dog, Max. Every day Anna and \

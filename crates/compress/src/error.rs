@@ -15,6 +15,25 @@ pub enum CompressError {
         /// What was asked for.
         found: f64,
     },
+    /// A pattern that is not N of M.
+    Pattern {
+        /// Weights to keep in a group.
+        keep: usize,
+        /// Weights of a group.
+        of: usize,
+    },
+    /// What is to be done with a layer needs moments of its inputs, and there are none.
+    NeedsCalibration {
+        /// What needs them.
+        what: &'static str,
+    },
+    /// The inputs of a layer on the calibration data have no finite second moments.
+    Calibration {
+        /// Number of the input.
+        input: usize,
+    },
+    /// The second moments are not positive definite however much is added to their diagonal.
+    Singular,
     /// The checkpoint is packed already.
     AlreadyPacked {
         /// Its folder.
@@ -32,13 +51,55 @@ pub enum CompressError {
         /// What the operating system said.
         error: io::Error,
     },
+    /// A name in a list of tensors that no tensor has.
+    UnknownName {
+        /// The name.
+        name: String,
+        /// Names like it that there are.
+        near: Vec<String>,
+    },
+    /// Sparsity by outliers is asked for with a fixed pattern.
+    Allocation,
+    /// A tensor cannot be compressed.
+    Tensor {
+        /// Its name.
+        name: String,
+        /// Why.
+        error: Box<CompressError>,
+    },
+    /// Another process writes the same output.
+    Busy {
+        /// The folder of what is being written.
+        partial: PathBuf,
+    },
+    /// An earlier process left something to go on from.
+    Unfinished {
+        /// The folder of what it has written.
+        partial: PathBuf,
+    },
+    /// What an earlier process left was made of another input or with other options.
+    Changed {
+        /// The folder of what it has written.
+        partial: PathBuf,
+        /// The file or option.
+        what: String,
+        /// What it was.
+        then: String,
+        /// What it is.
+        now: String,
+    },
     /// The disk has no room for the output.
     DiskFull {
         /// The folder that was to be written.
         dir: PathBuf,
+        /// What there is to go on from.
+        kept: Option<Kept>,
     },
     /// The caller ended the work early.
-    Interrupted,
+    Interrupted {
+        /// What there is to go on from.
+        kept: Option<Kept>,
+    },
     /// A file or folder cannot be read or written.
     Io {
         /// The path.
@@ -59,7 +120,36 @@ pub enum CompressError {
     Format(FormatError),
 }
 
+/// What is left of a run that was stopped.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The folder of what is written.
+    pub partial: PathBuf,
+    /// Parts of the model in it.
+    pub done: usize,
+    /// Parts of the model.
+    pub of: usize,
+}
+
 impl CompressError {
+    /// The same error, about a tensor.
+    pub(crate) fn in_tensor(self, name: &str) -> Self {
+        CompressError::Tensor {
+            name: name.to_owned(),
+            error: Box::new(self),
+        }
+    }
+
+    /// What is left, if the error is one after which the work can go on.
+    pub(crate) fn kept(&mut self) -> Option<&mut Option<Kept>> {
+        match self {
+            CompressError::DiskFull { kept, .. } | CompressError::Interrupted { kept } => {
+                Some(kept)
+            }
+            _ => None,
+        }
+    }
+
     /// An error of the operating system about a path; a full disk becomes [`CompressError::DiskFull`] later, where the
     /// output folder is known.
     pub(crate) fn io(path: &Path, error: io::Error) -> Self {
@@ -74,6 +164,7 @@ impl CompressError {
         if self.is_disk_full() {
             CompressError::DiskFull {
                 dir: dir.to_owned(),
+                kept: None,
             }
         } else {
             self
@@ -117,6 +208,20 @@ impl fmt::Display for CompressError {
                     "sparsity {found}: the share of zeros must be at least 0 and below 1"
                 )
             }
+            CompressError::Pattern { keep, of } => write!(
+                f,
+                "pattern {keep}:{of}: must keep at least 1 and at most all of a group, whose size is a power of two up to 128"
+            ),
+            CompressError::NeedsCalibration { what } => {
+                write!(f, "{what} needs calibration data; give a text, or prune by magnitude")
+            }
+            CompressError::Calibration { input } => write!(
+                f,
+                "input {input} of the layer is not finite on the calibration data; check the model with another text"
+            ),
+            CompressError::Singular => f.write_str(
+                "the inputs of the layer on the calibration data are too large or too small to compute with; use another text, or prune by magnitude",
+            ),
             CompressError::AlreadyPacked { dir } => write!(
                 f,
                 "{}: packed already; pack from the dense model it was made from, or run it as it is",
@@ -132,12 +237,57 @@ impl fmt::Display for CompressError {
                 "{}: cannot be made: {error}; choose another output directory",
                 dir.display()
             ),
-            CompressError::DiskFull { dir } => write!(
+            CompressError::UnknownName { name, near } => {
+                write!(f, "'{name}' names no tensor that is compressed")?;
+                match near[..] {
+                    [] => Ok(()),
+                    _ => write!(f, "; near it are {}", near.join(", ")),
+                }
+            }
+            CompressError::Allocation => f.write_str(
+                "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; choose one of them",
+            ),
+            CompressError::Tensor { name, error } => write!(f, "{name}: {error}"),
+            CompressError::Busy { partial } => write!(
+                f,
+                "{}: another process is writing there; wait for it, or choose another output directory",
+                partial.display()
+            ),
+            CompressError::Unfinished { partial } => write!(
+                f,
+                "{}: left by a run that was stopped; go on from it with the same command and --resume, or remove it",
+                partial.display()
+            ),
+            CompressError::Changed {
+                partial,
+                what,
+                then,
+                now,
+            } => write!(
+                f,
+                "{}: cannot go on, {what} was {then} and is {now}; repeat the command as it was, or remove the directory",
+                partial.display()
+            ),
+            CompressError::DiskFull { dir, kept: None } => write!(
                 f,
                 "{}: the disk is full, nothing was written; make room or choose a directory on another disk",
                 dir.display()
             ),
-            CompressError::Interrupted => f.write_str("interrupted; nothing was written"),
+            CompressError::DiskFull {
+                dir,
+                kept: Some(kept),
+            } => write!(
+                f,
+                "{}: the disk is full after {kept}; make room, then {}",
+                dir.display(),
+                kept.way_out()
+            ),
+            CompressError::Interrupted { kept: None } => {
+                f.write_str("interrupted; nothing was written")
+            }
+            CompressError::Interrupted { kept: Some(kept) } => {
+                write!(f, "interrupted after {kept}; {}", kept.way_out())
+            }
             CompressError::Io { path, error } => write!(f, "{}: {error}", path.display()),
             CompressError::Json { path, error } => {
                 write!(f, "{}: not a JSON object: {error}", path.display())
@@ -148,9 +298,25 @@ impl fmt::Display for CompressError {
     }
 }
 
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} parts", self.done, self.of)
+    }
+}
+
+impl Kept {
+    fn way_out(&self) -> String {
+        format!(
+            "go on with the same command and --resume, or remove {}",
+            self.partial.display()
+        )
+    }
+}
+
 impl std::error::Error for CompressError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
+            CompressError::Tensor { error, .. } => Some(error),
             CompressError::Io { error, .. } | CompressError::CannotMake { error, .. } => {
                 Some(error)
             }

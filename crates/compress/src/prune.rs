@@ -5,6 +5,8 @@
 
 use rayon::prelude::*;
 
+use crate::layer::Pattern;
+
 /// All bits of a bf16 but the sign.
 const MAGNITUDE: u16 = 0x7fff;
 /// Weights that one thread works on at a time; only ties are counted from chunk to chunk, so it changes no result.
@@ -35,6 +37,30 @@ pub fn prune(rows: &mut [u16], k: usize, sparsity: f64, scope: Scope) {
             rows.par_chunks_mut(k.max(1))
                 .for_each(|row| prune_row(row, zeros));
         }
+    }
+}
+
+/// Sets the smallest weights of every `of` consecutive ones of a row to zero until `keep` are left, at most. The last group of a
+/// row may be shorter. Of equal magnitudes the one of the lowest index goes first.
+fn prune_groups(rows: &mut [u16], k: usize, keep: usize, of: usize) {
+    rows.par_chunks_mut(k.max(1)).for_each(|row| {
+        let mut order: Vec<usize> = Vec::with_capacity(of);
+        for group in row.chunks_mut(of) {
+            order.clear();
+            order.extend(0..group.len());
+            order.sort_unstable_by_key(|&i| (group[i] & MAGNITUDE, i));
+            for &i in &order[..group.len().saturating_sub(keep)] {
+                group[i] = 0;
+            }
+        }
+    });
+}
+
+/// Prunes `rows` by magnitude as a pattern says.
+pub(crate) fn prune_pattern(rows: &mut [u16], k: usize, pattern: Pattern, scope: Scope) {
+    match pattern {
+        Pattern::Unstructured(sparsity) => prune(rows, k, sparsity, scope),
+        Pattern::NofM { keep, of } => prune_groups(rows, k, keep, of),
     }
 }
 
@@ -94,6 +120,9 @@ fn prune_tensor(weights: &mut [u16], zeros: usize) {
 
 /// The cut that makes `zeros` of the weights zero; nothing if none are to be.
 fn tensor_cut(weights: &[u16], zeros: usize) -> Option<Cut> {
+    if zeros == 0 {
+        return None;
+    }
     let counts = weights
         .par_chunks(CHUNK)
         .fold(
@@ -298,6 +327,33 @@ mod tests {
             rows
         };
         assert!(with(1) == with(3));
+    }
+
+    #[test]
+    fn groups_keep_their_largest() {
+        let pruned = |values: &[f32], k, keep, of| {
+            let mut rows = bits(values);
+            prune_pattern(&mut rows, k, Pattern::NofM { keep, of }, Scope::Tensor);
+            rows.iter()
+                .map(|&b| half::bf16::from_bits(b).to_f32())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            pruned(&[1.0, -4.0, 3.0, 2.0, 5.0, 5.0, 5.0, -6.0], 8, 2, 4),
+            [0.0, -4.0, 3.0, 0.0, 0.0, 0.0, 5.0, -6.0]
+        );
+        // A group ends with its row, and a short one keeps as many.
+        assert_eq!(
+            pruned(
+                &[1.0, 2.0, 3.0, 4.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 8.0, 7.0],
+                6,
+                2,
+                4
+            ),
+            [0.0, 0.0, 3.0, 4.0, 9.0, 9.0, 0.0, 0.0, 3.0, 4.0, 8.0, 7.0]
+        );
+        // Zeros that are there count.
+        assert_eq!(pruned(&[0.0, 1.0, 0.0, 2.0], 4, 2, 4), [0.0, 1.0, 0.0, 2.0]);
     }
 
     #[test]

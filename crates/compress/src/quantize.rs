@@ -83,8 +83,17 @@ pub fn int4(rows: &[u16], k: usize, group: usize, kind: Int4) -> Quantized {
 
 /// Writes the levels of a group and returns its scale, which is a bf16.
 fn int4_group(weights: &[u16], kind: Int4, levels: &mut [i8]) -> f32 {
+    let scale = int4_scale(weights.iter().map(|&bits| value(bits)), kind);
+    for (level, &bits) in levels.iter_mut().zip(weights) {
+        *level = int4_level(value(bits), scale, kind) as i8;
+    }
+    scale
+}
+
+/// The scale of the weights of a group, a bf16; 0 if they are zero or too small.
+pub(crate) fn int4_scale(weights: impl Iterator<Item = f32> + Clone, kind: Int4) -> f32 {
     let mut largest = 0f32;
-    for weight in weights.iter().map(|&bits| value(bits)) {
+    for weight in weights.clone() {
         if weight.abs() > largest.abs() {
             largest = weight;
         }
@@ -98,9 +107,8 @@ fn int4_group(weights: &[u16], kind: Int4, levels: &mut [i8]) -> f32 {
         }
         // In f64, where no square of an f32 overflows or vanishes.
         let error = weights
-            .iter()
-            .map(|&bits| {
-                let weight = value(bits);
+            .clone()
+            .map(|weight| {
                 let error = f64::from(weight - int4_level(weight, scale, kind) * scale);
                 error * error
             })
@@ -109,17 +117,14 @@ fn int4_group(weights: &[u16], kind: Int4, levels: &mut [i8]) -> f32 {
             best = (error, scale);
         }
     }
-    let (_, scale) = best;
-    if scale != 0.0 {
-        for (level, &bits) in levels.iter_mut().zip(weights) {
-            *level = int4_level(value(bits), scale, kind) as i8;
-        }
-    }
-    scale
+    best.1
 }
 
-/// The level nearest to `weight / scale`.
-fn int4_level(weight: f32, scale: f32, kind: Int4) -> f32 {
+/// The level nearest to `weight / scale`; 0 of a scale of 0.
+pub(crate) fn int4_level(weight: f32, scale: f32, kind: Int4) -> f32 {
+    if scale == 0.0 {
+        return 0.0;
+    }
     let exact = weight / scale;
     let nearest = round_half_even(exact.clamp(-8.0, 7.0));
     match kind {

@@ -1,62 +1,90 @@
-//! An output folder that comes into being whole or not at all.
+//! An output folder that comes into being whole or not at all, and what is kept to go on after a stop.
+//!
+//! What is being written is in a hidden folder beside the output, `.NAME.partial`. It holds `out`, which becomes the output; files
+//! that are needed until then; a record of what is done; and a lock, which the system takes away with the process.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::CompressError;
+use crate::state::State;
 
-/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty.
+const LOCK: &str = "lock";
+const OUT: &str = "out";
+
+/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty, and `resume` is set if something
+/// unfinished is there.
 ///
 /// # Errors
-/// [`CompressError::OutputExists`], or [`CompressError::CannotMake`] if a file is in its way or that cannot be found out.
-pub fn check_output(target: &Path) -> Result<(), CompressError> {
-    resolve(target).map(|_| ())
+/// [`CompressError::OutputExists`], [`CompressError::Unfinished`], or [`CompressError::CannotMake`] if a file is in its way or that
+/// cannot be found out.
+pub fn check_output(target: &Path, resume: bool) -> Result<(), CompressError> {
+    check_unfinished(&root(&resolve(target)?), resume)
 }
 
-/// A temporary folder beside the output folder. It disappears with this value unless [`Staging::publish`] gave it its name.
+/// The folder of what is being written. It disappears with this value unless [`Staging::publish`] made it the output or
+/// [`Staging::keep`] said that it stays.
 pub(crate) struct Staging {
     target: PathBuf,
-    dir: PathBuf,
+    root: PathBuf,
     /// The uppermost folder made for it, if its parents were not there.
     made_parent: Option<PathBuf>,
-    published: bool,
+    keep: bool,
+    /// Locked for as long as it is open.
+    _lock: File,
 }
 
 impl Staging {
-    /// Makes the temporary folder.
+    /// Makes the folder, or takes over what an earlier process left of it.
     ///
     /// # Errors
-    /// [`CompressError::OutputExists`] if there is something else at `target` than an empty folder, or
+    /// [`CompressError::OutputExists`] if there is something else at `target` than an empty folder; [`CompressError::Busy`] if
+    /// another process writes it; [`CompressError::Unfinished`] if there is something to go on from and `resume` is not set; or
     /// [`CompressError::CannotMake`].
-    pub(crate) fn new(target: &Path) -> Result<Self, CompressError> {
+    pub(crate) fn new(target: &Path, resume: bool) -> Result<Self, CompressError> {
         let target = resolve(target)?;
-        let parent = target.parent().unwrap_or(Path::new("/"));
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let dir = parent.join(format!(".{name}.partial-{}", std::process::id()));
-        let made_parent = parent
+        let root = root(&target);
+        let made_parent = root
             .ancestors()
+            .skip(1)
             .take_while(|dir| !dir.exists())
             .last()
             .map(Path::to_owned);
+        let cannot_make = |error| CompressError::CannotMake {
+            dir: target.clone(),
+            error,
+        };
+        fs::create_dir_all(&root).map_err(cannot_make)?;
+        let lock = File::create(root.join(LOCK)).map_err(cannot_make)?;
+        // A file system that knows no locks does without.
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+            return Err(CompressError::Busy { partial: root });
+        }
+        check_unfinished(&root, resume)?;
+        // Only now it is ours to remove.
         let staging = Staging {
             target,
-            dir,
+            root,
             made_parent,
-            published: false,
+            keep: false,
+            _lock: lock,
         };
-        match fs::create_dir_all(&staging.dir) {
-            Ok(()) => Ok(staging),
-            Err(error) => Err(CompressError::CannotMake {
-                dir: staging.target.clone(),
-                error,
-            }),
-        }
+        fs::create_dir_all(staging.out()).map_err(|error| CompressError::CannotMake {
+            dir: staging.target.clone(),
+            error,
+        })?;
+        Ok(staging)
     }
 
-    /// The temporary folder.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    /// The folder of what is not part of the output.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder that becomes the output.
+    pub(crate) fn out(&self) -> PathBuf {
+        self.root.join(OUT)
     }
 
     /// The output folder.
@@ -64,12 +92,18 @@ impl Staging {
         &self.target
     }
 
-    /// Makes the temporary folder the output folder.
+    /// Leaves everything where it is, to go on from later.
+    pub(crate) fn keep(mut self) -> PathBuf {
+        self.keep = true;
+        self.root.clone()
+    }
+
+    /// Gives the output its name.
     ///
     /// # Errors
     /// [`CompressError::OutputExists`] if somebody was faster, or [`CompressError::Io`].
     pub(crate) fn publish(mut self) -> Result<PathBuf, CompressError> {
-        fs::rename(&self.dir, &self.target).map_err(|error| match error.kind() {
+        fs::rename(self.out(), &self.target).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty
             | io::ErrorKind::AlreadyExists
             | io::ErrorKind::NotADirectory => CompressError::OutputExists {
@@ -77,22 +111,39 @@ impl Staging {
             },
             _ => CompressError::io(&self.target, error),
         })?;
-        self.published = true;
+        self.made_parent = None;
         Ok(self.target.clone())
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if self.published {
+        if self.keep {
             return;
         }
         // There is nobody to tell if this fails, and the error that led here matters more.
-        let _ = fs::remove_dir_all(&self.dir);
+        let _ = fs::remove_dir_all(&self.root);
         if let Some(parent) = &self.made_parent {
             let _ = remove_empty(parent, self.target.parent());
         }
     }
+}
+
+/// The hidden folder beside an output folder.
+fn root(target: &Path) -> PathBuf {
+    let parent = target.parent().unwrap_or(Path::new("/"));
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    parent.join(format!(".{name}.partial"))
+}
+
+/// Refuses to begin anew where there is something to go on from.
+fn check_unfinished(root: &Path, resume: bool) -> Result<(), CompressError> {
+    if !resume && State::units_in(root) > 0 {
+        return Err(CompressError::Unfinished {
+            partial: root.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 /// Removes the folders from `leaf` up to `top`, as far as they are empty.
@@ -134,7 +185,7 @@ fn resolve(target: &Path) -> Result<PathBuf, CompressError> {
 mod tests {
     use super::*;
 
-    fn root() -> tempfile::TempDir {
+    fn root_dir() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory")
     }
 
@@ -153,11 +204,11 @@ mod tests {
 
     #[test]
     fn what_is_published_is_there_and_nothing_else() {
-        let root = root();
+        let root = root_dir();
         for target in ["new", "deep/er/new"] {
             let target = root.path().join(target);
-            let staging = Staging::new(&target).expect("a staging folder");
-            fs::write(staging.dir().join("file"), "text").expect("a file");
+            let staging = Staging::new(&target, false).expect("a staging folder");
+            fs::write(staging.out().join("file"), "text").expect("a file");
             assert!(!target.exists());
             staging.publish().expect("published");
             assert_eq!(names(&target), ["file"]);
@@ -169,21 +220,21 @@ mod tests {
 
     #[test]
     fn an_empty_folder_is_used() {
-        let root = root();
+        let root = root_dir();
         let target = root.path().join("empty");
         fs::create_dir(&target).expect("a folder");
-        let staging = Staging::new(&target).expect("a staging folder");
-        fs::write(staging.dir().join("file"), "text").expect("a file");
+        let staging = Staging::new(&target, false).expect("a staging folder");
+        fs::write(staging.out().join("file"), "text").expect("a file");
         staging.publish().expect("published");
         assert_eq!(names(&target), ["file"]);
     }
 
     #[test]
     fn what_is_dropped_leaves_nothing() {
-        let root = root();
+        let root = root_dir();
         for target in ["new", "deep/er/new"] {
-            let staging = Staging::new(&root.path().join(target)).expect("a staging folder");
-            fs::write(staging.dir().join("file"), "text").expect("a file");
+            let staging = Staging::new(&root.path().join(target), false).expect("a staging folder");
+            fs::write(staging.out().join("file"), "text").expect("a file");
             drop(staging);
             assert!(names(root.path()).is_empty(), "{target}");
         }
@@ -191,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_left_alone() {
-        let root = root();
+        let root = root_dir();
         let full = root.path().join("full");
         fs::create_dir(&full).expect("a folder");
         fs::write(full.join("file"), "text").expect("a file");
@@ -201,7 +252,10 @@ mod tests {
             (&file, "not an empty directory"),
             (&file.join("below"), "cannot be made"),
         ] {
-            let error = Staging::new(target).err().expect("refused").to_string();
+            let error = Staging::new(target, false)
+                .err()
+                .expect("refused")
+                .to_string();
             assert!(error.contains(why), "{error}");
             assert!(error.contains("another output directory"), "{error}");
         }
@@ -211,9 +265,9 @@ mod tests {
 
     #[test]
     fn the_faster_one_wins() {
-        let root = root();
+        let root = root_dir();
         let target = root.path().join("new");
-        let staging = Staging::new(&target).expect("a staging folder");
+        let staging = Staging::new(&target, false).expect("a staging folder");
         fs::create_dir(&target).expect("a folder");
         fs::write(target.join("other"), "text").expect("a file");
         assert!(matches!(
@@ -222,5 +276,44 @@ mod tests {
         ));
         assert_eq!(names(root.path()), ["new"]);
         assert_eq!(names(&target), ["other"]);
+    }
+
+    #[test]
+    fn only_one_process_writes() {
+        let root = root_dir();
+        let target = root.path().join("new");
+        let first = Staging::new(&target, false).expect("a staging folder");
+        for resume in [false, true] {
+            let second = Staging::new(&target, resume);
+            assert!(matches!(second.err(), Some(CompressError::Busy { .. })));
+        }
+        // Nothing of the first one was touched.
+        fs::write(first.out().join("file"), "text").expect("a file");
+        first.publish().expect("published");
+        assert_eq!(names(root.path()), ["new"]);
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again() {
+        let root = root_dir();
+        let target = root.path().join("new");
+        let staging = Staging::new(&target, false).expect("a staging folder");
+        fs::write(staging.out().join("file"), "text").expect("a file");
+        // Nothing is recorded as done: a stop has lost nothing, and nobody needs to ask.
+        staging.keep();
+        let staging = Staging::new(&target, false).expect("a staging folder");
+        let mut state = State::open(&staging, &serde_json::json!({"a": "b"})).expect("new");
+        state.add(&staging, Default::default()).expect("written");
+        staging.keep();
+        assert!(matches!(
+            Staging::new(&target, false).err(),
+            Some(CompressError::Unfinished { .. })
+        ));
+        assert!(check_output(&target, false).is_err());
+        check_output(&target, true).expect("free");
+        let staging = Staging::new(&target, true).expect("a staging folder");
+        assert_eq!(names(&staging.out()), ["file"]);
+        drop(staging);
+        assert!(names(root.path()).is_empty());
     }
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sparamx_compress::layer::Pattern;
 use sparamx_compress::quantize::{self, Int4};
 use sparamx_compress::{CompressError, Options, Report, Scope, compress, prune, zeros_for};
 use sparamx_format::container::PackedFormat;
@@ -36,15 +37,21 @@ fn open(dir: &Path) -> Checkpoint {
     Checkpoint::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
 }
 
-fn half() -> Options {
+fn with(sparsity: f64) -> Options {
     Options {
-        sparsity: SPARSITY,
+        pattern: Pattern::Unstructured(sparsity),
         ..Options::default()
     }
 }
 
+fn half() -> Options {
+    with(SPARSITY)
+}
+
 fn pack(from: &Path, to: &Path, options: &Options) -> Result<Report, CompressError> {
-    compress(&open(from), to, options, &mut |_| ControlFlow::Continue(()))
+    compress(&open(from), to, options, None, &mut |_| {
+        ControlFlow::Continue(())
+    })
 }
 
 fn packed(from: &Path, options: &Options) -> (TempDir, PathBuf, Report) {
@@ -107,7 +114,7 @@ fn every_weight_is_what_pruning_makes_of_it() {
                     tensor.name
                 );
             }
-            assert_eq!(packed_tensors, report.packed.tensors);
+            assert_eq!(packed_tensors, report.counts.packed.tensors);
             assert!(packed_tensors > 0, "{}", from.display());
         }
     }
@@ -136,9 +143,8 @@ fn every_quantized_weight_is_pruned_and_rounded() {
             (INT4, 0.5),
         ] {
             let options = Options {
-                sparsity,
                 precision,
-                ..Options::default()
+                ..with(sparsity)
             };
             let (_root, output, report) = packed(&from, &options);
             let (dense, small) = (open(&from), open(&output));
@@ -175,11 +181,11 @@ fn every_quantized_weight_is_pruned_and_rounded() {
                 let nnz = found.iter().filter(|&&level| level != 0).count();
                 assert_eq!(small.nnz(&tensor.name).expect("readable"), nnz);
             }
-            let all = report.all();
+            let all = report.counts.all();
             assert_eq!(all.tensors, dense.plan().len());
             let stored: u64 = small.tensors().map(|tensor| tensor.bytes).sum();
             assert_eq!(all.bytes_after, stored);
-            assert!(report.packed.tensors + report.quantized.tensors > 0);
+            assert!(report.counts.packed.tensors + report.counts.quantized.tensors > 0);
         }
     }
 }
@@ -190,12 +196,11 @@ fn the_smaller_of_bitmap_and_dense_is_written() {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m");
     let stored = |precision, sparsity| {
         let options = Options {
-            sparsity,
             precision,
-            ..Options::default()
+            ..with(sparsity)
         };
         let (_root, output, report) = packed(&from, &options);
-        let bytes = report.packed.bytes_after + report.quantized.bytes_after;
+        let bytes = report.counts.packed.bytes_after + report.counts.quantized.bytes_after;
         let formats: Vec<_> = open(&output).tensors().filter_map(|t| t.packed).collect();
         (bytes, formats)
     };
@@ -289,20 +294,20 @@ fn the_report_counts_exactly() {
     let zeros: u64 = projections
         .map(|tensor| zeros_for(SPARSITY, tensor.elements() as usize) as u64)
         .sum();
-    assert_eq!(report.packed.zeros, zeros);
-    assert_eq!(report.all().tensors, checkpoint.plan().len());
+    assert_eq!(report.counts.packed.zeros, zeros);
+    assert_eq!(report.counts.all().tensors, checkpoint.plan().len());
     assert_eq!(
-        report.all().bytes_before,
+        report.counts.all().bytes_before,
         checkpoint.tensors().map(|tensor| tensor.bytes).sum::<u64>()
     );
     assert_eq!(
-        report.all().bytes_after,
+        report.counts.all().bytes_after,
         open(&output)
             .tensors()
             .map(|tensor| tensor.bytes)
             .sum::<u64>()
     );
-    assert!(report.packed.bytes_after < report.packed.bytes_before);
+    assert!(report.counts.packed.bytes_after < report.counts.packed.bytes_before);
 }
 
 #[test]
@@ -323,13 +328,13 @@ fn the_configuration_keeps_its_fields_and_their_order() {
     assert_eq!(quantization["quant_method"], "sparamx");
     assert_eq!(quantization["layout"], "strip16");
     assert_eq!(quantization["version"], 1);
-    assert_eq!(quantization["sparsity"], report.packed.sparsity());
+    assert_eq!(quantization["sparsity"], report.counts.packed.sparsity());
 }
 
 #[test]
 fn threads_change_no_byte() {
     let from = fixture("llama-yarn");
-    let with = |threads: usize| {
+    let on = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -337,7 +342,7 @@ fn threads_change_no_byte() {
         let (_root, output, _) = pool.install(|| packed(&from, &half()));
         content(&output)
     };
-    assert!(with(1) == with(3));
+    assert!(on(1) == on(3));
 }
 
 #[test]
@@ -351,7 +356,7 @@ fn files_are_split_at_the_limit_and_joined_below_it() {
     let (_root, split, report) = packed(
         &from,
         &Options {
-            shard_bytes: limit,
+            single_file_bytes: limit,
             ..half()
         },
     );
@@ -392,7 +397,7 @@ fn files_are_split_at_the_limit_and_joined_below_it() {
 fn without_zeros_nothing_is_packed() {
     let from = fixture("llama-gqa");
     let (_root, output, report) = packed(&from, &Options::default());
-    assert_eq!(report.packed.tensors, 0);
+    assert_eq!(report.counts.packed.tensors, 0);
     let (before, after) = (open(&from), open(&output));
     for tensor in before
         .plan()
@@ -471,16 +476,19 @@ fn what_cannot_be_done_is_refused_and_leaves_nothing() {
     let root = tempfile::tempdir().expect("a directory");
     let output = root.path().join("packed");
     for sparsity in [1.0, 1.5, -0.1, f64::NAN] {
-        let refused = pack(&from, &output, &Options { sparsity, ..half() });
+        let refused = pack(&from, &output, &with(sparsity));
         assert!(
             matches!(refused, Err(CompressError::Sparsity { .. })),
             "{sparsity}"
         );
     }
-    let interrupted = compress(&open(&from), &output, &half(), &mut |_| {
+    let interrupted = compress(&open(&from), &output, &half(), None, &mut |_| {
         ControlFlow::Break(())
     });
-    assert!(matches!(interrupted, Err(CompressError::Interrupted)));
+    assert!(matches!(
+        interrupted,
+        Err(CompressError::Interrupted { kept: None })
+    ));
     assert!(content(root.path()).is_empty(), "something is left");
 
     pack(&from, &output, &half()).expect("packed");

@@ -229,6 +229,23 @@ impl Checkpoint {
             .ok_or_else(|| missing(&self.dir, name))
     }
 
+    /// Gives the memory of a tensor that was read back to the system ([`TensorFile::release`]); it can be read again. For
+    /// whoever goes through a model larger than memory.
+    pub fn release(&self, name: &str) {
+        let Ok(i) = self.index(name) else {
+            return;
+        };
+        let file = &self.files[self.stored[i].file].1;
+        for suffix in PACKED.iter().chain(&[""]) {
+            file.release(&format!("{name}{suffix}"));
+        }
+    }
+
+    /// The files of weights.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
     fn source(&self, name: &str) -> Result<Source<'_>, ModelError> {
         let i = self.index(name)?;
         Source::new(

@@ -142,15 +142,7 @@ pub(crate) trait Source {
 /// Puts a model together.
 pub(crate) fn build(config: &Config, source: &mut dyn Source) -> Result<Model, ModelError> {
     let plan = plan::tensors(config);
-    let plan = plan
-        .iter()
-        .map(|tensor| (tensor.name.as_str(), tensor))
-        .collect();
-    let mut builder = Builder {
-        config,
-        plan,
-        source,
-    };
+    let mut builder = Builder::new(config, &plan, source);
     let embedding = builder.source.dense(builder.plan[plan::EMBEDDING])?;
     let layers = (0..config.num_hidden_layers)
         .map(|l| builder.layer(l))
@@ -185,7 +177,26 @@ struct Builder<'a> {
     source: &'a mut dyn Source,
 }
 
-impl Builder<'_> {
+/// Reads one decoder layer.
+pub(crate) fn layer(checkpoint: &Checkpoint, l: usize) -> Result<Layer, ModelError> {
+    let config = checkpoint.config();
+    let plan = plan::tensors(config);
+    Builder::new(config, &plan, &mut Plain(checkpoint)).layer(l)
+}
+
+impl<'a> Builder<'a> {
+    fn new(config: &'a Config, plan: &'a [TensorPlan], source: &'a mut dyn Source) -> Self {
+        let plan = plan
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), tensor))
+            .collect();
+        Builder {
+            config,
+            plan,
+            source,
+        }
+    }
+
     fn layer(&mut self, l: usize) -> Result<Layer, ModelError> {
         Ok(Layer {
             attention: self.attention(l)?,
@@ -249,6 +260,29 @@ impl Builder<'_> {
             weight: self.source.vector(self.plan[name])?,
             eps: self.config.rms_norm_eps,
         })
+    }
+}
+
+/// Tensors as they are in a checkpoint; their pages are released when they are in memory.
+struct Plain<'a>(&'a Checkpoint);
+
+impl Source for Plain<'_> {
+    fn dense(&mut self, tensor: &TensorPlan) -> Result<DenseBf16, ModelError> {
+        let rows = self.0.raw_rows(&tensor.name)?;
+        let dense = DenseBf16::from_rows(&rows.bits, rows.n, rows.k)?;
+        self.0.release(&tensor.name);
+        Ok(dense)
+    }
+
+    fn weight(&mut self, tensor: &TensorPlan) -> Result<Weight, ModelError> {
+        match self.0.packed(&tensor.name)? {
+            None => Ok(Weight::DenseBf16(self.dense(tensor)?)),
+            Some(weight) => Ok(weight),
+        }
+    }
+
+    fn vector(&mut self, tensor: &TensorPlan) -> Result<Vec<f32>, ModelError> {
+        self.0.vector(&tensor.name)
     }
 }
 

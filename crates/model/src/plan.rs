@@ -38,6 +38,18 @@ impl TensorPlan {
     pub fn elements(&self) -> u64 {
         self.shape.iter().map(|&n| n as u64).product()
     }
+
+    /// The decoder layer that it is in, counted from 0.
+    pub fn layer(&self) -> Option<usize> {
+        let (layer, _) = self.name.strip_prefix(LAYERS)?.split_once('.')?;
+        layer.parse().ok()
+    }
+
+    /// The module of a weight in a decoder layer, such as `mlp.up_proj`.
+    pub fn module(&self) -> Option<&str> {
+        let (_, part) = self.name.strip_prefix(LAYERS)?.split_once('.')?;
+        part.strip_suffix(".weight")
+    }
 }
 
 /// Name of the embedding.
@@ -47,9 +59,12 @@ pub(crate) const FINAL_NORM: &str = "model.norm.weight";
 /// Name of the output head, when it is not the embedding.
 pub(crate) const HEAD: &str = "lm_head.weight";
 
+/// Beginning of the names of tensors in decoder layers.
+const LAYERS: &str = "model.layers.";
+
 /// Name of a tensor in a layer: `layer(3, "mlp.up_proj.weight")`.
 pub(crate) fn layer(layer: usize, part: &str) -> String {
-    format!("model.layers.{layer}.{part}")
+    format!("{LAYERS}{layer}.{part}")
 }
 
 /// Every tensor of the model, in the order of the forward pass.

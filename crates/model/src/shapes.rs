@@ -70,11 +70,19 @@ pub fn names() -> Vec<&'static str> {
 /// # Errors
 /// [`ModelError::UnknownShape`] names those there are.
 pub fn config(name: &str) -> Result<Config, ModelError> {
+    Config::from_json(json(name)?.as_bytes(), Path::new(name))
+}
+
+/// The text of `config.json` of a named shape.
+///
+/// # Errors
+/// [`ModelError::UnknownShape`] names those there are.
+pub fn json(name: &str) -> Result<&'static str, ModelError> {
     let shape = SHAPES.iter().find(|(known, _)| *known == name);
     let (_, json) = shape.ok_or_else(|| ModelError::UnknownShape {
         name: name.to_owned(),
     })?;
-    Config::from_json(json.as_bytes(), Path::new(name))
+    Ok(json)
 }
 
 #[cfg(test)]

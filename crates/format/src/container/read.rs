@@ -129,6 +129,15 @@ impl TensorFile {
         })
     }
 
+    /// Gives the memory of tensor `name`'s pages back to the system, if the file is mapped: pages that were read count as
+    /// memory of the process until then. The tensor can be read again, from the file. Nothing happens for a name that the
+    /// file does not have.
+    pub fn release(&self, name: &str) {
+        if let (Region::File(map), Some(info)) = (&*self.inner.region, self.inner.index.get(name)) {
+            release_pages(map, self.inner.window(info));
+        }
+    }
+
     /// The elements of tensor `name`: a window of the map where the tensor is 64-byte aligned, else a copy.
     ///
     /// # Errors
@@ -171,6 +180,24 @@ fn map_file(path: &Path) -> std::io::Result<Mmap> {
     // SAFETY: the map is private to this crate and read-only, and every byte pattern is a valid u8. What is left
     // is that nobody changes the file while it is mapped, which no program can enforce: `TensorFile` says so.
     unsafe { Mmap::map(&file) }
+}
+
+/// Takes the pages of a window of a map out of memory.
+#[allow(unsafe_code)]
+fn release_pages(map: &Mmap, window: Range<usize>) {
+    // Only advice: a system that does not take it keeps the pages.
+    #[cfg(unix)]
+    // SAFETY: `Mmap::map` maps a file read-only and shared, so that no page differs from the file: one that is taken out
+    // of memory comes back with the same bytes when it is touched. The window is inside the map, as a tensor's is.
+    let _ = unsafe {
+        map.unchecked_advise_range(
+            memmap2::UncheckedAdvice::DontNeed,
+            window.start,
+            window.len(),
+        )
+    };
+    #[cfg(not(unix))]
+    let _ = (map, window);
 }
 
 /// Where the data starts in the file, and its parsed header, which describes the file to its last byte.

@@ -10,6 +10,7 @@ use crate::profile::{Op, Recorder};
 use crate::workspace::{Angles, AttentionBuffers, Stream};
 
 /// `x += o(attend(rope(q(norm(x))), rope(k(norm(x))), v(norm(x))))`
+#[derive(Clone)]
 pub(crate) struct Attention {
     /// Index of the layer, by which the cache knows it.
     pub layer: usize,
@@ -37,6 +38,20 @@ impl Attention {
         ws: &mut AttentionBuffers,
         recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
+        self.attend(rt, inputs, angles, stream, ws, recorder)?;
+        self.output(rt, stream, ws, recorder)
+    }
+
+    /// All but the last step: `ws.attended` is the input of `o` then, and `stream.normed` still that of q, k and v.
+    pub(crate) fn attend(
+        &self,
+        rt: &Runtime,
+        inputs: &mut [Input<'_>],
+        angles: &Angles,
+        stream: &mut Stream,
+        ws: &mut AttentionBuffers,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
         let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
         let rows = stream.x.len() / hidden;
         stream.normalize(rt, &self.norm, recorder)?;
@@ -52,7 +67,19 @@ impl Attention {
         recorder.time(Op::Attention, self.cache_bytes(&tasks), || {
             attention::attention(rt, &self.params, q, &tasks, out)
         })?;
+        Ok(())
+    }
 
+    /// The last step: what was attended to goes through `o` and into the stream.
+    pub(crate) fn output(
+        &self,
+        rt: &Runtime,
+        stream: &mut Stream,
+        ws: &AttentionBuffers,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
+        let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
+        let rows = stream.x.len() / hidden;
         let x = Rows::new(&ws.attended, rows, q_width);
         let mut jobs = [LinearJob {
             linear: &self.o,

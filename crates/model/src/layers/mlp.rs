@@ -8,6 +8,7 @@ use crate::profile::{Op, Recorder};
 use crate::workspace::{MlpBuffers, Stream};
 
 /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
+#[derive(Clone)]
 pub(crate) struct Mlp {
     pub norm: Norm,
     /// `[intermediate_size, hidden_size]`
@@ -20,6 +21,18 @@ pub(crate) struct Mlp {
 
 impl Mlp {
     pub(crate) fn forward(
+        &self,
+        rt: &Runtime,
+        stream: &mut Stream,
+        ws: &mut MlpBuffers,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
+        self.activate(rt, stream, ws, recorder)?;
+        self.output(rt, stream, ws, recorder)
+    }
+
+    /// All but the last step: `ws.gate` is the input of `down` then, and `stream.normed` still that of gate and up.
+    pub(crate) fn activate(
         &self,
         rt: &Runtime,
         stream: &mut Stream,
@@ -49,7 +62,19 @@ impl Mlp {
         let gate = RowsMut::new(&mut ws.gate, rows, inter);
         let up = Rows::new(&ws.up, rows, inter);
         recorder.time(Op::Silu, bytes, || vecops::silu_mul(rt, gate, up))?;
+        Ok(())
+    }
 
+    /// The last step: what was activated goes through `down` and into the stream.
+    pub(crate) fn output(
+        &self,
+        rt: &Runtime,
+        stream: &mut Stream,
+        ws: &MlpBuffers,
+        recorder: &mut Recorder,
+    ) -> Result<(), ModelError> {
+        let (hidden, inter) = (self.down.weight.n(), self.down.weight.k());
+        let rows = stream.x.len() / hidden;
         let x = Rows::new(&ws.gate, rows, inter);
         let mut jobs = [LinearJob {
             linear: &self.down,

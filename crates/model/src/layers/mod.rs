@@ -13,12 +13,14 @@ use crate::profile::{Op, Recorder};
 use crate::workspace::Stream;
 
 /// One decoder layer.
+#[derive(Clone)]
 pub(crate) struct Layer {
     pub attention: Attention,
     pub mlp: Mlp,
 }
 
 /// RMSNorm, with its weight `[hidden_size]`.
+#[derive(Clone)]
 pub(crate) struct Norm {
     pub weight: Vec<f32>,
     pub eps: f32,
@@ -38,7 +40,7 @@ impl Norm {
 
 impl Stream {
     /// Normalizes the residual stream into `normed`.
-    fn normalize(
+    pub(crate) fn normalize(
         &mut self,
         rt: &Runtime,
         norm: &Norm,

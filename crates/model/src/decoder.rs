@@ -1,0 +1,301 @@
+//! One decoder layer on its own, for whoever goes through a model layer by layer and looks at what its linear layers read.
+//!
+//! The layers are those of [`crate::Model::forward`]. Only the tokens of one sequence go through them at a time, from its
+//! first position on, and keys and values are kept no longer than the call.
+
+use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, Page, PageShape, write_key, write_value};
+use sparamx_kernels::{Rows, RowsMut, Runtime, Weight};
+
+use crate::cache::{Input, KvCache, Want};
+use crate::layers::{Layer, Norm};
+use crate::load;
+use crate::plan;
+use crate::rope::Rope;
+use crate::workspace::Workspace;
+use crate::{Checkpoint, Config, ModelError};
+
+/// What linear layers of a decoder layer read, in the order of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerInput {
+    /// The normalized residual stream, `[tokens, hidden_size]`: input of `q_proj`, `k_proj` and `v_proj`.
+    Qkv,
+    /// What the heads attended to, `[tokens, heads * head_dim]`: input of `o_proj`.
+    O,
+    /// The residual stream after the attention, normalized, `[tokens, hidden_size]`: input of `gate_proj` and `up_proj`.
+    GateUp,
+    /// The gated activations, `[tokens, intermediate_size]`: input of `down_proj`.
+    Down,
+}
+
+impl LayerInput {
+    /// All of them, in the order of the forward pass.
+    pub const ALL: [LayerInput; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
+
+    /// The linear layers that read it, named as their tensors are without the layer before and `.weight` behind.
+    pub fn modules(self) -> &'static [&'static str] {
+        match self {
+            Self::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+            Self::O => &["self_attn.o_proj"],
+            Self::GateUp => &["mlp.gate_proj", "mlp.up_proj"],
+            Self::Down => &["mlp.down_proj"],
+        }
+    }
+}
+
+/// One decoder layer in memory. A clone shares the weights.
+#[derive(Clone)]
+pub struct DecoderLayer(Layer);
+
+impl DecoderLayer {
+    /// Reads layer `index` of a checkpoint, on the threads of rayon's current pool.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] or [`ModelError::Format`] for damaged weights.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, ModelError> {
+        let layers = checkpoint.config().num_hidden_layers;
+        assert!(index < layers, "layer {index} of {layers}");
+        load::layer(checkpoint, index).map(Self)
+    }
+
+    /// Puts another weight of the same shape in the place of a linear layer's.
+    ///
+    /// # Panics
+    /// If no module has this name, or the shape differs.
+    pub fn set_weight(&mut self, module: &str, weight: Weight) {
+        let (attention, mlp) = (&mut self.0.attention, &mut self.0.mlp);
+        let linear = match module {
+            "self_attn.q_proj" => &mut attention.q,
+            "self_attn.k_proj" => &mut attention.k,
+            "self_attn.v_proj" => &mut attention.v,
+            "self_attn.o_proj" => &mut attention.o,
+            "mlp.gate_proj" => &mut mlp.gate,
+            "mlp.up_proj" => &mut mlp.up,
+            "mlp.down_proj" => &mut mlp.down,
+            _ => panic!("no linear layer {module}"),
+        };
+        let shape = |weight: &Weight| (weight.n(), weight.k());
+        assert_eq!(shape(&linear.weight), shape(&weight), "shape of {module}");
+        linear.weight = weight;
+    }
+
+    /// What the linear layers of `input` read when the hidden states `x`, `[tokens, hidden_size]`, of one sequence go through
+    /// this layer.
+    ///
+    /// # Errors
+    /// What the kernels report.
+    pub fn input<'w>(
+        &self,
+        rt: &Runtime,
+        input: LayerInput,
+        x: &[f32],
+        ws: &'w mut DecoderWorkspace,
+    ) -> Result<Rows<'w>, ModelError> {
+        let rows = ws.start(x);
+        self.run(rt, Some(input), ws)?;
+        let ws = &ws.buffers;
+        let data = match input {
+            LayerInput::Qkv | LayerInput::GateUp => &ws.stream.normed,
+            LayerInput::O => &ws.attention.attended,
+            LayerInput::Down => &ws.mlp.gate,
+        };
+        Ok(Rows::new(data, rows, data.len() / rows))
+    }
+
+    /// Takes the hidden states `x`, `[tokens, hidden_size]`, of one sequence through this layer.
+    ///
+    /// # Errors
+    /// What the kernels report.
+    pub fn forward(
+        &self,
+        rt: &Runtime,
+        x: &mut [f32],
+        ws: &mut DecoderWorkspace,
+    ) -> Result<(), ModelError> {
+        ws.start(x);
+        self.run(rt, None, ws)?;
+        x.copy_from_slice(&ws.buffers.stream.x);
+        Ok(())
+    }
+
+    /// The steps of the layer as far as the input that is wanted, or all.
+    fn run(
+        &self,
+        rt: &Runtime,
+        until: Option<LayerInput>,
+        ws: &mut DecoderWorkspace,
+    ) -> Result<(), ModelError> {
+        let Layer { attention, mlp } = &self.0;
+        let DecoderWorkspace {
+            buffers,
+            tokens,
+            cache,
+            ..
+        } = ws;
+        let Workspace {
+            stream,
+            attention: attending,
+            mlp: gating,
+            angles,
+            recorder,
+            ..
+        } = buffers;
+        if until == Some(LayerInput::Qkv) {
+            return stream.normalize(rt, &attention.norm, recorder);
+        }
+        let mut inputs = [Input {
+            tokens,
+            cache,
+            logits: Want::None,
+        }];
+        attention.attend(rt, &mut inputs, angles, stream, attending, recorder)?;
+        if until == Some(LayerInput::O) {
+            return Ok(());
+        }
+        attention.output(rt, stream, attending, recorder)?;
+        if until == Some(LayerInput::GateUp) {
+            return stream.normalize(rt, &mlp.norm, recorder);
+        }
+        mlp.activate(rt, stream, gating, recorder)?;
+        if until == Some(LayerInput::Down) {
+            return Ok(());
+        }
+        mlp.output(rt, stream, gating, recorder)
+    }
+}
+
+/// What the output head reads: the hidden states after the last layer, normalized; `x` and `out` are `[tokens, hidden_size]`.
+///
+/// # Errors
+/// [`ModelError::NotFinite`] for a damaged norm, and what the kernels report.
+pub fn head_input(
+    rt: &Runtime,
+    checkpoint: &Checkpoint,
+    x: &[f32],
+    out: &mut [f32],
+) -> Result<(), ModelError> {
+    let config = checkpoint.config();
+    let norm = Norm {
+        weight: checkpoint.vector(plan::FINAL_NORM)?,
+        eps: config.rms_norm_eps,
+    };
+    let (rows, width) = (x.len() / config.hidden_size, config.hidden_size);
+    norm.forward(
+        rt,
+        Rows::new(x, rows, width),
+        RowsMut::new(out, rows, width),
+    )
+}
+
+/// Buffers of decoder layers, kept from call to call.
+pub struct DecoderWorkspace {
+    config: Config,
+    rope: Rope,
+    buffers: Workspace,
+    /// As many as there are rows; their values do not matter after the embedding.
+    tokens: Vec<u32>,
+    cache: Window,
+}
+
+impl DecoderWorkspace {
+    /// Empty ones, for the layers of a model.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            config: config.clone(),
+            rope: Rope::new(config),
+            buffers: Workspace::new(),
+            tokens: Vec::new(),
+            cache: Window::new(config),
+        }
+    }
+
+    /// Makes room for the hidden states of a sequence and takes them over. Returns the number of tokens.
+    fn start(&mut self, x: &[f32]) -> usize {
+        let rows = x.len() / self.config.hidden_size;
+        self.buffers.resize(&self.config, rows, 0);
+        self.buffers.stream.x.copy_from_slice(x);
+        self.tokens.resize(rows, 0);
+        let angles = &mut self.buffers.angles;
+        self.rope
+            .angles(0, &mut angles.cos, &mut angles.sin, &mut angles.frequencies);
+        rows
+    }
+}
+
+/// Keys and values of one sequence in one layer: overwritten by each.
+struct Window {
+    kv_heads: usize,
+    shape: PageShape,
+    /// `[pages][kv_heads]`
+    keys: Vec<u16>,
+    /// `[pages][kv_heads]`
+    values: Vec<u16>,
+}
+
+impl Window {
+    fn new(config: &Config) -> Self {
+        Self {
+            kv_heads: config.num_key_value_heads,
+            shape: PageShape {
+                head_dim: config.head_dim,
+            },
+            keys: Vec::new(),
+            values: Vec::new(),
+        }
+    }
+}
+
+impl KvCache for Window {
+    fn len(&self) -> usize {
+        0
+    }
+
+    fn append(
+        &mut self,
+        _rt: &Runtime,
+        _layer: usize,
+        k: Rows<'_>,
+        v: Rows<'_>,
+    ) -> Result<(), ModelError> {
+        let heads = k.rows().div_ceil(PAGE_TOKENS) * self.kv_heads;
+        let (shape, head_dim) = (self.shape, self.shape.head_dim);
+        // What an earlier sequence left in later slots is finite, and nobody sees it.
+        self.keys.resize(heads * shape.key_elems(), 0);
+        self.values.resize(heads * shape.value_elems(), 0);
+        let keys = self.keys.chunks_exact_mut(shape.key_elems());
+        let pages = keys.zip(self.values.chunks_exact_mut(shape.value_elems()));
+        for (i, (key_page, value_page)) in pages.enumerate() {
+            let (page, head) = (i / self.kv_heads, i % self.kv_heads);
+            let columns = head * head_dim..(head + 1) * head_dim;
+            let first = page * PAGE_TOKENS;
+            for slot in 0..PAGE_TOKENS.min(k.rows() - first) {
+                let (key, value) = (k.row(first + slot), v.row(first + slot));
+                write_key(key_page, shape, slot, &key[columns.clone()]);
+                write_value(value_page, shape, slot, &value[columns.clone()]);
+            }
+        }
+        Ok(())
+    }
+
+    fn pages(&self, _layer: usize) -> &dyn KvPages {
+        self
+    }
+
+    fn advance(&mut self, _tokens: usize) {}
+}
+
+impl KvPages for Window {
+    fn key(&self, kv_head: usize, page: usize) -> Page<'_> {
+        let elems = self.shape.key_elems();
+        let start = (page * self.kv_heads + kv_head) * elems;
+        Page::Dense(&self.keys[start..start + elems])
+    }
+
+    fn value(&self, kv_head: usize, page: usize) -> Page<'_> {
+        let elems = self.shape.value_elems();
+        let start = (page * self.kv_heads + kv_head) * elems;
+        Page::Dense(&self.values[start..start + elems])
+    }
+}
