@@ -188,14 +188,27 @@ def round_to_nearest(w, case):
 # SparseGPT, and GPTQ in the same pass
 
 
-def inverse_factor(x):
-    """The upper Cholesky factor of the inverse of the dampened Hessian, and which inputs are dead."""
+def dampened(x):
+    """The dampened Hessian, and which inputs are dead."""
     hessian = x.T @ x
     diagonal = np.diag(hessian)
     dead = diagonal == 0
     damp = DAMPENING * diagonal[~dead].mean()
-    hessian = hessian + np.diag(np.where(dead, 1.0, damp))
+    return hessian + np.diag(np.where(dead, 1.0, damp)), dead
+
+
+def inverse_factor(x):
+    """The upper Cholesky factor of the inverse of the dampened Hessian, and which inputs are dead."""
+    hessian, dead = dampened(x)
     return np.linalg.cholesky(np.linalg.inv(hessian)).T, dead
+
+
+def retarget(w, x, dense):
+    """The weights that make ||X w - D w_dense||^2 + a ||w - w_dense||^2 least, a the dampening; zeros and dead ones stay."""
+    hessian, dead = dampened(x)
+    start = np.where(dead, 0.0, w)
+    change = np.linalg.solve(hessian, x.T @ (dense @ w.T - x @ start.T)).T
+    return np.where(start == 0, start, start + change)
 
 
 def sparse_gpt(w, x, case, kept=None, levels=False):
@@ -234,8 +247,9 @@ def sparse_gpt(w, x, case, kept=None, levels=False):
         last = min(first + BLOCK, k)
         if choose and "sparsity" in case:
             block = scores(slice(None), first, last)
-            largest = keep_largest(block.ravel(), half_up(case["sparsity"], block.size))
-            kept[:, first:last] &= largest.reshape(block.shape)
+            parts = block if case["scope"] == "row" else block.reshape(1, -1)
+            largest = [keep_largest(part, half_up(case["sparsity"], part.size)) for part in parts]
+            kept[:, first:last] &= np.reshape(largest, block.shape)
         errors = np.zeros((n, last - first))
         for j in range(first, last):
             if choose and "n_of_m" in case and (j - first) % case["n_of_m"][1] == 0:
@@ -305,7 +319,8 @@ def solve(w, x, dense, case):
     compensate = integers and not case["rtn"]
     joint = compensate and case["method"] == "sparsegpt" and not case["reconstruct"]
     if case["method"] == "sparsegpt":
-        values, kept, levels, scales = sparse_gpt(w, x, case, levels=joint)
+        target = w if dense is x else retarget(w, x, dense)
+        values, kept, levels, scales = sparse_gpt(target, x, case, levels=joint)
     else:
         kept = magnitude_mask(w, case) if case["method"] == "magnitude" else wanda_mask(w, x, case)
         values = np.where(kept, w, 0.0)
@@ -359,6 +374,7 @@ SMALL = [
 BLOCKS = [
     case("magnitude-4of8", "magnitude", (4, 8)),
     case("sparsegpt", "sparsegpt", 0.5),
+    case("sparsegpt-row", "sparsegpt", 0.5, scope="row"),
     case("sparsegpt-8of16", "sparsegpt", (8, 16)),
     case("sparsegpt-int8", "sparsegpt", 0.5, "int8"),
     case("sparsegpt-int4", "sparsegpt", 0.5, "int4", 128),

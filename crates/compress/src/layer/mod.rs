@@ -39,7 +39,8 @@ pub enum Method {
     Magnitude,
     /// The smallest products of a weight and the norm of its input, within each output row. The kept weights stay as they are.
     Wanda,
-    /// By the error that is left after the other weights have made up for it, in blocks of 128 columns.
+    /// By the error that is left after the other weights have made up for it, in blocks of 128 columns. With the dense model's
+    /// inputs among the moments it is the dense outputs that they make up for, as in GPTAQ (arXiv 2504.02692).
     SparseGpt,
 }
 
@@ -47,7 +48,8 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pattern {
     /// This share, at least 0 and below 1, rounded to a whole number ([`crate::zeros_for`]) within: what [`LayerSpec::scope`]
-    /// says for magnitude, a row for Wanda, a block of 128 columns of all rows for SparseGPT.
+    /// says for magnitude, a row for Wanda, a block of 128 columns for SparseGPT: all its rows as in the paper, or each by
+    /// itself, as the scope says.
     Unstructured(f64),
     /// All but `keep` of every `of` consecutive inputs of a row. `of` is a power of two up to 128. Where k is not a multiple,
     /// the last group is shorter and keeps up to `keep` too.
@@ -66,7 +68,7 @@ pub struct LayerSpec {
     pub method: Method,
     /// How many.
     pub pattern: Pattern,
-    /// Among which weights the smallest are looked for; of [`Method::Magnitude`] with [`Pattern::Unstructured`] alone.
+    /// Among which weights the smallest are looked for, with [`Pattern::Unstructured`]; not of [`Method::Wanda`].
     pub scope: Scope,
     /// The numbers of the result.
     pub precision: Precision,

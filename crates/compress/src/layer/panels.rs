@@ -8,7 +8,9 @@ use faer::linalg::cholesky::llt::factor::{
     LltRegularization, cholesky_in_place, cholesky_in_place_scratch,
 };
 use faer::linalg::matmul::matmul;
-use faer::linalg::triangular_solve::solve_upper_triangular_in_place;
+use faer::linalg::triangular_solve::{
+    solve_lower_triangular_in_place, solve_upper_triangular_in_place,
+};
 use faer::traits::RealField;
 use faer::{Accum, MatMut, MatRef, Par, Spec};
 use rayon::prelude::*;
@@ -219,6 +221,31 @@ impl Panels {
         }
     }
 
+    /// Of a factor `R`: replaces each row `g` of `rows`, `[rows, k]`, by the solution c of `R R^T c = g`, on the calling thread.
+    pub(super) fn solve(&self, rows: &mut [f64]) {
+        let k = self.k;
+        let count = rows.len() / k.max(1);
+        let mut rows = view_mut(rows, count, k);
+        for (j, (start, width)) in blocks(k).enumerate().rev() {
+            let (left, mut own) = rows
+                .as_mut()
+                .get_mut(.., ..start + width)
+                .split_at_col_mut(start);
+            let diagonal = self.diagonal_block(j);
+            solve_upper_triangular_in_place(diagonal, own.as_mut().transpose_mut(), Par::Seq);
+            multiply(left, true, own.as_ref(), self.above(j).transpose(), -1.0);
+        }
+        for (j, (start, width)) in blocks(k).enumerate() {
+            let (left, mut own) = rows
+                .as_mut()
+                .get_mut(.., ..start + width)
+                .split_at_col_mut(start);
+            multiply(own.as_mut(), true, left.as_ref(), self.above(j), -1.0);
+            let diagonal = self.diagonal_block(j).transpose();
+            solve_lower_triangular_in_place(diagonal, own.transpose_mut(), Par::Seq);
+        }
+    }
+
     /// The upper triangular `R` with `R R^T` = the symmetric matrix with `added` on its diagonal, and 1 on the diagonal of rows
     /// that are zero. None if that is not positive definite.
     ///
@@ -374,6 +401,23 @@ mod tests {
                     (sum - wanted).abs() < 1e-15 * 50.0 * k as f64,
                     "{k} {i} {j}: {sum} {wanted}"
                 );
+            }
+            let side = numbers(2 * k, 11);
+            let mut solution = side.clone();
+            factor.solve(&mut solution);
+            for (side, solution) in side.chunks(k).zip(solution.chunks(k)) {
+                for (i, side) in side.iter().enumerate() {
+                    let diagonal = if i == dead { 1.0 } else { 0.5 };
+                    let product: f64 = (0..k)
+                        .map(|j| panels.at(i.min(j), i.max(j)) * solution[j])
+                        .sum();
+                    let found = product + diagonal * solution[i];
+                    // The condition is at most about 50 k / 0.5.
+                    assert!(
+                        (found - side).abs() < 1e-15 * 100.0 * (k * k) as f64,
+                        "{k} {i}"
+                    );
+                }
             }
             // Of one input nothing but the dead one is left.
             assert_eq!(panels.factor(-1000.0).is_none(), k > 1);

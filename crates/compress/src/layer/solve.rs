@@ -4,7 +4,7 @@ use rayon::prelude::*;
 use sparamx_model::Precision;
 
 use super::objective::{Objective, relative};
-use super::panels::Panels;
+use super::panels::{Panels, ROWS};
 use super::sweep::{Round, Sweep};
 use super::{
     LayerSpec, Method, Moments, Note, Outcome, Solved, bf16_bits, int4_kind, mask, reconstruct,
@@ -120,11 +120,11 @@ impl<'a> Layer<'a> {
             .transpose()?;
         // Reconstruction comes between pruning and rounding, so with it they are passes of their own.
         let joint = sparse_gpt && compensate && !spec.reconstruct;
+        let objective = Objective::new(self.moments, self.weights);
         let pruned = match &factor {
-            Some(factor) if sparse_gpt => self.sparse_gpt(factor, joint),
+            Some(factor) if sparse_gpt => self.sparse_gpt(factor, &objective, joint),
             _ => self.masked(),
         };
-        let objective = Objective::new(self.moments, self.weights);
         let rows = if joint {
             Solved::quantized(pruned.quantized(), spec.precision)
         } else {
@@ -177,29 +177,54 @@ impl<'a> Layer<'a> {
     /// Pruned by SparseGPT, and rounded to levels in the same pass if `joint`. Inputs that are always zero lose their weights, as
     /// in the paper's code. The scales of int8 rows are those of weights pruned in a pass before that, because making up for what
     /// is pruned makes weights larger than they were.
-    fn sparse_gpt(&self, factor: &Factor, joint: bool) -> Sweep {
+    fn sparse_gpt(&self, factor: &Factor, objective: &Objective<'_>, joint: bool) -> Sweep {
+        let LayerSpec { pattern, scope, .. } = *self.spec;
         let live = self.diagonal.iter().map(|&square| square > 0.0);
         let pairs = self.weights.iter().zip(live.cycle());
         let kept: Vec<bool> = pairs.map(|(&weight, live)| live && weight != 0.0).collect();
         let gone = kept.iter().filter(|&&kept| !kept).count();
-        let pruned = zeros_for(self.spec.pattern.sparsity(), kept.len());
+        let pruned = zeros_for(pattern.sparsity(), kept.len());
         let round = if joint {
             self.levels(gone.max(pruned))
         } else {
             Round::No
         };
-        let weights = masked(self.weights, &kept);
+        let mut weights = masked(self.weights, &kept);
+        if self.moments.with_dense() {
+            self.retarget(factor, objective, &mut weights, &kept);
+        }
         let first = (round == Round::Int8).then(|| {
             let mut first = Sweep::new(weights.clone(), self.k, kept.clone(), Round::No);
-            first.run(&factor.panels, Some(self.spec.pattern));
+            first.run(&factor.panels, Some((pattern, scope)));
             first
         });
         let mut sweep = Sweep::new(weights, self.k, kept, round);
         if let Some(first) = first {
             sweep.scale_by(&first);
         }
-        sweep.run(&factor.panels, Some(self.spec.pattern));
+        sweep.run(&factor.panels, Some((pattern, scope)));
         sweep
+    }
+
+    /// Makes the weights those that fit the outputs of the dense model best before anything is pruned. What SparseGPT then keeps
+    /// near to is the output wanted, and not that of the dense weights on inputs that are a little off.
+    fn retarget(
+        &self,
+        factor: &Factor,
+        objective: &Objective<'_>,
+        weights: &mut [f64],
+        kept: &[bool],
+    ) {
+        let mut change = objective.descent(weights);
+        change
+            .par_chunks_mut(ROWS * self.k)
+            .for_each(|rows| factor.panels.solve(rows));
+        weights
+            .par_iter_mut()
+            .zip(change)
+            .zip(kept)
+            .filter(|(_, kept)| **kept)
+            .for_each(|((weight, change), _)| *weight += change);
     }
 
     /// What to round to in a pass over weights of which so many are zero.

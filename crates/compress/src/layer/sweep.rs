@@ -29,7 +29,7 @@ use super::Pattern;
 use super::mask::{drop_groups, drop_least};
 use super::panels::{Panels, ROWS, blocks, multiply, view};
 use crate::quantize::{Int4, Quantized, int4_level, int4_scale};
-use crate::zeros_for;
+use crate::{Scope, zeros_for};
 
 /// What the pass rounds to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -106,16 +106,16 @@ impl Sweep {
 
     /// The pass over all columns, with the factor of the second moments. `choose` is what to prune beside what is not kept from
     /// the start.
-    pub(super) fn run(&mut self, factor: &Panels, choose: Option<Pattern>) {
+    pub(super) fn run(&mut self, factor: &Panels, choose: Option<(Pattern, Scope)>) {
         for (j, (first, width)) in blocks(self.k).enumerate() {
             let inverse = invert(factor, j, width);
             let mut current = self.current(factor, &inverse, j);
             let mut choose_groups = None;
             match choose {
-                Some(Pattern::Unstructured(sparsity)) => {
-                    self.choose(&current, &inverse, first, sparsity)
+                Some((Pattern::Unstructured(sparsity), scope)) => {
+                    self.choose(&current, &inverse, first, sparsity, scope)
                 }
-                Some(Pattern::NofM { keep, of }) => choose_groups = Some((keep, of)),
+                Some((Pattern::NofM { keep, of }, _)) => choose_groups = Some((keep, of)),
                 None => {}
             }
             let block = Block {
@@ -162,8 +162,15 @@ impl Sweep {
         current
     }
 
-    /// Drops the share `sparsity` of all weights of a block: those that leave the least error.
-    fn choose(&mut self, current: &[f64], inverse: &[f64], first: usize, sparsity: f64) {
+    /// Drops the share `sparsity` of the weights of a block, or of each of its rows: those that leave the least error.
+    fn choose(
+        &mut self,
+        current: &[f64],
+        inverse: &[f64],
+        first: usize,
+        sparsity: f64,
+        scope: Scope,
+    ) {
         let rows = self.values.len() / self.k;
         let width = current.len() / rows;
         let mut kept = vec![true; current.len()];
@@ -182,7 +189,14 @@ impl Sweep {
                     scores,
                 );
             });
-        drop_least(&scores, zeros_for(sparsity, scores.len()), &mut kept);
+        let among = match scope {
+            Scope::Tensor => scores.len(),
+            Scope::Row => width,
+        };
+        scores
+            .par_chunks(among)
+            .zip(kept.par_chunks_mut(among))
+            .for_each(|(scores, kept)| drop_least(scores, zeros_for(sparsity, among), kept));
         self.kept
             .par_chunks_mut(self.k)
             .zip(kept.par_chunks(width))
