@@ -12,6 +12,7 @@ fn help_is_there_for_everything() {
         "compress",
         "perplexity",
         "eval",
+        "report",
         "bench",
         "inspect",
         "doctor",
@@ -166,6 +167,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
         ),
         (&["perplexity", "m"], &["<FILE>"]),
         (&["eval", "m"], &["<FILE>"]),
+        (&["report", "m", "-o", "d"], &["--text"]),
         (&["eval", "m", "f", "--limit", "0"], &["--limit"]),
         (
             &["eval", "m", "f", "--task", "mmlu"],

@@ -83,7 +83,8 @@ pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
             1 => "scoring".to_owned(),
             count => format!("scoring file {} of {count}", index + 1),
         };
-        let measured = measure(loaded.ready(), text, window, title, common).context(file.clone())?;
+        let measured =
+            measure(loaded.ready(), text, window, title, common).context(file.clone())?;
         all += measured;
         let figures = measured.perplexity();
         if !common.json {
