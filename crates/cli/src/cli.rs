@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{bench, compress, doctor, inspect, perplexity, run};
+use crate::commands::{bench, compress, doctor, eval, inspect, perplexity, report, run};
 use crate::units;
 
 const AFTER_HELP: &str = "\
@@ -40,8 +40,12 @@ pub enum Command {
     Run(run::RunArgs),
     /// Prune a model and write it packed: bitmap and non-zero values
     Compress(compress::CompressArgs),
-    /// Measure how well a model predicts a text
+    /// Measure how well a model predicts texts
     Perplexity(perplexity::PerplexityArgs),
+    /// Measure how many multiple-choice questions a model gets right
+    Eval(eval::EvalArgs),
+    /// Measure how much quality is left at how many bytes, by method
+    Report(report::ReportArgs),
     /// Measure prefill and decode speed beside the memory bandwidth
     Bench(bench::BenchArgs),
     /// List the tensors of a model, or the kernels there are

@@ -20,6 +20,28 @@ pub struct Loaded {
     pub tokenizer: Tokenizer,
 }
 
+/// The same, of whoever owns it.
+#[derive(Clone, Copy)]
+pub struct Ready<'a> {
+    /// The threads.
+    pub runtime: &'a Runtime,
+    /// The weights.
+    pub model: &'a Model,
+    /// Text to ids and back.
+    pub tokenizer: &'a Tokenizer,
+}
+
+impl Loaded {
+    /// A view of it.
+    pub fn ready(&self) -> Ready<'_> {
+        Ready {
+            runtime: &self.runtime,
+            model: &self.model,
+            tokenizer: &self.tokenizer,
+        }
+    }
+}
+
 /// Loads the model in a directory, and expands those weights that are faster so.
 ///
 /// # Errors

@@ -70,15 +70,15 @@ pub fn fancy_stderr() -> bool {
 
 /// A table of text. The first column is set to the left, numbers to the right.
 pub struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table with these column names.
-    pub fn new(head: &[&'static str]) -> Self {
+    pub fn new(head: &[&str]) -> Self {
         Table {
-            head: head.to_vec(),
+            head: head.iter().map(|&name| name.to_owned()).collect(),
             rows: Vec::new(),
         }
     }
@@ -93,8 +93,7 @@ impl Table {
     pub fn aligned(&self) -> String {
         let widths = self.widths();
         let mut text = String::new();
-        let head: Vec<String> = self.head.iter().map(|name| (*name).to_owned()).collect();
-        for row in std::iter::once(&head).chain(&self.rows) {
+        for row in std::iter::once(&self.head).chain(&self.rows) {
             let cells = self.pad(row, &widths);
             text.push_str(cells.join("  ").trim_end());
             text.push('\n');
@@ -106,8 +105,7 @@ impl Table {
     pub fn markdown(&self) -> String {
         // A rule under a heading needs two characters.
         let widths: Vec<usize> = self.widths().iter().map(|&width| width.max(2)).collect();
-        let head: Vec<String> = self.head.iter().map(|name| (*name).to_owned()).collect();
-        let mut text = format!("| {} |\n", self.pad(&head, &widths).join(" | "));
+        let mut text = format!("| {} |\n", self.pad(&self.head, &widths).join(" | "));
         for (column, width) in widths.iter().enumerate() {
             let end = if self.is_number(column) { ":" } else { "-" };
             text.push_str(&format!("| {}{end} ", "-".repeat(width.saturating_sub(1))));

@@ -1,4 +1,4 @@
-//! `run`, `perplexity` and `bench`: what they print, and that threads and instruction sets do not change it.
+//! `run`, `perplexity`, `eval` and `bench`: what they print, and that threads and instruction sets do not change it.
 
 mod common;
 
@@ -405,6 +405,97 @@ fn perplexity_is_measured() {
         1,
         &["./nothing.txt"],
     );
+}
+
+#[test]
+fn several_texts_are_measured_each_and_together() {
+    let root = TempDir::new().expect("a directory");
+    let (one, two) = (root.path().join("one.txt"), root.path().join("two.txt"));
+    fs::write(&one, "The cat sat on the mat.").expect("a file");
+    fs::write(
+        &two,
+        "Once upon a time, there was a little girl named Lily.",
+    )
+    .expect("a file");
+    let directory = model::directory();
+    let measure = |files: &[&Path], options: &[&str]| {
+        let files = files.iter().map(|path| text(path));
+        let mut command = sparamx();
+        command.args(["perplexity", text(&directory)]);
+        output(command.args(files).args(options))
+    };
+    let both = json(&measure(&[&one, &two], &["--json"]));
+    let (mut nll, mut tokens) = (0.0, 0.0);
+    for (index, path) in [&one, &two].into_iter().enumerate() {
+        let alone = json(&measure(&[path], &["--json"]));
+        let mut found = both["files"][index].clone();
+        let name = found.as_object_mut().and_then(|file| file.remove("file"));
+        assert_eq!(name.expect("a name"), text(path));
+        assert_eq!(found, alone);
+        let count = alone["tokens"].as_f64().expect("a number");
+        nll += alone["perplexity"].as_f64().expect("a number").ln() * count;
+        tokens += count;
+    }
+    assert_eq!(both["all"]["tokens"].as_f64(), Some(tokens));
+    let all = both["all"]["perplexity"].as_f64().expect("a number");
+    assert!((all.ln() - nll / tokens).abs() < 1e-12, "{both}");
+    let lines = stdout(&measure(&[&one, &two], &[]));
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[1].starts_with(&format!("{}: perplexity ", text(&two))));
+    assert!(lines[2].starts_with("all: perplexity "));
+
+    // A text that cannot be read is refused before the first is measured.
+    let nothing = root.path().join("nothing.txt");
+    fails(&measure(&[&one, &nothing], &[]), 1, &["nothing.txt"]);
+}
+
+#[test]
+fn questions_are_asked() {
+    let root = TempDir::new().expect("a directory");
+    let file = root.path().join("piqa.jsonl");
+    let line = |label: u32| {
+        format!(
+            r#"{{"goal": "Sew.", "sol1": "With a needle.", "sol2": "With a", "label": {label}}}"#
+        )
+    };
+    fs::write(&file, [line(0), line(1), line(0)].join("\n")).expect("a file");
+    let directory = model::directory();
+    let ask = |options: &[&str]| -> Output {
+        let mut command = sparamx();
+        output(
+            command
+                .args(["eval", text(&directory), text(&file)])
+                .args(options),
+        )
+    };
+    let report = json(&ask(&["--json"]));
+    let result = &report["results"][0];
+    assert_eq!(result["file"], text(&file));
+    assert_eq!(result["task"], "piqa");
+    assert_eq!(result["questions"], 3);
+    assert_eq!(result["chance"], 0.5);
+    // The second choice is the beginning of the first, and so the likelier one.
+    assert_eq!(result["acc"], 1.0 / 3.0);
+    let error = result["acc_stderr"].as_f64().expect("a number");
+    assert!((error - 1.0 / 3.0).abs() < 1e-12, "{error}");
+    for field in ["acc_norm", "acc_norm_stderr", "truncated"] {
+        assert!(result[field].is_number(), "no {field} in {report}");
+    }
+    let table = stdout(&ask(&["--limit", "2", "--task", "piqa"]));
+    assert!(
+        table.contains("acc_norm") && table.contains("0.5000 ± 0.5000"),
+        "{table}"
+    );
+
+    let wrong = ask(&["--task", "arc"]);
+    fails(
+        &wrong,
+        1,
+        &["piqa.jsonl", "line 1", "'choices'", "one task"],
+    );
+    fs::write(&file, r#"{"prompt": "a"}"#).expect("a file");
+    fails(&ask(&[]), 1, &["piqa.jsonl", "line 1", "expected"]);
 }
 
 #[test]

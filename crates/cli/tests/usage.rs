@@ -11,6 +11,8 @@ fn help_is_there_for_everything() {
         "run",
         "compress",
         "perplexity",
+        "eval",
+        "report",
         "bench",
         "inspect",
         "doctor",
@@ -164,6 +166,13 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'x'", "--seed", "whole number"],
         ),
         (&["perplexity", "m"], &["<FILE>"]),
+        (&["eval", "m"], &["<FILE>"]),
+        (&["report", "m", "-o", "d"], &["--text"]),
+        (&["eval", "m", "f", "--limit", "0"], &["--limit"]),
+        (
+            &["eval", "m", "f", "--task", "mmlu"],
+            &["'mmlu'", "--task", "hellaswag"],
+        ),
     ];
     for (args, words) in table {
         let line = fails(&run(args), 2, words);

@@ -12,6 +12,7 @@
 
 mod calibrated;
 mod compact;
+mod compare;
 mod error;
 mod files;
 mod job;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sparamx_model::{Checkpoint, Precision};
 
 pub use calibrated::Calibration;
+pub use compare::{LayerErrors, layer_errors};
 pub use error::{CompressError, Kept};
 pub use progress::{Progress, Step};
 pub use prune::{Scope, clear_negative_zeros, prune, zeros_for};

@@ -92,6 +92,24 @@ pub enum EngineError {
         /// Tokens of the text.
         tokens: usize,
     },
+    /// A line of a file of questions is not a question.
+    Question {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong, and what is expected.
+        error: String,
+    },
+    /// A choice of a question cannot be scored.
+    Choice {
+        /// The question, counted from 1.
+        question: usize,
+        /// The choice, counted from 1.
+        choice: usize,
+        /// Why.
+        error: &'static str,
+    },
     /// The KV cache does not fit in memory.
     CacheMemory {
         /// Bytes wanted.
@@ -179,6 +197,9 @@ impl fmt::Display for EngineError {
                 ),
                 None => write!(f, "{}: {error}", path.display()),
             },
+            Self::Question { path, line, error } => {
+                write!(f, "{}, line {line}: {error}", path.display())
+            }
             other => other.fmt_request(f),
         }
     }
@@ -211,6 +232,11 @@ impl EngineError {
                 f,
                 "the text has {tokens} tokens and at least 2 are needed: the first of a window is not scored"
             ),
+            Self::Choice {
+                question,
+                choice,
+                error,
+            } => write!(f, "question {question}, choice {choice}: {error}"),
             Self::CacheMemory {
                 needed_bytes,
                 available_bytes,

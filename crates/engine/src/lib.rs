@@ -1,4 +1,4 @@
-//! Text from a model: tokenizer, chat template, sampling, KV cache and generation; and how well a model predicts a text.
+//! Text from a model: tokenizer, chat template, sampling, KV cache and generation; and how good a model is.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -31,15 +31,17 @@
 //! Where things are: [`Tokenizer`] and [`StreamDecoder`] turn text into ids and back, the latter piece by piece and never
 //! half a character. [`ChatTemplate`] makes a prompt of a conversation. [`Sampler`] chooses a token from logits;
 //! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values. [`Session`] brings them together for one
-//! sequence at a time; [`perplexity()`] measures.
+//! sequence at a time; [`perplexity()`] measures by a text, [`evaluate`] by multiple-choice questions.
 
 #![forbid(unsafe_code)]
 
 mod chat;
 mod error;
+mod eval;
 mod folder;
 mod generate;
 mod kv;
+mod likelihood;
 mod perplexity;
 mod sampler;
 mod stop;
@@ -49,9 +51,10 @@ mod writer;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::EngineError;
+pub use eval::{Answer, Choice, Evaluation, Question, Questions, Task, evaluate};
 pub use generate::{Event, FinishReason, GenerateParams, Outcome, Session};
 pub use kv::{PagePool, PagedCache};
-pub use perplexity::{Perplexity, perplexity};
+pub use perplexity::{Perplexity, Prediction, perplexity};
 pub use sampler::{Sampler, SamplingParams};
 pub use stop::{Passed, StopMatcher};
 pub use stream::StreamDecoder;

@@ -1,18 +1,50 @@
 //! How well a model predicts a text.
 
+use std::ops::AddAssign;
+
 use serde::Serialize;
 use sparamx_kernels::Runtime;
-use sparamx_model::{Input, Model, Want, Workspace};
+use sparamx_model::Model;
 
-use crate::sampler::check_logits;
-use crate::{EngineError, PagedCache, Tokenizer};
+use crate::likelihood::Scorer;
+use crate::{EngineError, Tokenizer};
 
-/// Tokens that go through the model at a time.
-const CHUNK_TOKENS: usize = 512;
-/// Logits that are computed at a time, at most: 64 MiB of them. The vocabulary decides how many tokens that is.
-const CHUNK_LOGITS: usize = 1 << 24;
+/// What [`perplexity()`] measures on a text. Texts are taken together by adding these up.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Prediction {
+    /// Sum of the negative log likelihoods of the scored tokens, in nats.
+    pub nll: f64,
+    /// Number of scored tokens.
+    pub tokens: usize,
+    /// Number of tokens, scored or not, that stand for text: special tokens are not among them.
+    pub text_tokens: usize,
+    /// Bytes of the text.
+    pub bytes: usize,
+}
 
-/// What [`perplexity`] measures.
+impl Prediction {
+    /// The figures to report. Of nothing, they are NaN.
+    pub fn perplexity(&self) -> Perplexity {
+        let mean = self.nll / self.tokens as f64;
+        let tokens_per_byte = self.text_tokens as f64 / self.bytes as f64;
+        Perplexity {
+            perplexity: mean.exp(),
+            tokens: self.tokens,
+            bits_per_byte: mean / std::f64::consts::LN_2 * tokens_per_byte,
+        }
+    }
+}
+
+impl AddAssign for Prediction {
+    fn add_assign(&mut self, other: Self) {
+        self.nll += other.nll;
+        self.tokens += other.tokens;
+        self.text_tokens += other.text_tokens;
+        self.bytes += other.bytes;
+    }
+}
+
+/// A [`Prediction`] in the usual units.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Perplexity {
     /// The exponential of the mean negative log likelihood of a scored token: as if the model chose among so many tokens,
@@ -40,7 +72,7 @@ pub fn perplexity(
     text: &str,
     ctx: usize,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Perplexity, EngineError> {
+) -> Result<Prediction, EngineError> {
     let longest = model.config().context_length();
     if !(2..=longest).contains(&ctx) {
         let allowed = format!("2 to {longest}, what the model was made for");
@@ -48,83 +80,25 @@ pub fn perplexity(
     }
     let ids = tokenizer.encode(text, true)?;
     let windows = || ids.chunks(ctx).filter(|window| window.len() >= 2);
-    let total: usize = windows().map(|window| window.len() - 1).sum();
-    if total == 0 {
+    let tokens: usize = windows().map(|window| window.len() - 1).sum();
+    if tokens == 0 {
         return Err(EngineError::TextTooShort { tokens: ids.len() });
     }
-    let mut scorer = Scorer {
-        rt,
-        model,
-        cache: PagedCache::new(model.config(), ctx)?,
-        workspace: Workspace::new(),
-        nll: 0.0,
-        scored: 0,
-    };
+    let mut scorer = Scorer::new(rt, model, ctx)?;
+    let (mut nll, mut scored) = (0.0, 0);
     for window in windows() {
-        scorer.window(window, &mut |scored| progress(scored, total))?;
-    }
-    let mean = scorer.nll / total as f64;
-    let text_ids = ids.iter().filter(|&&id| tokenizer.is_text(id)).count();
-    Ok(Perplexity {
-        perplexity: mean.exp(),
-        tokens: total,
-        bits_per_byte: mean / std::f64::consts::LN_2 * text_ids as f64 / text.len().max(1) as f64,
-    })
-}
-
-struct Scorer<'a> {
-    rt: &'a Runtime,
-    model: &'a Model,
-    cache: PagedCache,
-    workspace: Workspace,
-    /// Sum of the negative log likelihoods, in nats.
-    nll: f64,
-    scored: usize,
-}
-
-impl Scorer<'_> {
-    /// Scores all tokens of a window but the first.
-    fn window(&mut self, ids: &[u32], progress: &mut dyn FnMut(usize)) -> Result<(), EngineError> {
-        let vocab_size = self.model.config().vocab_size;
-        let chunk = (CHUNK_LOGITS / vocab_size).clamp(1, CHUNK_TOKENS);
-        self.cache.truncate(0);
-        self.cache.reserve(ids.len() - 1)?;
+        scorer.rewind(0);
         // Nothing comes after the last token, so that it need not go through the model.
-        let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
-        for (tokens, targets) in inputs.chunks(chunk).zip(targets.chunks(chunk)) {
-            let input = Input {
-                tokens,
-                cache: &mut self.cache,
-                logits: Want::All,
-            };
-            let logits = self
-                .model
-                .forward(self.rt, &mut [input], &mut self.workspace)?;
-            for (row, &target) in logits.chunks_exact(vocab_size).zip(targets) {
-                self.nll += negative_log_likelihood(row, target)?;
-            }
-            self.scored += targets.len();
-            progress(self.scored);
-        }
-        Ok(())
+        let (inputs, targets) = (&window[..window.len() - 1], &window[1..]);
+        nll += scorer.score(inputs, targets, &mut |done| progress(scored + done, tokens))?;
+        scored += targets.len();
     }
-}
-
-/// `ln(sum(exp(row))) - row[target]`, added up in f64.
-///
-/// # Errors
-/// [`EngineError::Logit`] for NaN and plus infinity; [`EngineError::NoToken`] for a row of nothing but minus infinity.
-fn negative_log_likelihood(row: &[f32], target: u32) -> Result<f64, EngineError> {
-    check_logits(row)?;
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    if max == f32::NEG_INFINITY {
-        return Err(EngineError::NoToken);
-    }
-    let sum: f64 = row
-        .iter()
-        .map(|&x| (f64::from(x) - f64::from(max)).exp())
-        .sum();
-    Ok(sum.ln() + (f64::from(max) - f64::from(row[target as usize])))
+    Ok(Prediction {
+        nll,
+        tokens,
+        text_tokens: ids.iter().filter(|&&id| tokenizer.is_text(id)).count(),
+        bytes: text.len(),
+    })
 }
 
 #[cfg(test)]
@@ -132,21 +106,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn likelihoods_are_exact_for_large_and_small_logits() {
-        let nll = |row: &[f32], target| negative_log_likelihood(row, target).unwrap();
-        assert_eq!(nll(&[5.0; 8], 3), 8f64.ln());
-        assert_eq!(nll(&[1e30, 0.0], 0), 0.0);
-        assert_eq!(nll(&[1e30, 0.0], 1), f64::from(1e30f32));
-        assert_eq!(nll(&[0.0, f32::NEG_INFINITY], 0), 0.0);
-        let odds = nll(&[1.0, 1.0 + 3f32.ln()], 1);
-        assert!((odds - (4f64 / 3.0).ln()).abs() < 1e-7, "{odds}");
-    }
-
-    #[test]
-    fn rows_without_probabilities_are_refused() {
-        let message = |row: &[f32]| negative_log_likelihood(row, 0).unwrap_err().to_string();
-        assert!(message(&[0.0, f32::NAN]).starts_with("the logit of token 1 is NaN"));
-        assert!(message(&[0.0, 0.0, f32::INFINITY]).starts_with("the logit of token 2 is inf"));
-        assert!(message(&[f32::NEG_INFINITY; 2]).starts_with("every logit is minus infinity"));
+    fn texts_together_weigh_by_their_tokens_and_bytes() {
+        let mut all = Prediction {
+            nll: 3.0 * 2f64.ln(),
+            tokens: 3,
+            text_tokens: 3,
+            bytes: 6,
+        };
+        all += Prediction {
+            nll: 1.0 * 8f64.ln(),
+            tokens: 1,
+            text_tokens: 2,
+            bytes: 4,
+        };
+        // 6 bits over 4 tokens, and 5 tokens of text in 10 bytes.
+        let figures = all.perplexity();
+        assert!((figures.perplexity - 1.5f64.exp2()).abs() < 1e-12);
+        assert!((figures.bits_per_byte - 0.75).abs() < 1e-12);
+        assert_eq!(figures.tokens, 4);
     }
 }

@@ -3,8 +3,10 @@
 pub mod bench;
 pub mod compress;
 pub mod doctor;
+pub mod eval;
 pub mod inspect;
 pub mod perplexity;
+pub mod report;
 pub mod run;
 
 use anyhow::Result;
@@ -21,6 +23,8 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Run(args) => run::run(&args, common),
         Command::Compress(args) => compress::run(&args, common),
         Command::Perplexity(args) => perplexity::run(&args, common),
+        Command::Eval(args) => eval::run(&args, common),
+        Command::Report(args) => report::run(&args, common),
         Command::Bench(args) => bench::run(&args, common),
         Command::Inspect(args) => inspect::run(&args, common),
         Command::Doctor(args) => doctor::run(&args, common),

@@ -1,13 +1,16 @@
-//! `sparamx perplexity`: how well a model predicts a text.
+//! `sparamx perplexity`: how well a model predicts texts.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparamx_engine::perplexity;
+use serde::Serialize;
+use sparamx_engine::{Perplexity, Prediction, perplexity};
+use sparamx_model::Config;
 
 use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::loading::Ready;
 use crate::{loading, output, progress, source, units};
 
 /// The window if nobody says, where the model's context is larger.
@@ -20,17 +23,21 @@ const MIN_WINDOW: usize = 2;
 #[command(after_help = "\
 Examples:
   sparamx perplexity llama-8b-50 wiki.test.raw
+  sparamx perplexity llama-8b-50 wiki.test.raw c4.txt stories.txt
   sparamx perplexity models/stories-5m-50 stories.txt --ctx 512 --json
 
-The text is split into windows of --ctx tokens that do not overlap; the first token of each is not scored. Printed are the
-exponential of the mean negative log likelihood, the number of tokens scored, and bits per byte of the text.")]
+A text is split into windows of --ctx tokens that do not overlap; the first token of each is not scored. Printed are the
+exponential of the mean negative log likelihood, the number of tokens scored, and bits per byte of the text. Of several files
+each gets a line, and so do all together: every token weighs the same, whatever file it is in.
+
+--json prints {perplexity, tokens, bits_per_byte}, and of several files {files: [{file, perplexity, ..}, ..], all: {perplexity, ..}}.")]
 pub struct PerplexityArgs {
     /// Directory or hub id
     #[arg(value_name = "MODEL")]
     model: String,
     /// Text in UTF-8
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
     /// Tokens in a window [default: the model's context, at most 2048]
     #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
     ctx: Option<usize>,
@@ -40,54 +47,137 @@ pub struct PerplexityArgs {
     memory: Memory,
 }
 
+/// What `--json` prints of several files.
+#[derive(Serialize)]
+struct Several {
+    files: Vec<OfFile>,
+    all: Perplexity,
+}
+
+#[derive(Serialize)]
+struct OfFile {
+    file: String,
+    #[serde(flatten)]
+    figures: Perplexity,
+}
+
 /// Measures and prints.
 ///
 /// # Errors
-/// The model or the text cannot be read, or the window does not fit the model.
+/// The model or a text cannot be read, or the window does not fit the model.
 pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
-    if args.ctx.is_some_and(|window| window < MIN_WINDOW) {
-        bail!(UsageError(format!(
-            "--ctx must be at least {MIN_WINDOW}: the first token of a window is not scored"
-        )));
-    }
-    let bytes =
-        fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("{}: not UTF-8 text; convert it first", args.file.display()))?;
+    check_window(args.ctx)?;
+    let read = |path: &PathBuf| Ok((path.display().to_string(), read_text(path)?));
+    let texts: Vec<(String, String)> = args.files.iter().map(read).collect::<Result<_>>()?;
     let loaded = loading::load(
         &source::resolve(&args.model, common)?,
         args.threads,
         args.memory,
         common,
     )?;
-    let context = loaded.model.config().context_length();
-    let window = args.ctx.unwrap_or(context.min(DEFAULT_WINDOW));
+    let window = window(args.ctx, loaded.model.config())?;
+    let mut all = Prediction::default();
+    let mut files = Vec::with_capacity(texts.len());
+    for (index, (file, text)) in texts.iter().enumerate() {
+        let title = match texts.len() {
+            1 => "scoring".to_owned(),
+            count => format!("scoring file {} of {count}", index + 1),
+        };
+        let measured =
+            measure(loaded.ready(), text, window, title, common).context(file.clone())?;
+        all += measured;
+        let figures = measured.perplexity();
+        if !common.json {
+            let name = match texts.len() {
+                1 => String::new(),
+                _ => format!("{file}: "),
+            };
+            output::text_out(&format!("{name}{}", line(figures, window)))?;
+        }
+        files.push(OfFile {
+            file: file.clone(),
+            figures,
+        });
+    }
+    let all = all.perplexity();
+    match (common.json, files.len()) {
+        (true, 1) => output::json(&all),
+        (true, _) => output::json(&Several { files, all }),
+        (false, 1) => Ok(()),
+        (false, _) => output::text_out(&format!("all: {}", line(all, window))),
+    }
+}
+
+fn line(figures: Perplexity, window: usize) -> String {
+    format!(
+        "perplexity {:.4} over {} tokens in windows of {window}; {:.4} bits per byte\n",
+        figures.perplexity,
+        units::count(figures.tokens as u64),
+        figures.bits_per_byte
+    )
+}
+
+/// Refuses a window that would score nothing.
+///
+/// # Errors
+/// It has less than two tokens.
+pub fn check_window(ctx: Option<usize>) -> Result<()> {
+    if ctx.is_some_and(|window| window < MIN_WINDOW) {
+        bail!(UsageError(format!(
+            "--ctx must be at least {MIN_WINDOW}: the first token of a window is not scored"
+        )));
+    }
+    Ok(())
+}
+
+/// The window asked for, or the one that suits the model.
+///
+/// # Errors
+/// It is larger than the model's context.
+pub fn window(ctx: Option<usize>, config: &Config) -> Result<usize> {
+    let context = config.context_length();
+    let window = ctx.unwrap_or(context.min(DEFAULT_WINDOW));
     if window > context {
         bail!(UsageError(format!(
             "--ctx {window} is more than the context of the model, {context}"
         )));
     }
-    let bar = progress::count_bar(common, 0, "tokens", "scoring");
-    let score = perplexity(
-        &loaded.runtime,
-        &loaded.model,
-        &loaded.tokenizer,
-        &text,
+    Ok(window)
+}
+
+/// Reads a text.
+///
+/// # Errors
+/// The file cannot be read or is not UTF-8.
+pub fn read_text(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes)
+        .with_context(|| format!("{}: not UTF-8 text; convert it first", path.display()))
+}
+
+/// Measures one text, with a bar.
+///
+/// # Errors
+/// The text is too short, or the model fails on it.
+pub fn measure(
+    ready: Ready<'_>,
+    text: &str,
+    window: usize,
+    title: String,
+    common: Common,
+) -> Result<Prediction> {
+    let bar = progress::count_bar(common, 0, "tokens", title);
+    let measured = perplexity(
+        ready.runtime,
+        ready.model,
+        ready.tokenizer,
+        text,
         window,
         &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         },
-    )
-    .with_context(|| args.file.display().to_string())?;
+    )?;
     bar.finish_and_clear();
-    if common.json {
-        return output::json(&score);
-    }
-    output::text_out(&format!(
-        "perplexity {:.4} over {} tokens in windows of {window}; {:.4} bits per byte\n",
-        score.perplexity,
-        units::count(score.tokens as u64),
-        score.bits_per_byte
-    ))
+    Ok(measured)
 }

@@ -1,0 +1,166 @@
+//! `sparamx eval`: how many multiple-choice questions a model gets right.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use sparamx_engine::{Evaluation, Questions, Task, evaluate};
+
+use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::loading::Ready;
+use crate::output::Table;
+use crate::{loading, output, progress, source, units};
+
+/// Options of `eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sparamx eval llama-8b-50 arc_easy_validation.jsonl piqa_validation.jsonl
+  sparamx eval llama-8b-50 hellaswag_val.jsonl --limit 500
+  sparamx eval llama-8b-50 winogrande_validation.jsonl --json
+
+A file has one JSON object a line, as the data sets have them on the hub. Which task it is shows by the fields:
+  arc          question, choices {text, label}, answerKey
+  boolq        question, passage, answer or label
+  copa         premise, choice1, choice2, question, label
+  hellaswag    activity_label, ctx_a, ctx_b, endings, label
+  openbookqa   question_stem, choices {text, label}, answerKey
+  piqa         goal, sol1, sol2, label
+  sciq         question, support, correct_answer, distractor1, distractor2, distractor3
+  winogrande   sentence, option1, option2, answer
+
+The model takes the choice of the largest log likelihood given the context (acc), or the largest for each of its characters
+(acc_norm). Prompts and rules are those of lm-evaluation-harness without examples (0-shot), and the figures can be compared. After
+± stands the standard error; chance is what drawing at random gets.
+
+--json prints {results: [{file, task, questions, chance, acc, acc_stderr, acc_norm, acc_norm_stderr, truncated}, ..]}.")]
+pub struct EvalArgs {
+    /// Directory or hub id
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Questions in JSON Lines
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
+    /// The task of all files, where their fields do not tell
+    #[arg(long, value_name = "NAME")]
+    task: Option<Task>,
+    /// Take the first N questions of each file
+    #[arg(long, value_name = "N", value_parser = cli::whole::<usize>)]
+    limit: Option<usize>,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    memory: Memory,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    results: Vec<Outcome>,
+}
+
+/// Figures of a file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// The file.
+    pub file: String,
+    /// The task.
+    pub task: String,
+    /// The figures.
+    #[serde(flatten)]
+    pub figures: Evaluation,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// The model or a file cannot be read, or a question does not fit the model.
+pub fn run(args: &EvalArgs, common: Common) -> Result<()> {
+    if args.limit == Some(0) {
+        bail!(UsageError("--limit must be at least 1".to_owned()));
+    }
+    let files = read(&args.files, args.task, args.limit)?;
+    let loaded = loading::load(
+        &source::resolve(&args.model, common)?,
+        args.threads,
+        args.memory,
+        common,
+    )?;
+    let measured = files
+        .iter()
+        .map(|(path, file)| measure(loaded.ready(), path, file, common));
+    let results: Vec<Outcome> = measured.collect::<Result<_>>()?;
+    for result in results.iter().filter(|_| !common.quiet) {
+        if result.figures.truncated > 0 {
+            output::complain(&format!(
+                "warning: {}: {} questions are longer than the context of the model and were cut on the left",
+                result.file, result.figures.truncated
+            ));
+        }
+    }
+    if common.json {
+        return output::json(&Report { results });
+    }
+    let with_error = |value: Option<f64>, error: Option<f64>| match (value, error) {
+        (Some(value), Some(error)) => format!("{value:.4} ± {error:.4}"),
+        (Some(value), None) => format!("{value:.4}"),
+        (None, _) => "-".to_owned(),
+    };
+    let mut table = Table::new(&["file", "task", "questions", "chance", "acc", "acc_norm"]);
+    for Outcome {
+        file,
+        task,
+        figures,
+    } in &results
+    {
+        table.row(vec![
+            file.clone(),
+            task.clone(),
+            units::count(figures.questions as u64),
+            format!("{:.4}", figures.chance),
+            with_error(Some(figures.acc), figures.acc_stderr),
+            with_error(figures.acc_norm, figures.acc_norm_stderr),
+        ]);
+    }
+    output::text_out(&table.aligned())
+}
+
+/// Reads files of questions.
+///
+/// # Errors
+/// A file cannot be read, or a line in it is no question of its task.
+pub fn read(
+    paths: &[PathBuf],
+    task: Option<Task>,
+    limit: Option<usize>,
+) -> Result<Vec<(String, Questions)>> {
+    let read = |path: &PathBuf| {
+        let file = Questions::read(path, task, limit)?;
+        Ok((path.display().to_string(), file))
+    };
+    paths.iter().map(read).collect()
+}
+
+/// Asks the questions of one file, with a bar.
+///
+/// # Errors
+/// A question does not fit the model, or the model fails on it.
+pub fn measure(ready: Ready<'_>, path: &str, file: &Questions, common: Common) -> Result<Outcome> {
+    let total = file.questions.len() as u64;
+    let bar = progress::count_bar(common, total, "questions", file.task.to_string());
+    let figures = evaluate(
+        ready.runtime,
+        ready.model,
+        ready.tokenizer,
+        file,
+        &mut |done, _| bar.set_position(done as u64),
+    )
+    .with_context(|| path.to_owned())?;
+    bar.finish_and_clear();
+    Ok(Outcome {
+        file: path.to_owned(),
+        task: file.task.to_string(),
+        figures,
+    })
+}

@@ -1,0 +1,430 @@
+//! `sparamx report`: how much quality is left at how many bytes.
+
+mod plot;
+mod results;
+mod setting;
+mod table;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use sparamx_compress::layer::{LayerSpec, Pattern};
+use sparamx_compress::{Calibration, layer_errors};
+use sparamx_engine::{Prediction, Questions, Tokenizer};
+use sparamx_format::GROUP_ELEMS;
+use sparamx_kernels::Runtime;
+use sparamx_model::Checkpoint;
+
+use self::results::{Accuracy, File, Inputs, Layers, Results, Row, Tensor};
+use self::setting::{Grid, Method, Setting, Way, Weights};
+use super::{eval, perplexity};
+use crate::calibration::{CalibrationArgs, Sample};
+use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::loading::{self, Ready};
+use crate::{interrupt, output, progress, runtime, source, units};
+
+/// Hidden states kept for each token, at most: of the pruned model and of the dense one.
+const STREAMS: u64 = 2;
+/// Files of the report.
+const TABLE: &str = "results.md";
+const PLOT: &str = "quality.svg";
+
+/// Options of `report`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  sparamx report models/stories-5m --text stories.txt -o stories-quality
+  sparamx report llama-8b --text wiki.test.raw --eval arc_easy_validation.jsonl --limit 500 --calibration c4.jsonl -o quality
+  sparamx report llama-8b --text wiki.test.raw --sparsities 0.5 --methods wanda,sparsegpt+refit --weights bf16,int8 -o quality
+
+The model is compressed in every combination of --methods, --sparsities and --weights, one after the other, and each is measured:
+bytes of weights, perplexity over all texts as `sparamx perplexity` does, and questions as `sparamx eval` does. Dense int8 and int4,
+rounded to nearest and with calibration, stand beside them. Errors of single layers are compared by method.
+
+DIR gets results.json after every step, and at the end results.md with one table and quality.svg with one plot. A report that was
+stopped is continued by the same command; more sparsities, methods or weights are added to it.
+
+--json prints what is in results.json.")]
+pub struct ReportArgs {
+    /// Directory or hub id of a dense model
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Texts in UTF-8 to measure perplexity on
+    #[arg(long = "text", value_name = "FILE", required = true, num_args = 1..)]
+    texts: Vec<PathBuf>,
+    /// Multiple-choice questions, as `sparamx eval` takes them
+    #[arg(long = "eval", value_name = "FILE", num_args = 1..)]
+    questions: Vec<PathBuf>,
+    /// Take the first N questions of each file
+    #[arg(long, value_name = "N", value_parser = cli::whole::<usize>)]
+    limit: Option<usize>,
+    /// Directory of the report
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+    /// Ways to prune, as in `sparamx compress`; +refit also refits the weights that are kept
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = Way::ALL)]
+    methods: Vec<Way>,
+    /// Fractions of zeros
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.3,0.4,0.5,0.6,0.7", value_parser = cli::sparsity)]
+    sparsities: Vec<f64>,
+    /// Numbers of the weights
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16,int8,int4"
+    )]
+    weights: Vec<Weights>,
+    /// Columns that share a scale, for int4: 32, 64 or 128
+    #[arg(long, value_name = "COLUMNS", default_value = "128", value_parser = cli::whole::<usize>)]
+    group: usize,
+    /// Tokens in a window of a text [default: the model's context, at most 2048]
+    #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
+    ctx: Option<usize>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    #[command(flatten)]
+    threads: Threads,
+    #[command(flatten)]
+    memory: Memory,
+}
+
+/// Measures what is not measured yet, and writes the report.
+///
+/// # Errors
+/// Anything that keeps the model from being compressed or measured, or the report from being written. What was measured before
+/// is kept.
+pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
+    check(args)?;
+    let texts = args.texts.iter().map(|path| perplexity::read_text(path));
+    let texts: Vec<String> = texts.collect::<Result<_>>()?;
+    let questions = eval::read(&args.questions, None, args.limit)?;
+    let directory = source::resolve(&args.model, common)?;
+    runtime::loading_threads(args.threads)?;
+    let checkpoint = Checkpoint::open(&directory)?;
+    if checkpoint.config().packed.is_some() {
+        bail!(
+            "{}: packed already; a report starts from the dense model it was made of",
+            directory.display()
+        );
+    }
+    let tokenizer = Tokenizer::from_dir(&directory, checkpoint.config().vocab_size)?;
+    let sample = args
+        .calibration
+        .sample(&tokenizer, checkpoint.config(), STREAMS, common)?;
+    let ctx = perplexity::window(args.ctx, checkpoint.config())?;
+    let inputs = inputs(args, &checkpoint, &directory, &sample, ctx)?;
+    let results = Results::open(&args.output, inputs)?;
+    interrupt::install()?;
+    let runtime = runtime::start(args.threads.count(), common)?;
+    let mut study = Study {
+        args,
+        common,
+        calibration: Calibration {
+            runtime: &runtime,
+            windows: &sample.windows,
+            source: sample.source.clone(),
+        },
+        runtime: &runtime,
+        checkpoint: &checkpoint,
+        tokenizer: &tokenizer,
+        texts: &texts,
+        questions: &questions,
+        ctx,
+        results,
+    };
+    study.layers()?;
+    study.rows()?;
+    study.write()
+}
+
+/// Refuses what is wrong without reading anything.
+fn check(args: &ReportArgs) -> Result<()> {
+    perplexity::check_window(args.ctx)?;
+    args.calibration.check()?;
+    if args.limit == Some(0) {
+        bail!(UsageError("--limit must be at least 1".to_owned()));
+    }
+    if !GROUP_ELEMS.contains(&args.group) {
+        bail!(UsageError(
+            "--group: a group has 32, 64 or 128 columns".to_owned()
+        ));
+    }
+    Ok(())
+}
+
+fn inputs(
+    args: &ReportArgs,
+    checkpoint: &Checkpoint,
+    directory: &Path,
+    sample: &Sample,
+    ctx: usize,
+) -> Result<Inputs> {
+    let file = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(File {
+            name: name.to_string_lossy().into_owned(),
+            bytes: size.len(),
+        })
+    };
+    // The name of a directory, wherever it lies; a hub id is a name already.
+    let full = directory.canonicalize().ok();
+    let name = match Path::new(&args.model).is_dir() {
+        true => full.as_deref().and_then(Path::file_name),
+        false => None,
+    };
+    Ok(Inputs {
+        model: name.map_or(args.model.clone(), |name| {
+            name.to_string_lossy().into_owned()
+        }),
+        parameters: checkpoint
+            .plan()
+            .iter()
+            .map(|tensor| tensor.elements())
+            .sum(),
+        texts: args.texts.iter().map(file).collect::<Result<_>>()?,
+        ctx,
+        questions: args.questions.iter().map(file).collect::<Result<_>>()?,
+        limit: args.limit,
+        calibration: sample.source.clone(),
+        calibration_windows: sample.windows.len(),
+        calibration_tokens: sample.windows[0].len(),
+        group: args.group,
+    })
+}
+
+/// A report under way.
+struct Study<'a> {
+    args: &'a ReportArgs,
+    common: Common,
+    calibration: Calibration<'a>,
+    runtime: &'a Runtime,
+    checkpoint: &'a Checkpoint,
+    tokenizer: &'a Tokenizer,
+    texts: &'a [String],
+    questions: &'a [(String, Questions)],
+    ctx: usize,
+    results: Results,
+}
+
+impl Study<'_> {
+    /// Errors of single layers, at every sparsity that lacks them.
+    fn layers(&mut self) -> Result<()> {
+        let lacking = |&sparsity: &f64| {
+            let known = &self.results.layers;
+            sparsity > 0.0 && !known.iter().any(|layers| layers.sparsity == sparsity)
+        };
+        let mut sparsities: Vec<f64> = self
+            .args
+            .sparsities
+            .iter()
+            .copied()
+            .filter(lacking)
+            .collect();
+        sparsities.sort_by(f64::total_cmp);
+        sparsities.dedup();
+        if sparsities.is_empty() {
+            return Ok(());
+        }
+        let methods = [Method::Magnitude, Method::Wanda, Method::SparseGpt];
+        let spec = |sparsity: f64, method: Method| LayerSpec {
+            method: method.library(),
+            pattern: Pattern::Unstructured(sparsity),
+            ..LayerSpec::default()
+        };
+        let specs: Vec<LayerSpec> = sparsities
+            .iter()
+            .flat_map(|&sparsity| methods.map(|method| spec(sparsity, method)))
+            .collect();
+        let bar = progress::count_bar(self.common, 0, "layers", "errors of layers");
+        let all = layer_errors(
+            self.checkpoint,
+            &self.calibration,
+            &specs,
+            &mut |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+                go_on()
+            },
+        )?;
+        bar.finish_and_clear();
+        for (index, &sparsity) in sparsities.iter().enumerate() {
+            let tensor = |layer: &sparamx_compress::LayerErrors| {
+                let errors = &layer.errors[index * methods.len()..];
+                Tensor {
+                    name: layer.tensor.clone(),
+                    magnitude: errors[0],
+                    wanda: errors[1],
+                    sparsegpt: errors[2],
+                }
+            };
+            self.results.layers.push(Layers {
+                sparsity,
+                tensors: all.iter().map(tensor).collect(),
+            });
+        }
+        let by_sparsity = |a: &Layers, b: &Layers| a.sparsity.total_cmp(&b.sparsity);
+        self.results.layers.sort_by(by_sparsity);
+        self.results.save(&self.args.output)
+    }
+
+    /// Rows of the table, those that are missing.
+    fn rows(&mut self) -> Result<()> {
+        let grid = Grid {
+            ways: self.args.methods.clone(),
+            sparsities: self.args.sparsities.clone(),
+            weights: self.args.weights.clone(),
+        };
+        let settings = grid.settings();
+        let count = settings.len();
+        for (index, setting) in settings.into_iter().enumerate() {
+            if self.results.row(&setting).is_some() {
+                continue;
+            }
+            let row = self.row(&setting)?;
+            if !self.common.quiet {
+                output::complain(&format!(
+                    "{}/{count} {} {} {}: {}, perplexity {:.3}",
+                    index + 1,
+                    setting.how(),
+                    setting.weights,
+                    setting.sparsity,
+                    units::bytes(row.bytes),
+                    row.perplexity
+                ));
+            }
+            self.results.rows.push(row);
+            self.results.save(&self.args.output)?;
+        }
+        Ok(())
+    }
+
+    /// Compresses to a directory inside the report's, measures, and removes it.
+    fn row(&self, setting: &Setting) -> Result<Row> {
+        let directory = self.args.output.join(".model");
+        remove(&directory)?;
+        let row = self.measured(setting, &directory);
+        remove(&directory)?;
+        row.with_context(|| {
+            format!(
+                "{}, {} zeros, {}",
+                setting.how(),
+                units::percent(setting.sparsity),
+                setting.weights
+            )
+        })
+    }
+
+    fn measured(&self, setting: &Setting, directory: &Path) -> Result<Row> {
+        let options = setting.options(self.args.group);
+        let start = Instant::now();
+        let bar = progress::byte_bar(self.common, 0, "compressing");
+        let report = sparamx_compress::compress(
+            self.checkpoint,
+            directory,
+            &options,
+            Some(&self.calibration),
+            &mut |progress| {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+                go_on()
+            },
+        )?;
+        bar.finish_and_clear();
+        let compress_seconds = start.elapsed().as_secs_f64();
+        let checkpoint = Checkpoint::open(&report.dir)?;
+        let model = loading::weights(self.runtime, &checkpoint, self.args.memory, self.common)?;
+        let ready = Ready {
+            runtime: self.runtime,
+            model: &model,
+            tokenizer: self.tokenizer,
+        };
+        let mut all = Prediction::default();
+        let mut text_perplexities = Vec::with_capacity(self.texts.len());
+        for (path, text) in self.args.texts.iter().zip(self.texts) {
+            let measured =
+                perplexity::measure(ready, text, self.ctx, "scoring".to_owned(), self.common)
+                    .with_context(|| path.display().to_string())?;
+            text_perplexities.push(measured.perplexity().perplexity);
+            all += measured;
+            stop_if_asked()?;
+        }
+        let mut accuracies = Vec::with_capacity(self.questions.len());
+        for (path, file) in self.questions {
+            let outcome = eval::measure(ready, path, file, self.common)?;
+            let figures = outcome.figures;
+            accuracies.push(Accuracy {
+                task: outcome.task,
+                questions: figures.questions,
+                acc: figures.acc,
+                acc_stderr: figures.acc_stderr,
+                acc_norm: figures.acc_norm,
+                acc_norm_stderr: figures.acc_norm_stderr,
+            });
+            stop_if_asked()?;
+        }
+        let solved = &report.counts.solved;
+        let errors: f64 = solved.iter().map(|tensor| tensor.error).sum();
+        let figures = all.perplexity();
+        Ok(Row {
+            setting: *setting,
+            bytes: report.counts.all().bytes_after,
+            memory_bytes: model.weight_bytes(),
+            perplexity: figures.perplexity,
+            bits_per_byte: figures.bits_per_byte,
+            text_perplexities,
+            accuracies,
+            layer_error: (!solved.is_empty()).then(|| errors / solved.len() as f64),
+            compress_seconds,
+        })
+    }
+
+    /// Table, plot, and what is printed.
+    fn write(&self) -> Result<()> {
+        let output = &self.args.output;
+        let table = results::write(output, TABLE, &table::markdown(&self.results))?;
+        let plot = match plot::svg(&self.results) {
+            Some(svg) => Some(results::write(output, PLOT, &svg)?),
+            None => None,
+        };
+        if self.common.json {
+            return output::json(&self.results);
+        }
+        let mut text = String::new();
+        for line in table::summary(&self.results) {
+            text.push_str(&format!("{line}\n"));
+        }
+        text.push_str(&format!("{}\n", table.display()));
+        if let Some(plot) = plot {
+            text.push_str(&format!("{}\n", plot.display()));
+        }
+        output::text_out(&text)
+    }
+}
+
+fn go_on() -> ControlFlow<()> {
+    match interrupt::asked() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    }
+}
+
+fn stop_if_asked() -> Result<()> {
+    match interrupt::asked() {
+        true => bail!("interrupted; the same command goes on"),
+        false => Ok(()),
+    }
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    Ok(())
+}

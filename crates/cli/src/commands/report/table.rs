@@ -1,0 +1,195 @@
+//! The report in Markdown.
+
+use super::results::{Layers, Results, Row};
+use super::setting::Weights;
+use crate::output::Table;
+use crate::units;
+
+/// The sparsity that the summary is about.
+const SUMMARY: f64 = 0.5;
+/// Errors closer than this, relatively, are equal: they are rounded to bf16 weights, each in its own way.
+const EQUAL: f64 = 1e-3;
+
+/// The whole of it.
+pub fn markdown(results: &Results) -> String {
+    let mut text = format!("# Quality by bytes: {}\n\n", results.inputs.model);
+    for line in results.inputs.lines() {
+        text.push_str(&format!("- {line}\n"));
+    }
+    text.push_str("\n![Perplexity by bytes of weights](quality.svg)\n");
+    let summary = summary(results);
+    if !summary.is_empty() {
+        text.push_str(&format!("\n## At {} %\n\n", SUMMARY * 100.0));
+        for line in summary {
+            text.push_str(&format!("- {line}\n"));
+        }
+    }
+    text.push_str(
+        "\n## All settings\n\n\
+         Bytes are those of all weights, embedding and output head included, which stay bf16. The rise is over dense bf16. The \
+         rival is the best dense model of no more bytes. The error is that of the outputs of linear layers on the calibration \
+         text, in the mean of the tensors; without refitting against what the layer would do with the inputs it gets, with \
+         it against what it does in the dense model.\n\n",
+    );
+    text.push_str(&settings(results));
+    if !results.layers.is_empty() {
+        text.push_str(
+            "\n## Errors of single layers\n\n\
+             Each linear layer pruned by itself, to bf16, on the inputs that it has in the dense model on the calibration text: \
+             `||X (W' - W)^T|| / ||X W^T||`, in the mean of the tensors.\n\n",
+        );
+        text.push_str(&layers(&results.layers));
+    }
+    text
+}
+
+/// What the figures come to, as far as they are there.
+pub fn summary(results: &Results) -> Vec<String> {
+    let mut lines = Vec::new();
+    let Some(dense) = results.dense() else {
+        return lines;
+    };
+    let rise = |row: &Row| row.perplexity - dense.perplexity;
+    let best = results.best(SUMMARY, Weights::Bf16);
+    if let (Some(magnitude), Some(best)) = (results.magnitude(SUMMARY), best) {
+        lines.push(format!(
+            "perplexity {:.3} dense; {:.3} by magnitude (+{:.3}); {:.3} by {} (+{:.3}, {} of the rise)",
+            dense.perplexity,
+            magnitude.perplexity,
+            rise(magnitude),
+            best.perplexity,
+            best.setting.how(),
+            rise(best),
+            units::percent(rise(best) / rise(magnitude)),
+        ));
+    }
+    for weights in [Weights::Int8, Weights::Int4] {
+        let same = |row: &&Row| {
+            best.is_some_and(|best| {
+                row.setting.way == best.setting.way
+                    && row.setting.sparsity == SUMMARY
+                    && row.setting.weights == weights
+            })
+        };
+        if let (Some(row), Some(best)) = (results.rows.iter().find(same), best) {
+            let ratio = row.perplexity / best.perplexity - 1.0;
+            lines.push(format!(
+                "{weights} on top of {}: {:.3} ({:+.2} %)",
+                best.setting.how(),
+                row.perplexity,
+                ratio * 100.0
+            ));
+        }
+    }
+    for row in [Weights::Bf16, Weights::Int8, Weights::Int4]
+        .into_iter()
+        .filter_map(|weights| results.best(SUMMARY, weights))
+    {
+        if let Some(rival) = results.dense_rival(row.bytes) {
+            lines.push(format!(
+                "{} {}, {}: {:.3}; dense {} of {}: {:.3}",
+                row.setting.how(),
+                row.setting.weights,
+                units::bytes(row.bytes),
+                row.perplexity,
+                rival.setting.weights,
+                units::bytes(rival.bytes),
+                rival.perplexity
+            ));
+        }
+    }
+    lines
+}
+
+fn settings(results: &Results) -> String {
+    let mut head = vec![
+        "weights".to_owned(),
+        "sparsity".to_owned(),
+        "method".to_owned(),
+        "bytes".to_owned(),
+        "of bf16".to_owned(),
+        "perplexity".to_owned(),
+        "rise".to_owned(),
+        "rival".to_owned(),
+        "error".to_owned(),
+    ];
+    let tasks = results.rows.first().map(|row| &row.accuracies[..]);
+    for accuracy in tasks.unwrap_or_default() {
+        let norm = accuracy.acc_norm.map_or("acc", |_| "acc_norm");
+        head.push(format!("{} {norm}", accuracy.task));
+    }
+    let mut table = Table::new(&head.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut rows: Vec<&Row> = results.rows.iter().collect();
+    let order = |row: &Row| {
+        let way = row.setting.way.map(|way| (way.method as u8, way.refit));
+        (row.setting.weights as u8, row.setting.sparsity, way)
+    };
+    rows.sort_by(|a, b| order(a).partial_cmp(&order(b)).expect("no sparsity is NaN"));
+    let dense = results.dense();
+    let of_dense = |value: Option<f64>| value.map_or("-".to_owned(), units::percent);
+    for row in rows {
+        let rival = results.dense_rival(row.bytes);
+        let rival = rival.filter(|_| row.setting.way.is_some());
+        let mut cells = vec![
+            row.setting.weights.to_string(),
+            row.setting.sparsity.to_string(),
+            row.setting.how(),
+            units::bytes(row.bytes),
+            of_dense(dense.map(|dense| row.bytes as f64 / dense.bytes as f64)),
+            format!("{:.3}", row.perplexity),
+            of_dense(dense.map(|dense| row.perplexity / dense.perplexity - 1.0)),
+            rival.map_or("-".to_owned(), |rival| format!("{:.3}", rival.perplexity)),
+            row.layer_error
+                .map_or("-".to_owned(), |error| format!("{error:.4}")),
+        ];
+        for accuracy in &row.accuracies {
+            let (value, error) = match accuracy.acc_norm {
+                Some(norm) => (norm, accuracy.acc_norm_stderr),
+                None => (accuracy.acc, accuracy.acc_stderr),
+            };
+            let error = error.map(|error| format!(" ± {error:.3}"));
+            cells.push(format!("{value:.3}{}", error.unwrap_or_default()));
+        }
+        table.row(cells);
+    }
+    table.markdown()
+}
+
+/// Mean errors, and how often a method that should be no better than another is.
+fn layers(all: &[Layers]) -> String {
+    let mut table = Table::new(&[
+        "sparsity",
+        "magnitude",
+        "wanda",
+        "sparsegpt",
+        "tensors",
+        "wanda above magnitude",
+        "sparsegpt above wanda",
+    ]);
+    for Layers { sparsity, tensors } in all {
+        let count = tensors.len();
+        let mean = |error: fn(&super::results::Tensor) -> f64| {
+            format!(
+                "{:.4}",
+                tensors.iter().map(error).sum::<f64>() / count as f64
+            )
+        };
+        let above = |pair: fn(&super::results::Tensor) -> (f64, f64)| {
+            let pairs = tensors.iter().map(pair);
+            pairs
+                .filter(|(one, other)| *one > other * (1.0 + EQUAL))
+                .count()
+                .to_string()
+        };
+        table.row(vec![
+            sparsity.to_string(),
+            mean(|tensor| tensor.magnitude),
+            mean(|tensor| tensor.wanda),
+            mean(|tensor| tensor.sparsegpt),
+            count.to_string(),
+            above(|tensor| (tensor.wanda, tensor.magnitude)),
+            above(|tensor| (tensor.sparsegpt, tensor.wanda)),
+        ]);
+    }
+    table.markdown()
+}

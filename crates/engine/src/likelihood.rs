@@ -1,0 +1,133 @@
+//! How likely a model takes given tokens to be.
+
+use sparamx_kernels::Runtime;
+use sparamx_model::{Input, KvCache, Model, Want, Workspace};
+
+use crate::sampler::check_logits;
+use crate::{EngineError, PagedCache};
+
+/// Tokens that go through the model at a time.
+const CHUNK_TOKENS: usize = 512;
+/// Logits that are computed at a time, at most: 64 MiB of them. The vocabulary decides how many tokens that is.
+const CHUNK_LOGITS: usize = 1 << 24;
+
+/// A model and one sequence that grows, is cut back, and grows again.
+pub(crate) struct Scorer<'a> {
+    rt: &'a Runtime,
+    model: &'a Model,
+    cache: PagedCache,
+    workspace: Workspace,
+}
+
+impl<'a> Scorer<'a> {
+    /// A scorer for sequences of up to `max_tokens` tokens.
+    pub(crate) fn new(
+        rt: &'a Runtime,
+        model: &'a Model,
+        max_tokens: usize,
+    ) -> Result<Self, EngineError> {
+        Ok(Self {
+            rt,
+            model,
+            cache: PagedCache::new(model.config(), max_tokens)?,
+            workspace: Workspace::new(),
+        })
+    }
+
+    /// Forgets all tokens of the sequence but the first `tokens`.
+    pub(crate) fn rewind(&mut self, tokens: usize) {
+        self.cache.truncate(tokens);
+    }
+
+    /// Appends `tokens`, at least one, and copies the logits after the last of them.
+    pub(crate) fn read(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.cache.reserve(tokens.len())?;
+        let last = tokens.len().div_ceil(CHUNK_TOKENS) - 1;
+        let mut logits = Vec::new();
+        for (index, chunk) in tokens.chunks(CHUNK_TOKENS).enumerate() {
+            let want = if index == last {
+                Want::Last
+            } else {
+                Want::None
+            };
+            logits = self.forward(chunk, want)?.to_vec();
+        }
+        Ok(logits)
+    }
+
+    /// Appends `inputs` and adds up the negative log likelihoods, in nats, of the `targets`: each after the input of the same
+    /// index. `progress` is told how many are done.
+    pub(crate) fn score(
+        &mut self,
+        inputs: &[u32],
+        targets: &[u32],
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<f64, EngineError> {
+        let vocab_size = self.model.config().vocab_size;
+        let chunk = (CHUNK_LOGITS / vocab_size).clamp(1, CHUNK_TOKENS);
+        self.cache.reserve(inputs.len())?;
+        let (mut nll, mut done) = (0.0, 0);
+        for (tokens, targets) in inputs.chunks(chunk).zip(targets.chunks(chunk)) {
+            let logits = self.forward(tokens, Want::All)?;
+            for (row, &target) in logits.chunks_exact(vocab_size).zip(targets) {
+                nll += negative_log_likelihood(row, target)?;
+            }
+            done += targets.len();
+            progress(done);
+        }
+        Ok(nll)
+    }
+
+    fn forward(&mut self, tokens: &[u32], logits: Want) -> Result<&[f32], EngineError> {
+        let cache: &mut dyn KvCache = &mut self.cache;
+        let input = Input {
+            tokens,
+            cache,
+            logits,
+        };
+        Ok(self
+            .model
+            .forward(self.rt, &mut [input], &mut self.workspace)?)
+    }
+}
+
+/// `ln(sum(exp(row))) - row[target]`, added up in f64.
+///
+/// # Errors
+/// [`EngineError::Logit`] for NaN and plus infinity; [`EngineError::NoToken`] for a row of nothing but minus infinity.
+pub(crate) fn negative_log_likelihood(row: &[f32], target: u32) -> Result<f64, EngineError> {
+    check_logits(row)?;
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return Err(EngineError::NoToken);
+    }
+    let sum: f64 = row
+        .iter()
+        .map(|&x| (f64::from(x) - f64::from(max)).exp())
+        .sum();
+    Ok(sum.ln() + (f64::from(max) - f64::from(row[target as usize])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn likelihoods_are_exact_for_large_and_small_logits() {
+        let nll = |row: &[f32], target| negative_log_likelihood(row, target).unwrap();
+        assert_eq!(nll(&[5.0; 8], 3), 8f64.ln());
+        assert_eq!(nll(&[1e30, 0.0], 0), 0.0);
+        assert_eq!(nll(&[1e30, 0.0], 1), f64::from(1e30f32));
+        assert_eq!(nll(&[0.0, f32::NEG_INFINITY], 0), 0.0);
+        let odds = nll(&[1.0, 1.0 + 3f32.ln()], 1);
+        assert!((odds - (4f64 / 3.0).ln()).abs() < 1e-7, "{odds}");
+    }
+
+    #[test]
+    fn rows_without_probabilities_are_refused() {
+        let message = |row: &[f32]| negative_log_likelihood(row, 0).unwrap_err().to_string();
+        assert!(message(&[0.0, f32::NAN]).starts_with("the logit of token 1 is NaN"));
+        assert!(message(&[0.0, 0.0, f32::INFINITY]).starts_with("the logit of token 2 is inf"));
+        assert!(message(&[f32::NEG_INFINITY; 2]).starts_with("every logit is minus infinity"));
+    }
+}
