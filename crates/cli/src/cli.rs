@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{bench, compress, doctor, eval, inspect, perplexity, report, run};
+use crate::commands::{bench, compress, doctor, eval, export, inspect, perplexity, report, run};
 use crate::units;
 
 const AFTER_HELP: &str = "\
@@ -17,7 +17,7 @@ Examples:
   sparamx bench --shape llama3-8b --sparsity 0,0.5
   sparamx doctor
 
-MODEL is a directory in Hugging Face layout or a hub id (org/name, or org/name@revision).
+MODEL is a directory in Hugging Face layout, a GGUF file or a hub id (org/name, or org/name@revision).
 Environment: SPARAMX_ISA (portable, avx2, avx512, amx), HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
 HF_HUB_OFFLINE, NO_COLOR.";
 
@@ -40,6 +40,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Prune a model and write it packed: bitmap and non-zero values
     Compress(compress::CompressArgs),
+    /// Write a model in a form that other programs read
+    Export(export::ExportArgs),
     /// Measure how well a model predicts texts
     Perplexity(perplexity::PerplexityArgs),
     /// Measure how many multiple-choice questions a model gets right

@@ -104,6 +104,11 @@ pub fn weights(
         bar.set_position(progress.done_bytes);
     })?;
     bar.finish_and_clear();
+    if let Some((tensors, why)) = checkpoint.dequantized().filter(|_| !common.quiet) {
+        output::complain(&format!(
+            "note: {tensors} quantized tensors run in bf16, because int8 and int4 kernels have no {why}"
+        ));
+    }
     Ok(model)
 }
 

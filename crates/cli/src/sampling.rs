@@ -1,6 +1,5 @@
 //! How the next token is chosen: options, the wishes of the model, and our defaults, in this order.
 
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
@@ -8,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
 use sparamx_engine::SamplingParams;
+use sparamx_model::model_file;
 
 use crate::cli;
 
@@ -94,13 +94,12 @@ struct Wish {
 
 impl Wish {
     fn read(directory: &Path) -> Result<Wish> {
-        let path = directory.join("generation_config.json");
-        if !path.exists() {
+        const NAME: &str = "generation_config.json";
+        let Some(text) = model_file(directory, NAME)? else {
             return Ok(Wish::default());
-        }
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        };
         let value = serde_json::from_slice(&text)
-            .with_context(|| format!("{}: not JSON", path.display()))?;
+            .with_context(|| format!("{}: not JSON", directory.join(NAME).display()))?;
         Ok(Wish::of(&value))
     }
 
@@ -123,6 +122,8 @@ impl Wish {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use serde_json::json;
 

@@ -1,8 +1,11 @@
-//! Where a model comes from: a directory, a hub, or the repository itself.
+//! Where a model comes from: a directory, a GGUF file, a hub, or the repository itself.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use sparamx_format::gguf;
 
 use crate::cli::Common;
 use crate::hub::{self, HubId};
@@ -10,22 +13,30 @@ use crate::hub::{self, HubId};
 /// The model that ships with the repository, relative to its root.
 pub const SHIPPED: &str = "models/stories-5m-50";
 
-/// The directory of a model.
+/// The directory of a model, or its GGUF file.
 ///
 /// # Errors
-/// There is no such directory, and no such model on the hub.
+/// There is no such directory or file, and no such model on the hub.
 pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
     let path = Path::new(model);
     if path.is_dir() {
         return Ok(path.to_owned());
     }
     if path.exists() {
-        bail!("{model}: a file; give the directory that holds the model");
+        // What a GGUF file is called does not matter.
+        let mut magic = [0u8; 4];
+        let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
+        if read.is_ok() && magic == *gguf::MAGIC {
+            return Ok(path.to_owned());
+        }
+        bail!(
+            "{model}: a file that is not GGUF; give the directory that holds the model, or a GGUF file"
+        );
     }
     match HubId::parse(model) {
         Some(id) => hub::fetch(&id, common),
         None => bail!(
-            "{model}: no such directory; give a directory in Hugging Face layout or a hub id such as org/name"
+            "{model}: no such directory; give a directory in Hugging Face layout, a GGUF file or a hub id such as org/name"
         ),
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sparamx_model::{model_file, model_file_names};
 
 use crate::CompressError;
 
@@ -22,44 +23,64 @@ const KEPT: [&str; 11] = [
     "USE_POLICY",
 ];
 
-/// Copies tokenizer, generation settings and license.
+/// Where programs that wrote the input may have described its weights, which are other ones in the output.
+const OTHER_QUANTIZATION: [&str; 3] = [
+    "quantization_config",
+    "compression_config",
+    "sparsity_config",
+];
+
+/// Copies tokenizer, generation settings and license, or writes what a GGUF file has in their place.
 ///
 /// # Errors
-/// [`CompressError::Io`]
+/// [`CompressError::Model`] or [`CompressError::Io`]
 pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), CompressError> {
-    let entries = fs::read_dir(from).map_err(|error| CompressError::io(from, error))?;
-    for entry in entries {
-        let name = entry
-            .map_err(|error| CompressError::io(from, error))?
-            .file_name();
-        let (source, copy) = (from.join(&name), to.join(&name));
-        let name = name.to_string_lossy();
-        if source.is_file() && KEPT.iter().any(|start| name.starts_with(start)) {
-            // Not `fs::copy`: the copy of a read-only file shall not be read-only.
-            let bytes = fs::read(&source).map_err(|error| CompressError::io(&source, error))?;
+    for name in model_file_names(from)? {
+        if !KEPT.iter().any(|start| name.starts_with(start)) {
+            continue;
+        }
+        // Not `fs::copy`: the copy of a read-only file shall not be read-only.
+        if let Some(bytes) = model_file(from, &name)? {
+            let copy = to.join(&name);
             fs::write(&copy, bytes).map_err(|error| CompressError::io(&copy, error))?;
         }
     }
     Ok(())
 }
 
-/// Copies `config.json`, its fields in their order, with `quantization_config` added.
+/// Copies `config.json`, its fields in their order, with `quantization_config`, if there is one, in place of what was said about the
+/// weights, and their type if that is to be another.
 ///
 /// # Errors
-/// [`CompressError::Io`] or [`CompressError::Json`]
+/// [`CompressError::Model`], [`CompressError::Io`] or [`CompressError::Json`]
 pub(crate) fn write_config(
     from: &Path,
     to: &Path,
-    quantization: Value,
+    quantization: Option<Value>,
+    dtype: Option<&str>,
 ) -> Result<(), CompressError> {
-    let (from, to) = (from.join("config.json"), to.join("config.json"));
-    let text = fs::read(&from).map_err(|error| CompressError::io(&from, error))?;
+    let to = to.join("config.json");
+    let text = model_file(from, "config.json")?.unwrap_or_default();
     let mut config: Map<String, Value> =
         serde_json::from_slice(&text).map_err(|error| CompressError::Json {
-            path: from,
+            path: from.join("config.json"),
             error: error.to_string(),
         })?;
-    config.insert("quantization_config".to_owned(), quantization);
+    for key in OTHER_QUANTIZATION {
+        config.shift_remove(key);
+    }
+    if let Some(quantization) = quantization {
+        config.insert("quantization_config".to_owned(), quantization);
+    }
+    if let Some(dtype) = dtype {
+        // The name since Transformers 5 if the file has it, else the old one, which all versions read.
+        let key = if config.contains_key("dtype") {
+            "dtype"
+        } else {
+            "torch_dtype"
+        };
+        config.insert(key.to_owned(), Value::from(dtype));
+    }
     write_json(&to, &Value::Object(config))
 }
 

@@ -101,7 +101,7 @@ fn check<'c>(
 }
 
 /// The tensors of the plan in units: those before the decoder layers, each layer, those after.
-fn units(plan: &[TensorPlan]) -> Vec<Range<usize>> {
+pub(crate) fn units(plan: &[TensorPlan]) -> Vec<Range<usize>> {
     let mut units: Vec<Range<usize>> = Vec::new();
     for (i, tensor) in plan.iter().enumerate() {
         match units.last_mut() {
@@ -162,7 +162,8 @@ impl<'a> Job<'a> {
         self.state.units().iter().for_each(|unit| counts.add(unit));
         let (from, out) = (self.checkpoint.dir(), self.staging.out());
         files::copy(from, &out)?;
-        files::write_config(from, &out, self.quantization(&counts))?;
+        let quantization = self.quantization(&counts);
+        files::write_config(from, &out, Some(quantization), None)?;
         Ok(Report {
             dir: PathBuf::new(),
             files,

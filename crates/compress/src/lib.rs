@@ -1,8 +1,8 @@
-//! Prunes, quantizes and packs checkpoints.
+//! Prunes, quantizes and packs checkpoints, and writes them in forms that other programs read.
 //!
 //! [`compress`] reads a dense checkpoint layer by layer, sets weights to zero, refits and rounds the others where that is asked for,
 //! packs what gains by it, and writes a folder of the same layout that the model crate opens like any other. What is done to
-//! one linear layer is in [`layer`]; everything around it is here.
+//! one linear layer is in [`layer`]; everything around it is here. [`export()`] writes what others read.
 //!
 //! Without calibration a tensor is read, pruned by magnitude and written, so that memory holds one decoder layer of the
 //! output. With it, see [`Calibration`], memory also holds the layer itself, the second moments of its inputs and the hidden
@@ -14,6 +14,7 @@ mod calibrated;
 mod compact;
 mod compare;
 mod error;
+mod export;
 mod files;
 mod job;
 pub mod layer;
@@ -35,6 +36,7 @@ use sparamx_model::{Checkpoint, Precision};
 pub use calibrated::Calibration;
 pub use compare::{LayerErrors, layer_errors};
 pub use error::{CompressError, Kept};
+pub use export::{ExportFormat, ExportReport, export};
 pub use progress::{Progress, Step};
 pub use prune::{Scope, clear_negative_zeros, prune, zeros_for};
 pub use staging::check_output;

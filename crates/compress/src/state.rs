@@ -100,9 +100,11 @@ pub(crate) fn key(
     calibration: Option<&crate::Calibration<'_>>,
 ) -> Result<Value, CompressError> {
     let mut input = Map::new();
+    // A GGUF file has its configuration inside.
     let config = checkpoint.dir().join("config.json");
+    let config = checkpoint.dir().is_dir().then_some(config);
     let paths = checkpoint.paths().map(Path::to_owned);
-    for path in paths.chain([config]) {
+    for path in paths.chain(config) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         input.insert(name.into_owned(), json!(fingerprint(&path)?));
     }

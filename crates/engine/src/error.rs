@@ -9,7 +9,7 @@ use sparamx_model::ModelError;
 /// Errors of this crate. Every message names the file or the field, and where there is one the way out.
 #[derive(Debug)]
 pub enum EngineError {
-    /// A file of the model's folder cannot be read.
+    /// A file cannot be read.
     Io {
         /// The file.
         path: PathBuf,

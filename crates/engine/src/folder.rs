@@ -1,21 +1,24 @@
 //! The small JSON files that lie beside `tokenizer.json` in a Hugging Face folder.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 
 use serde_json::Value;
+use sparamx_model::model_file;
 
 use crate::EngineError;
 
-/// Reads `dir/name`; none when there is no such file.
+/// Reads `dir/name`; none when there is no such file. `dir` may be a GGUF file, which stands for its folder.
 pub(crate) fn read_text(dir: &Path, name: &str) -> Result<Option<String>, EngineError> {
-    let path = dir.join(name);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(EngineError::io(&path, e)),
-    }
+    let Some(bytes) = model_file(dir, name)? else {
+        return Ok(None);
+    };
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|e| EngineError::Json {
+            path: dir.join(name),
+            error: e.to_string(),
+        })
 }
 
 /// Reads the JSON object in `dir/name`; `null` when there is no such file, so that every field of it is absent.

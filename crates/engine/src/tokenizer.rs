@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value;
+use sparamx_model::model_file;
 
 use crate::folder::{SpecialTokens, read_object, special_tokens};
 use crate::{EngineError, StreamDecoder};
@@ -19,7 +20,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `dir/tokenizer.json`, for a model whose vocabulary has `vocab_size` ids.
+    /// Reads `dir/tokenizer.json`, or what a GGUF file `dir` has in its place, for a model whose vocabulary has `vocab_size` ids.
     ///
     /// BOS is the token that `tokenizer_config.json` or `special_tokens_map.json` names; where neither mentions one, the
     /// `bos_token_id` of `generation_config.json` or `config.json`. Every id that any of these files calls EOS ends a text:
@@ -30,12 +31,9 @@ impl Tokenizer {
     /// usual: models pad their vocabulary.
     pub fn from_dir(dir: &Path, vocab_size: usize) -> Result<Self, EngineError> {
         let path = dir.join("tokenizer.json");
-        if !path.exists() {
-            return Err(EngineError::NoTokenizer {
-                dir: dir.to_owned(),
-            });
-        }
-        let bytes = std::fs::read(&path).map_err(|e| EngineError::io(&path, e))?;
+        let bytes = model_file(dir, "tokenizer.json")?.ok_or_else(|| EngineError::NoTokenizer {
+            dir: dir.to_owned(),
+        })?;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| EngineError::Tokenizer {
                 path: path.clone(),

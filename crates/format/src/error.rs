@@ -213,6 +213,20 @@ pub enum FormatError {
         /// In the file.
         found: Vec<usize>,
     },
+    /// A tensor in compressed-tensors' `sparse-bitmask` form contradicts itself.
+    Bitmask {
+        /// The part: `shape`, `compressed`, `bitmask` or `row_offsets`.
+        part: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file is not GGUF, or not one that this reader takes.
+    Gguf {
+        /// The key or part of the file, empty for the file as a whole.
+        at: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Data handed to the writer has not the size its shape and type ask for.
     DataSize {
         /// Bytes by shape and type; `None` when the product overflows.
@@ -283,6 +297,19 @@ impl fmt::Display for FormatError {
             | E::ElementSize { .. }
             | E::Shape { .. }
             | E::DataSize { .. } => self.fmt_tensor(f),
+            E::Bitmask { part, reason } => write!(
+                f,
+                "sparse-bitmask part '{part}': {reason}; download it or save the model again"
+            ),
+            E::Gguf { at, reason } if at.is_empty() => {
+                write!(f, "not a GGUF file that can be read: {reason}")
+            }
+            E::Gguf { at, reason } => {
+                write!(
+                    f,
+                    "'{at}' in the GGUF file: {reason}; download or convert it again"
+                )
+            }
             E::Io {
                 action,
                 path,
@@ -647,6 +674,27 @@ mod tests {
                     found: vec![],
                 },
                 "shape is [], expected [2]",
+            ),
+            (
+                E::Bitmask {
+                    part: "bitmask",
+                    reason: text(),
+                },
+                "sparse-bitmask part 'bitmask': x; download it or save the model again",
+            ),
+            (
+                E::Gguf {
+                    at: String::new(),
+                    reason: text(),
+                },
+                "not a GGUF file that can be read: x",
+            ),
+            (
+                E::Gguf {
+                    at: "general.alignment".to_string(),
+                    reason: text(),
+                },
+                "'general.alignment' in the GGUF file: x; download or convert it again",
             ),
             (
                 E::DataSize {

@@ -4,22 +4,28 @@
 //! element and the elements that are not zero; [`DenseBf16`], [`DenseI8`] and [`DenseI4`] keep every element in the
 //! same order. An element of an int8 or int4 weight is a level times one of the weight's [`Scales`]. The byte-exact
 //! specification is `docs/weight-format.md`.
+//!
+//! What other programs write is read by [`bitmask`] (compressed-tensors' `sparse-bitmask`), [`words`] (its packed levels) and
+//! [`gguf`]; `docs/checkpoints.md` says what of it is understood.
 #![deny(unsafe_code)]
 
 mod bitmap;
 mod bitmap_bf16;
 mod bitmap_int;
+pub mod bitmask;
 pub mod container;
 mod dense_bf16;
 mod dense_i4;
 mod dense_i8;
 mod error;
 mod finite;
+pub mod gguf;
 mod levels;
 mod scales;
 mod shape;
 mod storage;
 mod strip;
+pub mod words;
 
 pub use bitmap_bf16::SparseBf16;
 pub use bitmap_int::{SparseI4, SparseI8};

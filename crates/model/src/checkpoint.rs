@@ -1,9 +1,11 @@
-//! A folder in Hugging Face layout: `config.json` and one safetensors file, or several with an index.
+//! A folder in Hugging Face layout: `config.json` and one safetensors file, or several with an index. Or a GGUF file.
 //!
 //! A tensor is plain (F32, F16, BF16) or packed (`<name>.values`, and `.mask`, `.offsets`, `.scale` as its format in the layout
-//! `strip16` has them); one checkpoint may hold both. Opening compares names and shapes with `config.json` and reads no weights.
+//! `strip16` has them); one checkpoint may hold both. Other programs have other forms (`foreign`), which are read as if they
+//! were plain or, where that gives the same numbers, as int8 and int4 weights. Opening compares names and shapes with
+//! `config.json` and reads no matrices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -11,7 +13,11 @@ use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile, Te
 use sparamx_kernels::Weight;
 use sparamx_kernels::linear::WeightFormat;
 
+use crate::config::Storage;
 use crate::convert::{self, RawRows, Source};
+use crate::foreign::compressed_tensors::{Found as InTensors, Tensors};
+use crate::foreign::gguf::{Found as InGguf, Gguf};
+use crate::foreign::{Foreign, Vector};
 use crate::plan::{self, TensorPlan};
 use crate::{Config, ModelError, Precision};
 
@@ -36,11 +42,15 @@ pub struct Checkpoint {
 type Files = Vec<(PathBuf, TensorFile)>;
 
 /// Where a tensor is.
-struct Stored {
-    /// Index of the file.
-    file: usize,
-    /// `None` for a plain tensor.
-    packed: Option<PackedFormat>,
+enum Stored {
+    /// A tensor of the same name, by index of the file.
+    Plain(usize),
+    /// A packed weight, by index of the file.
+    Packed(usize, PackedFormat),
+    /// A matrix in another program's form.
+    Foreign(Foreign),
+    /// A norm or bias in another program's form.
+    Vector(Vector),
 }
 
 /// A tensor, or the tensors of a packed weight, as the files' names show it.
@@ -59,8 +69,10 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Element type, as safetensors names it; `I4` for int4, for which it has no name.
     pub dtype: String,
-    /// How a packed or quantized weight is stored; `None` for a plain tensor.
+    /// The form in which linear layers have a packed or quantized weight; `None` for one that they have in bf16.
     pub packed: Option<PackedFormat>,
+    /// What the form in the file is called, for people: `dense` for a plain tensor, `strip16` for one packed by this program.
+    pub encoding: &'static str,
     /// Bytes in the file.
     pub bytes: u64,
 }
@@ -80,7 +92,8 @@ impl TensorInfo {
 }
 
 impl Checkpoint {
-    /// Opens a folder and checks that it holds the tensors that its `config.json` asks for, in their shapes, and no others.
+    /// Opens a folder, or a GGUF file, and checks that it holds the tensors that its `config.json` (its metadata) asks for, in
+    /// their shapes, and no others.
     ///
     /// # Errors
     /// Those of [`Config::from_file`]; [`ModelError::Io`], [`ModelError::NoWeights`], [`ModelError::Json`] or
@@ -88,41 +101,54 @@ impl Checkpoint {
     /// [`ModelError::UnexpectedTensor`], [`ModelError::Shape`], [`ModelError::Dtype`], [`ModelError::Precision`];
     /// [`ModelError::Format`] for a container that is damaged.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let config = Config::from_file(&dir.join("config.json"))?;
-        let (files, physical) = open_files(dir)?;
-        let mut found = logical(dir, &files, physical)?;
+        if dir.is_file() {
+            return Self::open_gguf(dir);
+        }
+        let path = dir.join("config.json");
+        let json = std::fs::read(&path).map_err(|e| ModelError::io(&path, e))?;
+        let (config, storage) = Config::with_storage(&json, &path)?;
         let plan = plan::tensors(&config);
-        let mut stored = Vec::with_capacity(plan.len());
-        for tensor in &plan {
-            let at = found
-                .remove(&tensor.name)
-                .ok_or_else(|| missing(dir, &tensor.name))?;
-            let packed = check(&config, dir, tensor, &at, &files[at.file])?;
-            let file = at.file;
-            stored.push(Stored { file, packed });
-        }
-        if let Some(name) = found
-            .into_keys()
-            .find(|name| !plan::is_ignored(&config, name))
-        {
-            return Err(ModelError::UnexpectedTensor {
-                dir: dir.to_owned(),
-                tensor: name,
-            });
-        }
-        let by_name = plan
-            .iter()
-            .enumerate()
-            .map(|(i, tensor)| (tensor.name.clone(), i))
-            .collect();
-        Ok(Self {
+        let (files, physical) = open_files(dir)?;
+        let stored = match storage {
+            Storage::CompressedTensors => {
+                compressed_tensors(&config, dir, &plan, &files, &physical)?
+            }
+            Storage::Plain | Storage::Packed(_) => own(&config, dir, &plan, &files, physical)?,
+        };
+        Ok(Self::new(dir, config, files, plan, stored))
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let gguf = Gguf::open(path)?;
+        let json = gguf.side_file("config.json")?.unwrap_or_default();
+        let config = Config::from_json(&json, path)?;
+        let plan = plan::tensors(&config);
+        let stored = gguf.tensors(&config, &plan)?;
+        let stored = stored.into_iter().map(|found| match found {
+            InGguf::Matrix(foreign) => Stored::Foreign(foreign),
+            InGguf::Vector(vector) => Stored::Vector(vector),
+        });
+        let stored = stored.collect();
+        Ok(Self::new(path, config, Files::new(), plan, stored))
+    }
+
+    fn new(
+        dir: &Path,
+        config: Config,
+        files: Files,
+        plan: Vec<TensorPlan>,
+        stored: Vec<Stored>,
+    ) -> Self {
+        let names = plan.iter().enumerate();
+        let by_name = names.map(|(i, tensor)| (tensor.name.clone(), i)).collect();
+        Self {
             dir: dir.to_owned(),
             config,
             files,
             plan,
             stored,
             by_name,
-        })
+        }
     }
 
     /// The model's shape.
@@ -130,7 +156,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// The folder.
+    /// The folder, or the GGUF file; see [`crate::model_file`] for what else there is of the model.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
@@ -155,12 +181,14 @@ impl Checkpoint {
     /// [`ModelError::Format`] for a damaged packed weight.
     pub fn raw_rows(&self, name: &str) -> Result<RawRows<'_>, ModelError> {
         let (n, k) = self.matrix(name)?;
-        match self.packed(name)? {
-            None => self.source(name)?.rows(n, k),
-            Some(weight) => {
-                let path = &self.files[self.stored[self.index(name)?].file].0;
-                convert::expand(&weight, path, name)
+        let i = self.index(name)?;
+        match &self.stored[i] {
+            Stored::Plain(_) | Stored::Vector(_) => self.source(name)?.rows(n, k),
+            Stored::Packed(file, format) => {
+                let (path, file) = &self.files[*file];
+                convert::expand(&read_packed(file, *format, name, n, k)?, path, name)
             }
+            Stored::Foreign(foreign) => foreign.rows(&self.plan[i]),
         }
     }
 
@@ -172,26 +200,35 @@ impl Checkpoint {
         self.source(name)?.vector()
     }
 
-    /// A packed or quantized weight, mapped and validated; nothing if it is a plain tensor.
+    /// A packed or quantized weight, validated and where possible mapped; nothing if linear layers have it in bf16.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`] for a name that is no tensor of the plan, or [`ModelError::Format`] for a damaged one.
     pub fn packed(&self, name: &str) -> Result<Option<Weight>, ModelError> {
-        let at = &self.stored[self.index(name)?];
-        let Some(format) = at.packed else {
-            return Ok(None);
-        };
-        let (n, k) = self.matrix(name)?;
-        let file = &self.files[at.file].1;
-        Ok(Some(match format {
-            PackedFormat::SparseBf16 => {
-                Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?)
+        let i = self.index(name)?;
+        match &self.stored[i] {
+            Stored::Plain(_) | Stored::Vector(_) => Ok(None),
+            Stored::Packed(file, format) => {
+                let (n, k) = self.matrix(name)?;
+                read_packed(&self.files[*file].1, *format, name, n, k).map(Some)
             }
-            PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
-            PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
-            PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
-            PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
-        }))
+            Stored::Foreign(foreign) => foreign.weight(&self.plan[i]),
+        }
+    }
+
+    /// Quantized matrices that linear layers have in bf16, because int8 and int4 weights cannot hold the same numbers: how
+    /// many there are, and why, for the first of them. Reads them, if nobody has yet.
+    pub fn dequantized(&self) -> Option<(usize, &'static str)> {
+        let mut reasons = self
+            .plan
+            .iter()
+            .zip(&self.stored)
+            .filter_map(|(tensor, at)| match at {
+                Stored::Foreign(foreign) => foreign.why_not_levels(tensor),
+                _ => None,
+            });
+        let first = reasons.next()?;
+        Some((1 + reasons.count(), first))
     }
 
     /// Number of elements that are not zero; reads the whole tensor.
@@ -217,16 +254,17 @@ impl Checkpoint {
         })
     }
 
-    /// A plain tensor as it is in the file.
+    /// A norm or a bias, or a plain matrix, as it is in the file.
     ///
     /// # Errors
-    /// [`ModelError::MissingTensor`] for a name that is no plain tensor of the plan.
+    /// [`ModelError::MissingTensor`] for a name that is neither.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
-        let at = &self.stored[self.index(name)?];
-        self.files[at.file]
-            .1
-            .tensor(name)
-            .ok_or_else(|| missing(&self.dir, name))
+        let view = match &self.stored[self.index(name)?] {
+            Stored::Plain(file) => self.files[*file].1.tensor(name),
+            Stored::Vector(vector) => Some(vector.view()),
+            Stored::Packed(..) | Stored::Foreign(_) => None,
+        };
+        view.ok_or_else(|| missing(&self.dir, name))
     }
 
     /// Gives the memory of a tensor that was read back to the system ([`TensorFile::release`]); it can be read again. For
@@ -235,24 +273,32 @@ impl Checkpoint {
         let Ok(i) = self.index(name) else {
             return;
         };
-        let file = &self.files[self.stored[i].file].1;
-        for suffix in PACKED.iter().chain(&[""]) {
-            file.release(&format!("{name}{suffix}"));
+        match &self.stored[i] {
+            Stored::Plain(file) => self.files[*file].1.release(name),
+            Stored::Packed(file, _) => PACKED
+                .iter()
+                .for_each(|suffix| self.files[*file].1.release(&format!("{name}{suffix}"))),
+            Stored::Foreign(foreign) => foreign.source.release(),
+            // It was decoded when the checkpoint was opened.
+            Stored::Vector(_) => {}
         }
     }
 
     /// The files of weights.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|(path, _)| path.as_path())
+        let gguf = self.files.is_empty().then_some(self.dir.as_path());
+        let files = self.files.iter().map(|(path, _)| path.as_path());
+        files.chain(gguf)
     }
 
-    fn source(&self, name: &str) -> Result<Source<'_>, ModelError> {
+    fn source(&self, name: &str) -> Result<Source<'_, '_>, ModelError> {
         let i = self.index(name)?;
-        Source::new(
-            &self.files[self.stored[i].file].0,
-            &self.plan[i].name,
-            &self.view(name)?,
-        )
+        let path = match &self.stored[i] {
+            Stored::Plain(file) | Stored::Packed(file, _) => &self.files[*file].0,
+            Stored::Foreign(foreign) => &foreign.path,
+            Stored::Vector(vector) => &vector.path,
+        };
+        Source::new(path, &self.plan[i].name, &self.view(name)?)
     }
 
     fn index(&self, name: &str) -> Result<usize, ModelError> {
@@ -270,24 +316,135 @@ impl Checkpoint {
     }
 
     fn info(&self, tensor: &TensorPlan, at: &Stored) -> TensorInfo {
-        let file = &self.files[at.file].1;
-        let suffixes: &[&str] = if at.packed.is_some() { &PACKED } else { &[""] };
-        let part = |suffix: &&str| file.tensor(&format!("{}{suffix}", tensor.name));
-        let dtype = match at.packed {
-            None => part(&"").map_or(String::new(), |part| format!("{:?}", part.dtype)),
-            Some(PackedFormat::SparseBf16) => "BF16".to_owned(),
-            Some(PackedFormat::SparseI8 | PackedFormat::DenseI8) => "I8".to_owned(),
-            Some(PackedFormat::SparseI4 | PackedFormat::DenseI4) => "I4".to_owned(),
+        let bytes = |file: &usize, suffixes: &[&str]| {
+            let file = &self.files[*file].1;
+            let part = |suffix| file.tensor(&format!("{}{suffix}", tensor.name));
+            let parts = suffixes.iter().filter_map(part);
+            parts.map(|part| part.bytes.len() as u64).sum()
         };
-        let parts = suffixes.iter().filter_map(part);
+        let (dtype, packed, encoding, bytes) = match at {
+            Stored::Plain(file) => {
+                let dtype = self.files[*file]
+                    .1
+                    .tensor(&tensor.name)
+                    .map(|view| format!("{:?}", view.dtype));
+                (dtype.unwrap_or_default(), None, "dense", bytes(file, &[""]))
+            }
+            Stored::Packed(file, format) => {
+                let dtype = match format {
+                    PackedFormat::SparseBf16 => "BF16",
+                    PackedFormat::SparseI8 | PackedFormat::DenseI8 => "I8",
+                    PackedFormat::SparseI4 | PackedFormat::DenseI4 => "I4",
+                };
+                let encoding = if format.is_sparse() {
+                    "strip16"
+                } else {
+                    "dense"
+                };
+                (
+                    dtype.to_owned(),
+                    Some(*format),
+                    encoding,
+                    bytes(file, &PACKED),
+                )
+            }
+            Stored::Foreign(foreign) => (
+                foreign.dtype.clone(),
+                foreign.form(tensor),
+                foreign.encoding,
+                foreign.bytes,
+            ),
+            Stored::Vector(vector) => (
+                format!("{:?}", vector.dtype),
+                None,
+                vector.encoding,
+                vector.bytes,
+            ),
+        };
         TensorInfo {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             dtype,
-            packed: at.packed,
-            bytes: parts.map(|part| part.bytes.len() as u64).sum(),
+            packed,
+            encoding,
+            bytes,
         }
     }
+}
+
+/// A weight that this program packed.
+fn read_packed(
+    file: &TensorFile,
+    format: PackedFormat,
+    name: &str,
+    n: usize,
+    k: usize,
+) -> Result<Weight, ModelError> {
+    Ok(match format {
+        PackedFormat::SparseBf16 => Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?),
+        PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
+        PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
+        PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
+        PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
+    })
+}
+
+/// Where the tensors of the plan are in files with plain tensors and those that this program packed.
+fn own(
+    config: &Config,
+    dir: &Path,
+    plan: &[TensorPlan],
+    files: &Files,
+    physical: BTreeMap<String, usize>,
+) -> Result<Vec<Stored>, ModelError> {
+    let mut found = logical(dir, files, physical)?;
+    let mut stored = Vec::with_capacity(plan.len());
+    for tensor in plan {
+        let at = found
+            .remove(&tensor.name)
+            .ok_or_else(|| missing(dir, &tensor.name))?;
+        let packed = check(config, dir, tensor, &at, &files[at.file])?;
+        stored.push(match packed {
+            None => Stored::Plain(at.file),
+            Some(format) => Stored::Packed(at.file, format),
+        });
+    }
+    let unexpected = |name: &String| !plan::is_ignored(config, name);
+    match found.into_keys().find(unexpected) {
+        None => Ok(stored),
+        Some(tensor) => Err(ModelError::UnexpectedTensor {
+            dir: dir.to_owned(),
+            tensor,
+        }),
+    }
+}
+
+/// Where they are in files of compressed-tensors.
+fn compressed_tensors(
+    config: &Config,
+    dir: &Path,
+    plan: &[TensorPlan],
+    files: &Files,
+    names: &BTreeMap<String, usize>,
+) -> Result<Vec<Stored>, ModelError> {
+    let mut tensors = Tensors {
+        dir,
+        files,
+        names,
+        used: HashSet::new(),
+    };
+    let stored = plan
+        .iter()
+        .map(|tensor| {
+            Ok(match tensors.find(tensor)? {
+                InTensors::Plain(file) => Stored::Plain(file),
+                InTensors::Matrix(foreign) => Stored::Foreign(foreign),
+                InTensors::Vector(vector) => Stored::Vector(vector),
+            })
+        })
+        .collect::<Result<_, ModelError>>()?;
+    tensors.check_unused(config)?;
+    Ok(stored)
 }
 
 fn missing(dir: &Path, name: &str) -> ModelError {

@@ -51,6 +51,20 @@ pub(crate) fn expand(
             round_rows(n, k, |i, out| dense.row(i, out))
         }
     };
+    finite_rows(path, name, n, k, (bits, inexact))
+}
+
+/// Rows from their bits and how many were rounded. `path` and `name` are for messages.
+///
+/// # Errors
+/// [`ModelError::NotFinite`].
+pub(crate) fn finite_rows(
+    path: &Path,
+    name: &str,
+    n: usize,
+    k: usize,
+    (bits, inexact): (Vec<u16>, usize),
+) -> Result<RawRows<'static>, ModelError> {
     if let Some(element) = first_not_finite(&bits) {
         return Err(ModelError::NotFinite {
             path: path.to_owned(),
@@ -134,19 +148,20 @@ impl Element {
 }
 
 /// A tensor and where it is from.
-pub(crate) struct Source<'a> {
-    path: &'a Path,
-    name: &'a str,
+pub(crate) struct Source<'a, 'm> {
+    /// For messages, as is the name.
+    path: &'m Path,
+    name: &'m str,
     element: Element,
     bytes: &'a [u8],
 }
 
-impl<'a> Source<'a> {
+impl<'a, 'm> Source<'a, 'm> {
     /// # Errors
     /// [`ModelError::Dtype`].
     pub(crate) fn new(
-        path: &'a Path,
-        name: &'a str,
+        path: &'m Path,
+        name: &'m str,
         view: &TensorView<'a>,
     ) -> Result<Self, ModelError> {
         let element = Element::of(view.dtype).ok_or_else(|| ModelError::Dtype {

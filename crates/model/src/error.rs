@@ -109,6 +109,15 @@ pub enum ModelError {
         /// The type in the file.
         found: String,
     },
+    /// A tensor of a quantized checkpoint contradicts itself or its neighbours, or is of a kind that is not supported.
+    BadTensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A packed or quantized weight consists of other numbers than `config.json` says.
     Precision {
         /// The file.
@@ -230,6 +239,7 @@ impl ModelError {
             Shape { path, .. }
             | Dtype { path, .. }
             | Precision { path, .. }
+            | BadTensor { path, .. }
             | NotFinite { path, .. } => Some(path),
             NoWeights { dir, .. } | MissingTensor { dir, .. } | UnexpectedTensor { dir, .. } => {
                 Some(dir)
@@ -301,8 +311,9 @@ impl ModelError {
             }
             UnsupportedQuantization { method, .. } => write!(
                 f,
-                "weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, or one \
-                 packed by `sparamx compress`"
+                "weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, one packed by \
+                 `sparamx compress`, or one of compressed-tensors in {}",
+                crate::config::COMPRESSED_TENSORS_FORMATS
             ),
             _ => self.fmt_tensor(f),
         }
@@ -338,6 +349,7 @@ impl ModelError {
                 f,
                 "tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16"
             ),
+            BadTensor { tensor, reason, .. } => write!(f, "tensor '{tensor}': {reason}"),
             Precision {
                 tensor,
                 expected,

@@ -1,6 +1,6 @@
-//! Llama-family models: read from Hugging Face directories, run on the kernels of this project.
+//! Llama-family models: read from Hugging Face directories and GGUF files, run on the kernels of this project.
 //!
-//! [`Checkpoint::open`] reads a folder, [`Model::load`] its weights, [`Model::forward`] computes logits. Keys and values of
+//! [`Checkpoint::open`] reads a folder or a GGUF file, [`Model::load`] its weights, [`Model::forward`] computes logits. Keys and values of
 //! earlier tokens are the caller's: see [`KvCache`].
 //!
 //! There is one forward pass. What sets families apart is data ([`Config`]), filled in by one small file each; see
@@ -14,6 +14,8 @@ mod config;
 mod convert;
 mod decoder;
 mod error;
+mod files;
+mod foreign;
 mod forward;
 mod layers;
 mod llama;
@@ -35,6 +37,7 @@ pub use config::{Arch, Config, Precision, RopeScaling};
 pub use convert::RawRows;
 pub use decoder::{DecoderLayer, DecoderWorkspace, LayerInput, head_input};
 pub use error::ModelError;
+pub use files::{model_file, model_file_names};
 pub use load::{Inexact, LoadOptions, Model, Progress};
 pub use profile::{Op, Profile, Spent};
 pub use random::{RandomSpec, random_weight};

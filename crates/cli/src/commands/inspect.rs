@@ -28,7 +28,7 @@ Examples:
   sparamx inspect llama-8b-50 --json
   sparamx inspect --kernels")]
 pub struct InspectArgs {
-    /// Directory or hub id
+    /// Directory, GGUF file or hub id
     #[arg(
         value_name = "MODEL",
         required_unless_present = "kernels",
@@ -146,6 +146,9 @@ struct Listing {
     architecture: String,
     tensors: Vec<TensorLine>,
     totals: Totals,
+    /// Quantized tensors that linear layers have in bf16, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dequantized: Option<(usize, &'static str)>,
     plan: Vec<PlanLine>,
 }
 
@@ -155,6 +158,8 @@ struct TensorLine {
     shape: Vec<usize>,
     dtype: String,
     format: &'static str,
+    #[serde(skip)]
+    packed: bool,
     sparsity: f64,
     bytes_dense: u64,
     bytes_packed: u64,
@@ -211,6 +216,7 @@ impl Listing {
             architecture: format!("{:?}", checkpoint.config().arch).to_lowercase(),
             tensors,
             totals,
+            dequantized: checkpoint.dequantized(),
             plan: Vec::new(),
         })
     }
@@ -243,7 +249,15 @@ impl Listing {
             units::bytes(totals.bytes_packed),
             units::percent(totals.bytes_packed as f64 / totals.bytes_dense.max(1) as f64),
         );
-        output::text_out(&(table.aligned() + &summary + &self.plan_text()))
+        let hint = match &self.dequantized {
+            Some((tensors, why)) => format!("{tensors} quantized tensors run in bf16: {why}\n"),
+            None if totals.packed_tensors == 0 && totals.sparsity >= MANY_ZEROS => format!(
+                "{} of all weights are zeros and none are packed: sparamx compress MODEL -o DIR --sparsity 0 packs them as they are\n",
+                units::percent(totals.sparsity)
+            ),
+            None => String::new(),
+        };
+        output::text_out(&(table.aligned() + &summary + &hint + &self.plan_text()))
     }
 
     fn plan_text(&self) -> String {
@@ -276,16 +290,17 @@ fn share(part: u64, whole: u64) -> f64 {
 impl Totals {
     fn add(&mut self, plan: &TensorPlan, line: &TensorLine) {
         self.tensors += 1;
-        self.packed_tensors += usize::from(line.format == PACKED);
+        self.packed_tensors += usize::from(line.packed);
         self.parameters += plan.elements();
         self.bytes_dense += line.bytes_dense;
         self.bytes_packed += line.bytes_packed;
     }
 }
 
-/// Names of the two ways to store a tensor.
-const PACKED: &str = "strip16";
+/// What the forms are called that say nothing about zeros or levels.
 const DENSE: &str = "dense";
+/// A model with this share of zeros, none of them packed, would gain by packing.
+const MANY_ZEROS: f64 = 0.1;
 
 impl TensorLine {
     /// The line of a tensor; `multiplied` is the CPU if there are kernels for it.
@@ -296,13 +311,11 @@ impl TensorLine {
             name: info.name,
             shape: info.shape,
             dtype: info.dtype,
-            format: match info.packed {
-                Some(packed) if packed.is_sparse() => PACKED,
-                _ => DENSE,
-            },
+            format: info.encoding,
+            packed: info.packed.is_some_and(PackedFormat::is_sparse),
             sparsity: share(zeros, plan.elements()),
             // What a packed or quantized one would take as bf16.
-            bytes_dense: if info.packed.is_some() {
+            bytes_dense: if info.packed.is_some() || info.encoding != DENSE {
                 plan.elements() * 2
             } else {
                 info.bytes

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod compress;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod inspect;
 pub mod perplexity;
 pub mod report;
@@ -22,6 +23,7 @@ pub fn dispatch(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Run(args) => run::run(&args, common),
         Command::Compress(args) => compress::run(&args, common),
+        Command::Export(args) => export::run(&args, common),
         Command::Perplexity(args) => perplexity::run(&args, common),
         Command::Eval(args) => eval::run(&args, common),
         Command::Report(args) => report::run(&args, common),

@@ -32,7 +32,7 @@ each gets a line, and so do all together: every token weighs the same, whatever 
 
 --json prints {perplexity, tokens, bits_per_byte}, and of several files {files: [{file, perplexity, ..}, ..], all: {perplexity, ..}}.")]
 pub struct PerplexityArgs {
-    /// Directory or hub id
+    /// Directory, GGUF file or hub id
     #[arg(value_name = "MODEL")]
     model: String,
     /// Text in UTF-8

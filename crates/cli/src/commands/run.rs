@@ -32,10 +32,10 @@ Examples:
   echo \"Once upon a time\" | sparamx run -
   sparamx run llama-8b-50 \"Name three fruits\" --temperature 0 --json
 
-A single argument is a MODEL if it is a directory or looks like a path or a hub id (org/name), and a PROMPT otherwise. A
+A single argument is a MODEL if it is a directory, ends in .gguf or looks like a path or a hub id (org/name), and a PROMPT otherwise. A
 model with a chat template answers; one without continues the text. Ctrl-C ends the text, not the chat.")]
 pub struct RunArgs {
-    /// Directory or hub id [default: the model that ships with the repository]
+    /// Directory, GGUF file or hub id [default: the model that ships with the repository]
     #[arg(value_name = "MODEL")]
     first: Option<String>,
     /// Text to answer or continue; - reads it from standard input [default: chat]
@@ -119,7 +119,10 @@ fn names_model(text: &str) -> bool {
     let path_like = !text.contains(char::is_whitespace)
         && (text.starts_with(['.', '/', '~']) || text.ends_with('/'))
         && text.contains('/');
-    path_like || HubId::parse(text).is_some() || std::path::Path::new(text).is_dir()
+    path_like
+        || text.ends_with(".gguf")
+        || HubId::parse(text).is_some()
+        || std::path::Path::new(text).is_dir()
 }
 
 enum Prompt {

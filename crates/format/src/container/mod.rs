@@ -8,7 +8,7 @@
 //! `docs/weight-format.md`.
 
 mod packed;
-mod read;
+pub(crate) mod read;
 mod write;
 
 pub use packed::{

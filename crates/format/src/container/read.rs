@@ -171,7 +171,7 @@ impl Inner {
 
 /// Maps a regular file that holds at least the length of a header.
 #[allow(unsafe_code)]
-fn map_file(path: &Path) -> std::io::Result<Mmap> {
+pub(crate) fn map_file(path: &Path) -> std::io::Result<Mmap> {
     // A pipe would block on open and a directory opens but cannot be mapped.
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("not a regular file"));
@@ -184,11 +184,16 @@ fn map_file(path: &Path) -> std::io::Result<Mmap> {
 
 /// Takes the pages of a window of a map out of memory.
 #[allow(unsafe_code)]
-fn release_pages(map: &Mmap, window: Range<usize>) {
+pub(crate) fn release_pages(map: &Mmap, window: Range<usize>) {
+    assert!(
+        window.end <= map.len(),
+        "{window:?} of a map of {} bytes",
+        map.len()
+    );
     // Only advice: a system that does not take it keeps the pages.
     #[cfg(unix)]
     // SAFETY: `Mmap::map` maps a file read-only and shared, so that no page differs from the file: one that is taken out
-    // of memory comes back with the same bytes when it is touched. The window is inside the map, as a tensor's is.
+    // of memory comes back with the same bytes when it is touched. The window is inside the map: asserted above.
     let _ = unsafe {
         map.unchecked_advise_range(
             memmap2::UncheckedAdvice::DontNeed,

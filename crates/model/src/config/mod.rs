@@ -15,6 +15,7 @@ use crate::registry::{self, Family};
 
 pub(crate) use fields::{Fields, MAX_SIZE};
 pub use precision::Precision;
+pub(crate) use precision::{COMPRESSED_TENSORS_FORMATS, Storage};
 pub use scaling::RopeScaling;
 
 /// More layers than any model has; a limit so that a damaged file cannot ask for terabytes of bookkeeping.
@@ -97,6 +98,11 @@ impl Config {
     /// [`ModelError::Json`], [`ModelError::MissingField`], [`ModelError::BadField`],
     /// [`ModelError::UnsupportedArchitecture`] or [`ModelError::UnsupportedQuantization`].
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ModelError> {
+        Self::with_storage(json, path).map(|(config, _)| config)
+    }
+
+    /// The same, and how the weights are stored.
+    pub(crate) fn with_storage(json: &[u8], path: &Path) -> Result<(Self, Storage), ModelError> {
         let map: Map<String, Value> =
             serde_json::from_slice(json).map_err(|e| ModelError::Json {
                 path: path.to_owned(),
@@ -104,10 +110,14 @@ impl Config {
             })?;
         let fields = Fields::new(path, &map);
         let family = family(&fields)?;
-        let packed = precision::read(&fields)?;
+        let storage = precision::read(&fields)?;
+        let packed = match storage {
+            Storage::Packed(precision) => Some(precision),
+            Storage::Plain | Storage::CompressedTensors => None,
+        };
         let config = read(&fields, family, packed)?;
         check(&fields, &config)?;
-        Ok(config)
+        Ok((config, storage))
     }
 
     /// Width of the queries of all heads.

@@ -78,6 +78,25 @@ impl Tensor {
     }
 }
 
+/// Tensors of a file by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// The tensors of a file.
+pub fn read_tensors(path: &Path) -> Tensors {
+    let file = container::TensorFile::open(path).unwrap();
+    let names = file.names().into_iter();
+    let tensor = |name: String| {
+        let view = file.tensor(&name).unwrap();
+        let tensor = Tensor {
+            dtype: view.dtype,
+            shape: view.shape,
+            bytes: view.bytes.to_vec(),
+        };
+        (name, tensor)
+    };
+    names.map(tensor).collect()
+}
+
 pub fn write_tensors(tensors: &BTreeMap<String, Tensor>, path: &Path) {
     let views = tensors.iter().map(|(name, t)| {
         (

@@ -41,7 +41,7 @@ NAME is one or more consecutive parts of a module's name, * for any characters: 
 The output directory appears when it is complete. A run that is stopped leaves what it has in .DIR.partial beside it: --resume goes
 on from there, to the same bytes; without it, remove the directory to begin anew.")]
 pub struct CompressArgs {
-    /// Directory or hub id of a dense model
+    /// Directory, GGUF file or hub id of a model that is not packed yet
     #[arg(value_name = "MODEL")]
     model: String,
     /// Directory to write; it must not exist yet, or be empty

@@ -1,0 +1,296 @@
+//! GGUF files: tensors under the names of llama.cpp, `config.json` and the tokenizer from the metadata.
+
+mod config;
+mod keys;
+mod tokenizer;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Value, json};
+use sparamx_format::container::Dtype;
+use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
+
+use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
+use crate::plan::{self, TensorPlan};
+use crate::{Arch, Config, ModelError};
+use keys::Keys;
+
+/// What [`Foreign::encoding`] says.
+const ENCODING: &str = "gguf";
+/// Tensors whose content is in the configuration.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// An open file.
+pub(crate) struct Gguf {
+    file: Arc<GgufFile>,
+    /// Index of each tensor.
+    names: BTreeMap<String, usize>,
+}
+
+/// A tensor of the model.
+pub(crate) enum Found {
+    Matrix(Foreign),
+    Vector(Vector),
+}
+
+impl Gguf {
+    pub(crate) fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = GgufFile::open(path)?;
+        let tensors = file.tensors().iter().enumerate();
+        let names = tensors.map(|(i, tensor)| (tensor.name.clone(), i));
+        Ok(Self {
+            names: names.collect(),
+            file: Arc::new(file),
+        })
+    }
+
+    /// The text of a small file of the model, as a folder in Hugging Face layout has it; nothing for a name that is not made
+    /// from metadata, or whose metadata are not there.
+    pub(crate) fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, ModelError> {
+        let keys = Keys::new(&self.file)?;
+        let value = match name {
+            "config.json" => Some(config::config(self, &keys)?),
+            "generation_config.json" => Some(generation_config(&keys)?),
+            "tokenizer.json" => tokenizer::tokenizer(&keys)?,
+            "tokenizer_config.json" => tokenizer::tokenizer_config(&keys)?,
+            _ => None,
+        };
+        Ok(value.map(|value| format!("{value:#}\n").into_bytes()))
+    }
+
+    /// The tensors of the plan, in its order.
+    pub(crate) fn tensors(
+        &self,
+        config: &Config,
+        plan: &[TensorPlan],
+    ) -> Result<Vec<Found>, ModelError> {
+        let mut used = HashSet::from([ROPE_FREQS.to_owned()]);
+        let found = plan
+            .iter()
+            .map(|tensor| {
+                let name = name_of(&tensor.name);
+                let found = self.find(config, tensor, &name)?;
+                used.insert(name);
+                Ok(found)
+            })
+            .collect::<Result<_, ModelError>>()?;
+        match self.names.keys().find(|name| !used.contains(*name)) {
+            None => Ok(found),
+            Some(name) => Err(ModelError::UnexpectedTensor {
+                dir: self.file.path().to_owned(),
+                tensor: name.clone(),
+            }),
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Option<&GgufTensor> {
+        self.names.get(name).map(|&i| &self.file.tensors()[i])
+    }
+
+    fn find(&self, config: &Config, tensor: &TensorPlan, name: &str) -> Result<Found, ModelError> {
+        let path = self.file.path().to_owned();
+        let Some(found) = self.tensor(name) else {
+            let (dir, tensor) = (path, name.to_owned());
+            return Err(ModelError::MissingTensor { dir, tensor });
+        };
+        if found.shape != tensor.shape {
+            return Err(ModelError::Shape {
+                path,
+                tensor: name.to_owned(),
+                expected: tensor.shape.clone(),
+                found: found.shape.clone(),
+            });
+        }
+        let matrix = tensor.shape.len() == 2;
+        let float = dtype(found.kind);
+        let known = matrix && matches!(found.kind, GgufType::Q8_0 | GgufType::Q4_0 | GgufType::Q6K);
+        if float.is_none() && !known {
+            return Err(ModelError::BadTensor {
+                path,
+                tensor: name.to_owned(),
+                reason: format!(
+                    "type {} is not supported; supported are F32, F16 and BF16, and Q8_0, Q4_0 and Q6_K for matrices: \
+                     llama-quantize --allow-requantize IN OUT Q8_0 converts the file",
+                    found.kind.name()
+                ),
+            });
+        }
+        let bytes = self.file.bytes(found).len() as u64;
+        let source = Tensor {
+            file: Arc::clone(&self.file),
+            index: self.names[name],
+            heads: rotated_heads(config, &tensor.name),
+        };
+        Ok(match float.filter(|_| !matrix) {
+            Some(dtype) => Found::Vector(Vector {
+                elements: source.float_rows(1).into_owned(),
+                path,
+                dtype,
+                shape: tensor.shape.clone(),
+                encoding: ENCODING,
+                bytes,
+            }),
+            None => Found::Matrix(Foreign {
+                source: Box::new(source),
+                path,
+                form: OnceLock::new(),
+                encoding: ENCODING,
+                dtype: found.kind.name().to_owned(),
+                bytes,
+            }),
+        })
+    }
+}
+
+/// The name that llama.cpp has for a tensor of the plan.
+fn name_of(name: &str) -> String {
+    match name {
+        plan::EMBEDDING => return "token_embd.weight".to_owned(),
+        plan::FINAL_NORM => return "output_norm.weight".to_owned(),
+        plan::HEAD => return "output.weight".to_owned(),
+        _ => {}
+    }
+    const MODULES: [(&str, &str); 11] = [
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+    ];
+    let in_layer = name.strip_prefix("model.layers.").and_then(|rest| {
+        let (layer, rest) = rest.split_once('.')?;
+        let (module, part) = rest.rsplit_once('.')?;
+        let (_, theirs) = MODULES.iter().find(|(ours, _)| *ours == module)?;
+        Some(format!("blk.{layer}.{theirs}.{part}"))
+    });
+    in_layer.unwrap_or_else(|| name.to_owned())
+}
+
+/// The heads of a tensor whose rows llama.cpp keeps in another order: for the architecture `llama`, those that rotary
+/// embeddings turn, so that the two elements of a pair are neighbours.
+fn rotated_heads(config: &Config, name: &str) -> Option<usize> {
+    if config.arch != Arch::Llama {
+        return None;
+    }
+    if name.contains(".self_attn.q_proj.") {
+        Some(config.num_attention_heads)
+    } else if name.contains(".self_attn.k_proj.") {
+        Some(config.num_key_value_heads)
+    } else {
+        None
+    }
+}
+
+fn dtype(kind: GgufType) -> Option<Dtype> {
+    match kind {
+        GgufType::F32 => Some(Dtype::F32),
+        GgufType::F16 => Some(Dtype::F16),
+        GgufType::Bf16 => Some(Dtype::BF16),
+        GgufType::Q8_0 | GgufType::Q4_0 | GgufType::Q6K | GgufType::Other(_) => None,
+    }
+}
+
+fn generation_config(keys: &Keys) -> Result<Value, ModelError> {
+    Ok(json!({
+        "bos_token_id": keys.int("tokenizer.ggml.bos_token_id")?,
+        "eos_token_id": config::ends(keys)?,
+    }))
+}
+
+/// A tensor, and the number of its heads if their rows have llama.cpp's order.
+struct Tensor {
+    file: Arc<GgufFile>,
+    index: usize,
+    heads: Option<usize>,
+}
+
+impl Tensor {
+    fn tensor(&self) -> &GgufTensor {
+        &self.file.tensors()[self.index]
+    }
+
+    /// The bytes, rows of `k` elements in Hugging Face's order.
+    fn float_rows(&self, k: usize) -> Cow<'_, [u8]> {
+        let tensor = self.tensor();
+        let bytes = self.file.bytes(tensor);
+        let element = dtype(tensor.kind).map_or(1, |dtype| dtype.bitsize() / 8);
+        self.ordered(Cow::Borrowed(bytes), k * element)
+    }
+
+    /// Rows of `width` values in Hugging Face's order: a head's first elements of pairs, then the second ones.
+    fn ordered<'a, T: Copy>(&self, rows: Cow<'a, [T]>, width: usize) -> Cow<'a, [T]> {
+        let Some(heads) = self.heads else {
+            return rows;
+        };
+        let head_dim = rows.len() / width / heads;
+        let mut out = Vec::with_capacity(rows.len());
+        for head in rows.chunks(width * head_dim) {
+            for half in 0..2 {
+                for pair in 0..head_dim / 2 {
+                    let row = 2 * pair + half;
+                    out.extend_from_slice(&head[row * width..][..width]);
+                }
+            }
+        }
+        Cow::Owned(out)
+    }
+}
+
+impl Decode for Tensor {
+    fn decode(&self, n: usize, k: usize) -> Result<Decoded<'_>, ModelError> {
+        let tensor = self.tensor();
+        if let Some(dtype) = dtype(tensor.kind) {
+            let bytes = self.float_rows(k);
+            return Ok(Decoded::Float { dtype, bytes });
+        }
+        let bytes = self.file.bytes(tensor);
+        let blocks = match tensor.kind {
+            GgufType::Q4_0 => gguf::q4_0(bytes),
+            GgufType::Q6K => gguf::q6_k(bytes),
+            _ => gguf::q8_0(bytes),
+        };
+        let Blocks { levels, mut scales } =
+            blocks.map_err(|e| e.in_tensor(&tensor.name).in_file(self.file.path()))?;
+        let columns = levels.len() / scales.len();
+        // A scale of -0 is worth the same as 0, which is what kernels take.
+        scales.iter_mut().for_each(|scale| *scale += 0.0);
+        if let Some(block) = scales.iter().position(|scale| !scale.is_finite()) {
+            return Err(ModelError::NotFinite {
+                path: self.file.path().to_owned(),
+                tensor: tensor.name.clone(),
+                element: block * columns,
+                value: scales[block],
+            });
+        }
+        Ok(Decoded::Levels(Quantized {
+            n,
+            k,
+            narrow: tensor.kind == GgufType::Q4_0,
+            levels: self.ordered(Cow::Owned(levels), k),
+            scales: self.ordered(Cow::Owned(scales), k / columns).into_owned(),
+            zeros: None,
+            groups: Groups::Of(columns),
+        }))
+    }
+
+    fn floats(&self) -> Option<Dtype> {
+        dtype(self.tensor().kind)
+    }
+
+    fn stored_elements(&self) -> Option<usize> {
+        None
+    }
+
+    fn release(&self) {
+        self.file.release(self.tensor());
+    }
+}
