@@ -492,7 +492,7 @@ fn questions_are_asked() {
     fails(
         &wrong,
         1,
-        &["piqa.jsonl", "line 1", "'choices'", "one task"],
+        &["piqa.jsonl", "line 1", "'question'", "one task"],
     );
     fs::write(&file, r#"{"prompt": "a"}"#).expect("a file");
     fails(&ask(&[]), 1, &["piqa.jsonl", "line 1", "expected"]);
