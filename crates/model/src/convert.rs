@@ -108,8 +108,12 @@ fn round_rows(n: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> (Ve
 /// Index of the first infinity or NaN.
 fn first_not_finite(bits: &[u16]) -> Option<usize> {
     const INFINITY: u16 = 0x7f80;
-    bits.par_iter()
-        .position_first(|&b| b & INFINITY == INFINITY)
+    let is_bad = |&bits: &u16| bits & INFINITY == INFINITY;
+    // Without an early end, which would keep a chunk from becoming vector code.
+    let any_bad = |chunk: &[u16]| chunk.iter().fold(false, |any, bits| any | is_bad(bits));
+    let chunk = bits.par_chunks(CHUNK).position_first(any_bad)?;
+    let first = bits[chunk * CHUNK..].iter().position(is_bad)?;
+    Some(chunk * CHUNK + first)
 }
 
 /// An element type that weights may have.
@@ -251,6 +255,21 @@ impl<'a, 'm> Source<'a, 'm> {
             tensor: self.name.to_owned(),
             element,
             value: self.element.value(&self.bytes[element * size..]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_element_that_is_not_finite_is_found() {
+        let mut bits = vec![0x7f7f; 3 * CHUNK + 1];
+        assert_eq!(first_not_finite(&bits), None);
+        for at in [3 * CHUNK, 2 * CHUNK + 5, CHUNK, CHUNK - 1, 0] {
+            bits[at] = if at % 2 == 0 { 0x7f80 } else { 0xffc0 };
+            assert_eq!(first_not_finite(&bits), Some(at));
         }
     }
 }
