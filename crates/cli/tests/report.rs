@@ -98,8 +98,12 @@ fn everything_is_measured_once_and_written() {
     assert_eq!(layers.len(), 14);
     for tensor in layers {
         let error = |method: &str| tensor[method].as_f64().expect("a number");
+        assert!(error("sparsegpt") < error("wanda"), "{tensor}");
         assert!(error("sparsegpt") < error("magnitude"), "{tensor}");
-        assert!(error("wanda") > 0.0, "{tensor}");
+        assert!(
+            error("wanda") > 0.0 && error("magnitude_by_row") > 0.0,
+            "{tensor}"
+        );
     }
 
     let out = root.path().join("out");
@@ -119,7 +123,8 @@ fn everything_is_measured_once_and_written() {
     let plot = fs::read_to_string(out.join("quality.svg")).expect("a file");
     assert!(plot.starts_with("<svg") && plot.ends_with("</svg>\n"));
     assert_eq!(plot.matches("<circle").count(), 4);
-    assert!(!out.join(".model").exists());
+    let left = fs::read_dir(&out).expect("a directory").count();
+    assert_eq!(left, 3, "nothing is left but the report");
 
     // Another kind of numbers is added, and the others are not measured again.
     let marked = out.join("results.json");

@@ -300,7 +300,7 @@ impl<'a> Job<'a> {
             Pattern::Unstructured(sparsity) => config["target_sparsity"] = json!(sparsity),
             Pattern::NofM { keep, of } => config["pattern"] = json!(format!("{keep}:{of}")),
         }
-        if options.method == Method::Magnitude && config["pattern"].is_null() {
+        if options.method != Method::Wanda && config["pattern"].is_null() {
             config["scope"] = json!(match options.scope {
                 Scope::Tensor => "tensor",
                 Scope::Row => "row",

@@ -60,7 +60,7 @@ pub struct Options {
     pub allocation: Allocation,
     /// Names, as in [`Options::patterns`], of what stays as it is.
     pub skip: Vec<String>,
-    /// Among which weights the smallest are looked for, by magnitude.
+    /// Among which weights those to prune are looked for: see [`layer::LayerSpec::scope`].
     pub scope: Scope,
     /// The numbers to store compressed tensors in. Other matrices are bf16.
     pub precision: Precision,

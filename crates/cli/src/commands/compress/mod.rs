@@ -65,7 +65,7 @@ pub struct CompressArgs {
     /// Tensors to leave as they are, by name
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     skip: Vec<String>,
-    /// Among which weights the smallest are looked for, for magnitude [default: tensor]
+    /// Among which weights of a tensor those to prune are looked for, for magnitude and sparsegpt [default: tensor]
     #[arg(long, value_name = "SCOPE")]
     scope: Option<ScopeArg>,
     /// Refit the kept weights to the outputs of the dense model [default: auto]

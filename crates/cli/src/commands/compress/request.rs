@@ -35,9 +35,9 @@ pub fn pattern(text: &str) -> Result<Pattern, String> {
 pub fn options(args: &CompressArgs) -> Result<Options> {
     let usage = |message: &str| UsageError(message.to_owned());
     args.calibration.check()?;
-    if args.scope.is_some() && args.method != Method::Magnitude {
+    if args.scope.is_some() && args.method == Method::Wanda {
         bail!(usage(
-            "--scope is for --method magnitude: wanda prunes by row, sparsegpt by blocks of columns"
+            "--scope is for magnitude and sparsegpt: wanda prunes by row"
         ));
     }
     if args.rounding.is_some() && args.weights == Weights::Bf16 {

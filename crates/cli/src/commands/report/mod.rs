@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_compress::layer::{LayerSpec, Pattern};
-use sparamx_compress::{Calibration, layer_errors};
+use sparamx_compress::{Calibration, Scope, layer_errors};
 use sparamx_engine::{Prediction, Questions, Tokenizer};
 use sparamx_format::GROUP_ELEMS;
 use sparamx_kernels::Runtime;
@@ -231,10 +231,16 @@ impl Study<'_> {
         if sparsities.is_empty() {
             return Ok(());
         }
-        let methods = [Method::Magnitude, Method::Wanda, Method::SparseGpt];
-        let spec = |sparsity: f64, method: Method| LayerSpec {
+        let methods = [
+            (Method::Magnitude, Scope::Tensor),
+            (Method::Magnitude, Scope::Row),
+            (Method::Wanda, Scope::Row),
+            (Method::SparseGpt, Scope::Row),
+        ];
+        let spec = |sparsity: f64, (method, scope): (Method, Scope)| LayerSpec {
             method: method.library(),
             pattern: Pattern::Unstructured(sparsity),
+            scope,
             ..LayerSpec::default()
         };
         let specs: Vec<LayerSpec> = sparsities
@@ -259,8 +265,9 @@ impl Study<'_> {
                 Tensor {
                     name: layer.tensor.clone(),
                     magnitude: errors[0],
-                    wanda: errors[1],
-                    sparsegpt: errors[2],
+                    magnitude_by_row: errors[1],
+                    wanda: errors[2],
+                    sparsegpt: errors[3],
                 }
             };
             self.results.layers.push(Layers {
@@ -304,12 +311,17 @@ impl Study<'_> {
         Ok(())
     }
 
-    /// Compresses to a directory inside the report's, measures, and removes it.
+    /// Compresses to a directory inside the report's, measures, and removes it, and what a stop may have left of it.
     fn row(&self, setting: &Setting) -> Result<Row> {
-        let directory = self.args.output.join(".model");
-        remove(&directory)?;
+        let directory = self.args.output.join("model");
+        let remove = || {
+            remove(&directory)?;
+            remove(&self.args.output.join(".model.partial"))
+        };
+        remove()?;
         let row = self.measured(setting, &directory);
-        remove(&directory)?;
+        remove()?;
+        stop_if_asked()?;
         row.with_context(|| {
             format!(
                 "{}, {} zeros, {}",

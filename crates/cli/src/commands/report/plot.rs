@@ -16,23 +16,35 @@ const TOP: f64 = 92.0;
 const BOTTOM: f64 = 54.0;
 /// Perplexities above so many times that of the dense model are cut off: the table has them.
 const HIGHEST: f64 = 10.0;
+/// The sparsity with the large marks.
+const MARKED: f64 = 0.5;
 /// Room around the points, as a share of the axis.
 const MARGIN: f64 = 0.05;
 
-/// Colors for light and dark pages.
+/// Colors for light pages, and others for dark ones. Without variables, which some viewers do not know.
 const STYLE: &str = "
-:root { --page: #ffffff; --text: #24292f; --faint: #d0d7de; --dense: #6e7781; --magnitude: #bf8700; --wanda: #0969da; --sparsegpt: #cf222e; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #0d1117; --text: #c9d1d9; --faint: #30363d; --dense: #8b949e; --magnitude: #e3b341; --wanda: #58a6ff; --sparsegpt: #ff7b72; }
-}
-text { fill: var(--text); font: 12px system-ui, sans-serif; }
+.page, rect.point { fill: #ffffff; }
+text { fill: #24292f; font: 12px system-ui, sans-serif; }
 .title { font-weight: 600; }
-.grid { stroke: var(--faint); }
+.grid { stroke: #d8dee4; }
 .line { fill: none; stroke-width: 1.8; }
-.magnitude { stroke: var(--magnitude); } .wanda { stroke: var(--wanda); } .sparsegpt { stroke: var(--sparsegpt); } .dense { stroke: var(--dense); }
+circle, rect.point { stroke-width: 1.8; }
 .plain { stroke-dasharray: 5 4; }
-circle, rect.point { fill: var(--page); stroke-width: 1.8; }
-.half { stroke-width: 3.2; }
+.dense { stroke: #6e7781; }
+.magnitude { stroke: #bf8700; } circle.magnitude { fill: #bf8700; }
+.wanda { stroke: #0969da; } circle.wanda { fill: #0969da; }
+.sparsegpt { stroke: #cf222e; } circle.sparsegpt { fill: #cf222e; }
+circle.plain { fill: #ffffff; stroke-dasharray: none; }
+@media (prefers-color-scheme: dark) {
+  .page, rect.point { fill: #0d1117; }
+  text { fill: #c9d1d9; }
+  .grid { stroke: #30363d; }
+  .dense { stroke: #8b949e; }
+  .magnitude { stroke: #e3b341; } circle.magnitude { fill: #e3b341; }
+  .wanda { stroke: #58a6ff; } circle.wanda { fill: #58a6ff; }
+  .sparsegpt { stroke: #ff7b72; } circle.sparsegpt { fill: #ff7b72; }
+  circle.plain { fill: #0d1117; }
+}
 ";
 
 /// The plot as SVG; nothing without a dense bf16 row, which gives the scale.
@@ -54,7 +66,7 @@ pub fn svg(results: &Results) -> Option<String> {
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          role=\"img\" aria-label=\"Perplexity by bytes of weights of {}\">\n<style>{STYLE}</style>\n\
-         <rect width=\"{width}\" height=\"{height}\" style=\"fill: var(--page)\"/>\n\
+         <rect width=\"{width}\" height=\"{height}\" class=\"page\"/>\n\
          <text x=\"{LEFT}\" y=\"20\" class=\"title\">{}: perplexity by bytes of weights</text>\n",
         escape(&results.inputs.model),
         escape(&results.inputs.model)
@@ -260,15 +272,14 @@ impl Panel<'_> {
         let class = class(way);
         self.line(out, rows, &class);
         for row in rows {
-            let half = if row.setting.sparsity == 0.5 {
-                " half"
+            let radius = if row.setting.sparsity == MARKED {
+                5.5
             } else {
-                ""
+                3.5
             };
-            let color = color(way.method);
             let _ = writeln!(
                 out,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\" class=\"{color}{half}\">{}</circle>",
+                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"{radius}\" class=\"{class}\">{}</circle>",
                 self.x(row),
                 self.axes.y(row.perplexity),
                 tip(row)
@@ -314,7 +325,7 @@ fn legend(out: &mut String, results: &Results) {
     }
     let _ = writeln!(
         out,
-        "<text x=\"{LEFT}\" y=\"62\">thick ring: 50 % zeros; lower left is better</text>"
+        "<text x=\"{LEFT}\" y=\"62\">large marks: 50 % zeros; lower left is better</text>"
     );
 }
 

@@ -112,8 +112,10 @@ pub struct Layers {
 pub struct Tensor {
     /// Its name.
     pub name: String,
-    /// Pruned by magnitude.
+    /// Pruned by magnitude, the smallest of the tensor.
     pub magnitude: f64,
+    /// Pruned by magnitude, the smallest of each row, as Wanda does.
+    pub magnitude_by_row: f64,
     /// Pruned by Wanda.
     pub wanda: f64,
     /// Pruned by SparseGPT.

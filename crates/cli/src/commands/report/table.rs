@@ -36,7 +36,8 @@ pub fn markdown(results: &Results) -> String {
         text.push_str(
             "\n## Errors of single layers\n\n\
              Each linear layer pruned by itself, to bf16, on the inputs that it has in the dense model on the calibration text: \
-             `||X (W' - W)^T|| / ||X W^T||`, in the mean of the tensors.\n\n",
+             `||X (W' - W)^T|| / ||X W^T||`, in the mean of the tensors. Magnitude takes the smallest of a tensor; by row, as Wanda does, it \
+             compares like with like. The last columns count tensors.\n\n",
         );
         text.push_str(&layers(&results.layers));
     }
@@ -160,10 +161,11 @@ fn layers(all: &[Layers]) -> String {
     let mut table = Table::new(&[
         "sparsity",
         "magnitude",
+        "magnitude by row",
         "wanda",
         "sparsegpt",
         "tensors",
-        "wanda above magnitude",
+        "wanda above magnitude by row",
         "sparsegpt above wanda",
     ]);
     for Layers { sparsity, tensors } in all {
@@ -184,10 +186,11 @@ fn layers(all: &[Layers]) -> String {
         table.row(vec![
             sparsity.to_string(),
             mean(|tensor| tensor.magnitude),
+            mean(|tensor| tensor.magnitude_by_row),
             mean(|tensor| tensor.wanda),
             mean(|tensor| tensor.sparsegpt),
             count.to_string(),
-            above(|tensor| (tensor.wanda, tensor.magnitude)),
+            above(|tensor| (tensor.wanda, tensor.magnitude_by_row)),
             above(|tensor| (tensor.sparsegpt, tensor.wanda)),
         ]);
     }
