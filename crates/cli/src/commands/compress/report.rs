@@ -62,7 +62,7 @@ pub fn print(
     let all = report.counts.all();
     let gb_per_s = all.bytes_before as f64 / 1e9 / time.as_secs_f64();
     if !common.json {
-        return output::text_out(&text(done, gb_per_s));
+        return output::text_out(&text(done));
     }
     output::json(&Summary {
         output: report.dir.display().to_string(),
@@ -102,7 +102,7 @@ fn warn(args: &CompressArgs, checkpoint: &Checkpoint, report: &Report) {
     }
 }
 
-fn text(done: &Done<'_>, gb_per_s: f64) -> String {
+fn text(done: &Done<'_>) -> String {
     let Done {
         report,
         sample,
@@ -137,10 +137,11 @@ fn text(done: &Done<'_>, gb_per_s: f64) -> String {
     }
     let files = if report.files == 1 { "file" } else { "files" };
     text.push_str(&format!(
-        "\n{}: {} {files} of weights, in {:.1} s, {gb_per_s:.2} GB/s of input\n",
+        "\n{}: {} {files} of weights, in {:.1} s, {}/s of input\n",
         report.dir.display(),
         report.files,
-        time.as_secs_f64()
+        time.as_secs_f64(),
+        units::bytes((counts.all().bytes_before as f64 / time.as_secs_f64()) as u64)
     ));
     text
 }
