@@ -53,11 +53,7 @@ impl TensorFile {
     /// long, no JSON, tensors that overlap, leave gaps or have another size than their shape.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, FormatError> {
         let path = path.as_ref();
-        let map = map_file(path).map_err(|source| FormatError::Io {
-            action: "open",
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let map = map_file(path)?;
         let file = 0..map.len();
         Self::parse(path.to_path_buf(), Region::File(map), file).map_err(|e| e.in_file(path))
     }
@@ -169,17 +165,27 @@ impl Inner {
     }
 }
 
-/// Maps a regular file that holds at least the length of a header.
+/// Maps a regular file.
+///
+/// # Errors
+/// [`FormatError::Io`].
 #[allow(unsafe_code)]
-pub(crate) fn map_file(path: &Path) -> std::io::Result<Mmap> {
-    // A pipe would block on open and a directory opens but cannot be mapped.
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::other("not a regular file"));
-    }
-    let file = File::open(path)?;
-    // SAFETY: the map is private to this crate and read-only, and every byte pattern is a valid u8. What is left
-    // is that nobody changes the file while it is mapped, which no program can enforce: `TensorFile` says so.
-    unsafe { Mmap::map(&file) }
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, FormatError> {
+    let map = || {
+        // A pipe would block on open and a directory opens but cannot be mapped.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("not a regular file"));
+        }
+        let file = File::open(path)?;
+        // SAFETY: the map is private to this crate and read-only, and every byte pattern is a valid u8. What is left
+        // is that nobody changes the file while it is mapped, which no program can enforce: `TensorFile` says so.
+        unsafe { Mmap::map(&file) }
+    };
+    map().map_err(|source| FormatError::Io {
+        action: "open",
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Takes the pages of a window of a map out of memory.

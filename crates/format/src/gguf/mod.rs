@@ -179,11 +179,7 @@ impl GgufFile {
     /// # Errors
     /// [`FormatError::Io`], or [`FormatError::Gguf`] with the key or tensor.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let map = map_file(path).map_err(|source| FormatError::Io {
-            action: "open",
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let map = map_file(path)?;
         let file = 0..map.len();
         Self::parse(path.to_path_buf(), Region::File(map), file).map_err(|e| e.in_file(path))
     }
