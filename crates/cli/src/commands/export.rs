@@ -10,7 +10,7 @@ use sparamx_compress::{ExportFormat, ExportReport};
 use sparamx_model::Checkpoint;
 
 use crate::cli::{Common, Threads};
-use crate::output::Table;
+use crate::commands::compress::totals;
 use crate::{interrupt, output, progress, runtime, source, units};
 
 /// Options of `export`.
@@ -96,29 +96,18 @@ pub fn run(args: &ExportArgs, common: Common) -> Result<()> {
 }
 
 fn text(report: &ExportReport) -> String {
-    let mut table = Table::new(&["", "tensors", "weights", "sparsity", "before", "after"]);
-    for (name, totals) in [
-        ("bitmask", report.bitmask),
-        ("dense", report.dense),
-        ("all", report.all()),
-    ] {
-        table.row(vec![
-            name.to_owned(),
-            totals.tensors.to_string(),
-            units::count(totals.elements),
-            units::percent(totals.sparsity()),
-            units::bytes(totals.bytes_before),
-            units::bytes(totals.bytes_after),
-        ]);
-    }
+    let table = totals(&[
+        ("bitmask", &report.bitmask),
+        ("dense", &report.dense),
+        ("all", &report.all()),
+    ]);
     let files = if report.files == 1 { "file" } else { "files" };
     let rounded = match report.rounded {
         0 => String::new(),
         rounded => format!("; {} weights were rounded to bf16", units::count(rounded)),
     };
     format!(
-        "{}\n{}: {} {files} of weights{rounded}\n",
-        table.aligned(),
+        "{table}\n{}: {} {files} of weights{rounded}\n",
         report.dir.display(),
         report.files
     )

@@ -3,6 +3,8 @@
 mod report;
 mod request;
 
+pub use report::totals;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;

@@ -59,11 +59,10 @@ pub fn print(
     if !common.quiet {
         warn(args, checkpoint, report);
     }
-    let all = report.counts.all();
-    let gb_per_s = all.bytes_before as f64 / 1e9 / time.as_secs_f64();
     if !common.json {
         return output::text_out(&text(done));
     }
+    let all = report.counts.all();
     output::json(&Summary {
         output: report.dir.display().to_string(),
         files: report.files,
@@ -76,7 +75,7 @@ pub fn print(
         bytes_after: all.bytes_after,
         rounded_weights: report.counts.rounded,
         seconds: time.as_secs_f64(),
-        input_gb_per_s: gb_per_s,
+        input_gb_per_s: all.bytes_before as f64 / 1e9 / time.as_secs_f64(),
         layer_sparsities: report.layer_sparsities.as_deref(),
         solved: &report.counts.solved,
     })
@@ -109,24 +108,13 @@ fn text(done: &Done<'_>) -> String {
         time,
     } = *done;
     let counts = &report.counts;
-    let mut table = Table::new(&["", "tensors", "weights", "sparsity", "before", "after"]);
-    let mut row = |name: &str, totals: &Totals| {
-        table.row(vec![
-            name.to_owned(),
-            totals.tensors.to_string(),
-            units::count(totals.elements),
-            units::percent(totals.sparsity()),
-            units::bytes(totals.bytes_before),
-            units::bytes(totals.bytes_after),
-        ]);
-    };
-    row("packed", &counts.packed);
+    let all = counts.all();
+    let mut rows = vec![("packed", &counts.packed)];
     if counts.quantized.tensors > 0 {
-        row("quantized", &counts.quantized);
+        rows.push(("quantized", &counts.quantized));
     }
-    row("dense", &counts.dense);
-    row("all", &counts.all());
-    let mut text = table.aligned();
+    rows.extend([("dense", &counts.dense), ("all", &all)]);
+    let mut text = totals(&rows);
     if let (Some(sample), false) = (sample, counts.solved.is_empty()) {
         let errors = counts.solved.iter().map(|tensor| tensor.error);
         let mean = errors.sum::<f64>() / counts.solved.len() as f64;
@@ -141,7 +129,23 @@ fn text(done: &Done<'_>) -> String {
         report.dir.display(),
         report.files,
         time.as_secs_f64(),
-        units::bytes((counts.all().bytes_before as f64 / time.as_secs_f64()) as u64)
+        units::bytes((all.bytes_before as f64 / time.as_secs_f64()) as u64)
     ));
     text
+}
+
+/// A table of sums, with their names.
+pub fn totals(rows: &[(&str, &Totals)]) -> String {
+    let mut table = Table::new(&["", "tensors", "weights", "sparsity", "before", "after"]);
+    for (name, totals) in rows {
+        table.row(vec![
+            (*name).to_owned(),
+            totals.tensors.to_string(),
+            units::count(totals.elements),
+            units::percent(totals.sparsity()),
+            units::bytes(totals.bytes_before),
+            units::bytes(totals.bytes_after),
+        ]);
+    }
+    table.aligned()
 }
