@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use common::{fails, json, model, output, run, sparamx, stdout, text};
+use common::{content, fails, json, model, names, output, run, sparamx, stdout, text};
 
 fn root() -> TempDir {
     TempDir::new().expect("a directory")
@@ -17,29 +17,6 @@ fn root() -> TempDir {
 /// The dense model in the repository.
 fn stories() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m")
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("a directory");
-    let mut names: Vec<String> = entries
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
-    names.sort();
-    names
-}
-
-/// Names and bytes of the files in a folder.
-fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let names = names(dir).into_iter();
-    names
-        .map(|name| (name.clone(), fs::read(dir.join(name)).expect("a file")))
-        .collect()
 }
 
 /// `compress` by SparseGPT on a little text.

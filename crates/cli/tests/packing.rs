@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{fails, json, model, output, run, sparamx, stdout, text};
+use common::{fails, json, model, names, output, run, sparamx, stdout, text};
 use sparamx_cpu::{Cpu, Isa};
 use tempfile::TempDir;
 
@@ -16,21 +16,6 @@ fn stories() -> PathBuf {
 
 fn root() -> TempDir {
     TempDir::new().expect("a directory")
-}
-
-fn entries(dir: &Path) -> Vec<String> {
-    let names = fs::read_dir(dir).expect("a directory");
-    let mut names: Vec<String> = names
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
-    names.sort();
-    names
 }
 
 #[test]
@@ -51,7 +36,7 @@ fn a_model_is_pruned_packed_and_listed() {
     assert_eq!(summary["sparsity"], 0.5);
     assert!(summary["bytes_after"].as_u64() < summary["bytes_before"].as_u64());
     assert_eq!(
-        entries(&packed),
+        names(&packed),
         [
             "config.json",
             "model.safetensors",
@@ -59,7 +44,7 @@ fn a_model_is_pruned_packed_and_listed() {
             "tokenizer_config.json"
         ]
     );
-    assert_eq!(entries(root.path()), ["packed"]);
+    assert_eq!(names(root.path()), ["packed"]);
 
     let listing = json(&run(&["inspect", text(&packed), "--json"]));
     assert_eq!(listing["architecture"], "llama");
@@ -196,7 +181,7 @@ fn an_output_directory_in_use_is_left_alone() {
             &[text(target), "choose another output directory"],
         );
     }
-    assert_eq!(entries(root.path()), ["notes.txt"]);
+    assert_eq!(names(root.path()), ["notes.txt"]);
     assert_eq!(fs::read_to_string(&file).expect("a file"), "mine");
 }
 

@@ -1,9 +1,12 @@
 //! Compression by calibration: what is solved, by what, and what a stop in between changes.
 
+mod common;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use common::{content, names};
 use sparamx_compress::layer::{self, LayerSpec, Method, Moments, Pattern, Solved};
 use sparamx_compress::{
     Allocation, Calibration, CompressError, Options, Report, Rounding, Step, compress,
@@ -78,39 +81,6 @@ fn run(
 fn finished(output: &Path, options: &Options, threads: usize) -> Report {
     run(output, options, threads, &mut |_| ControlFlow::Continue(()))
         .unwrap_or_else(|error| panic!("{options:?}: {error}"))
-}
-
-/// Names and bytes of the files in a folder.
-fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(dir).expect("a directory");
-    let file = |path: PathBuf| {
-        let name = path
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        (name, fs::read(&path).expect("a file"))
-    };
-    let mut files: Vec<_> = entries
-        .map(|entry| file(entry.expect("an entry").path()))
-        .collect();
-    files.sort();
-    files
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("a directory");
-    let mut names: Vec<String> = entries
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
-    names.sort();
-    names
 }
 
 fn floats(bits: &[u16]) -> Vec<f32> {

@@ -1,9 +1,12 @@
 //! Whole checkpoints, from the fixtures of the model crate to a packed folder and back.
 
+mod common;
+
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use common::content;
 use serde_json::Value;
 use sparamx_compress::layer::Pattern;
 use sparamx_compress::quantize::{self, Int4};
@@ -60,24 +63,6 @@ fn packed(from: &Path, options: &Options) -> (TempDir, PathBuf, Report) {
     let report =
         pack(from, &output, options).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
     (root, output, report)
-}
-
-/// Names and bytes of everything in a folder.
-fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let entries = fs::read_dir(dir).expect("a directory");
-    let file = |path: PathBuf| {
-        let name = path
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        (name, fs::read(&path).expect("a file"))
-    };
-    let mut files: Vec<_> = entries
-        .map(|entry| file(entry.expect("an entry").path()))
-        .collect();
-    files.sort();
-    files
 }
 
 #[test]

@@ -26,6 +26,27 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     None
 }
 
+/// llama.cpp's 47 vectors for a vocabulary: texts, and their ids without BOS.
+pub fn vectors(name: &str) -> Vec<(String, Vec<u32>)> {
+    let stem = shared("tokenizers/vectors")
+        .unwrap()
+        .join(format!("ggml-vocab-{name}.gguf"));
+    let texts = std::fs::read_to_string(stem.with_extension("gguf.inp")).unwrap();
+    let lines = std::fs::read_to_string(stem.with_extension("gguf.out")).unwrap();
+    let ids = |line: &str| {
+        line.split_whitespace()
+            .map(|id| id.parse().unwrap())
+            .collect()
+    };
+    let vectors: Vec<_> = texts
+        .split("\n__ggml_vocab_test__\n")
+        .zip(lines.split('\n'))
+        .map(|(text, line)| (text.to_owned(), ids(line)))
+        .collect();
+    assert_eq!(vectors.len(), 47, "{name}");
+    vectors
+}
+
 /// The tokenizer that `files` (name, content) make, for a model of `vocab_size` ids.
 pub fn tokenizer(files: &[(&str, Value)], vocab_size: usize) -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
