@@ -129,10 +129,10 @@ LOOPS = [
     *_amx_step("sparse bf16", "amx::sparse_32x32", "tdpbf16ps"),
     # Dense int8 with short groups is expanded, too, by loops of its own.
     *_amx_step("dense int8", "amx_int::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
-    *_amx_step("sparse int8", "amx_int::sparse_i8_32x32", "tdpbssd", copies=2),
+    *_amx_step("sparse int8", "amx_int::sparse_i8_32x32", "tdpbssd"),
     *_amx_step("dense int4", "amx_int::dense_i4_32x32", "tdpbssd"),
     *_amx_groups("dense int4", "amx_int::dense_i4_32x32"),
-    *_amx_step("sparse int4", "amx_int::sparse_i4_32x32", "tdpbssd", copies=2),
+    *_amx_step("sparse int4", "amx_int::sparse_i4_32x32", "tdpbssd"),
     *_amx_groups("sparse int4", "amx_int::sparse_i4_32x32"),
 ]
 

@@ -1,4 +1,4 @@
-//! Attention over dense pages against the oracle, at every level that this CPU has.
+//! Attention over dense and packed pages against the oracle, at every level that this CPU has.
 
 mod common;
 
@@ -7,8 +7,8 @@ use half::bf16;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_format::DenseBf16;
 use sparamx_kernels::attention::{
-    KvPages, PAGE_TOKENS, Page, PageShape, Params, Task, attention, read_key, read_value,
-    write_key, write_value,
+    KvPages, PAGE_TOKENS, PackedPages, Packing, Page, PageShape, Params, Precision, PruneRule,
+    Task, attention, read_key, read_value, write_key, write_value,
 };
 use sparamx_kernels::catalog::select;
 use sparamx_kernels::linear::{Activation, WeightFormat};
@@ -24,21 +24,50 @@ struct Pages {
     shape: PageShape,
     keys: Vec<Vec<Vec<u16>>>,
     values: Vec<Vec<Vec<u16>>>,
+    /// All full pages once more, if they are packed.
+    packed: Option<PackedPages>,
+}
+
+/// Queries see a page in packed form from the page after the next on; not the first ones, and not every fifth, so that forms
+/// change within a chunk.
+fn is_packed(page: usize, query_page: usize) -> bool {
+    page + 1 < query_page && !page.is_multiple_of(5)
 }
 
 impl KvPages for Pages {
-    fn key(&self, kv_head: usize, page: usize) -> Page<'_> {
-        Page::Dense(&self.keys[kv_head][page])
+    fn precision(&self) -> Precision {
+        self.packed
+            .as_ref()
+            .map_or(Precision::Bf16, |packed| packed.packing().precision)
     }
 
-    fn value(&self, kv_head: usize, page: usize) -> Page<'_> {
-        Page::Dense(&self.values[kv_head][page])
+    fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_> {
+        match &self.packed {
+            Some(packed) if is_packed(page, query_page) => {
+                packed.key(page * self.keys.len() + kv_head)
+            }
+            _ => Page::Dense(&self.keys[kv_head][page]),
+        }
+    }
+
+    fn value(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_> {
+        match &self.packed {
+            Some(packed) if is_packed(page, query_page) => {
+                packed.value(page * self.keys.len() + kv_head)
+            }
+            _ => Page::Dense(&self.values[kv_head][page]),
+        }
     }
 }
 
 impl Pages {
     /// Random keys and values at `seen`, poison everywhere else.
-    fn new(params: &Params, seen: std::ops::Range<usize>, random: &mut Random) -> Self {
+    fn new(
+        params: &Params,
+        packing: Option<Packing>,
+        seen: std::ops::Range<usize>,
+        random: &mut Random,
+    ) -> Self {
         let shape = PageShape {
             head_dim: params.head_dim,
         };
@@ -49,38 +78,75 @@ impl Pages {
             ]
         };
         let (mut keys, mut values) = (pages(shape.key_elems()), pages(shape.value_elems()));
+        // A page is packed when all of it is there, also what the window has left behind since.
+        let first = packing.map_or(seen.start, |_| seen.start / PAGE_TOKENS * PAGE_TOKENS);
         for head in 0..params.kv_heads {
-            for position in seen.clone() {
+            for position in first..seen.end {
                 let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
                 let kv: Vec<f32> = (0..2 * params.head_dim).map(|_| random.signed()).collect();
                 write_key(&mut keys[head][page], shape, slot, &kv[..params.head_dim]);
                 write_value(&mut values[head][page], shape, slot, &kv[params.head_dim..]);
             }
         }
-        Self {
+        let mut pages = Self {
             shape,
             keys,
             values,
-        }
+            packed: None,
+        };
+        pages.packed = packing.map(|packing| pages.pack(packing, first..seen.end, random));
+        pages
     }
 
-    /// Keys and values of some positions, `[positions, head_dim]`.
+    fn pack(
+        &self,
+        packing: Packing,
+        there: std::ops::Range<usize>,
+        random: &mut Random,
+    ) -> PackedPages {
+        let (heads, count) = (self.keys.len(), there.end.div_ceil(PAGE_TOKENS));
+        let mut packed = PackedPages::new(packing, heads * count).unwrap();
+        let cpu = Cpu::detect().unwrap();
+        let query = activations(1, self.shape.head_dim, random);
+        for (pair, mut out) in packed.pairs_mut().enumerate() {
+            let (page, head) = (pair / heads, pair % heads);
+            let positions = page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS;
+            if there.start <= positions.start && positions.end <= there.end {
+                let (key, value) = (&self.keys[head][page], &self.values[head][page]);
+                out.pack(&cpu, key, value, &query);
+            }
+        }
+        packed
+    }
+
+    /// Keys and values of some positions, `[positions, head_dim]`, as a query at the last of them sees them; and which of them
+    /// are in int8 pages, as the oracle wants to know it.
     fn read(
         &self,
         head: usize,
         positions: std::ops::RangeInclusive<usize>,
-    ) -> (Vec<f32>, Vec<f32>) {
+    ) -> (Vec<f32>, Vec<f32>, Vec<Option<usize>>) {
         let dim = self.shape.head_dim;
+        let query_page = positions.end() / PAGE_TOKENS;
         let mut keys = vec![0.0; positions.clone().count() * dim];
         let mut values = keys.clone();
+        let mut int8 = Vec::new();
         for (position, (key, value)) in
             positions.zip(keys.chunks_mut(dim).zip(values.chunks_mut(dim)))
         {
             let (page, slot) = (position / PAGE_TOKENS, position % PAGE_TOKENS);
-            read_key(&self.keys[head][page], self.shape, slot, key);
-            read_value(&self.values[head][page], self.shape, slot, value);
+            match self.key(head, page, query_page) {
+                Page::Dense(lines) => read_key(lines, self.shape, slot, key),
+                Page::Packed(page) => page.read_key(slot, key),
+            }
+            match self.value(head, page, query_page) {
+                Page::Dense(lines) => read_value(lines, self.shape, slot, value),
+                Page::Packed(page) => page.read_value(slot, value),
+            }
+            let levels = self.precision() == Precision::Int8 && is_packed(page, query_page);
+            int8.push(levels.then_some(page));
         }
-        (keys, values)
+        (keys, values, int8)
     }
 }
 
@@ -90,6 +156,7 @@ struct Case {
     params: Params,
     /// Tokens and position of the first.
     tasks: Vec<(usize, usize)>,
+    packing: Option<Packing>,
 }
 
 impl Case {
@@ -104,7 +171,22 @@ impl Case {
                 window: None,
             },
             tasks: tasks.to_vec(),
+            packing: None,
         }
+    }
+
+    fn packed(
+        mut self,
+        precision: Precision,
+        [key_sparsity, value_sparsity]: [f32; 2],
+        rule: PruneRule,
+    ) -> Self {
+        let shape = PageShape {
+            head_dim: self.params.head_dim,
+        };
+        let packing = Packing::new(shape, precision, key_sparsity, value_sparsity, rule);
+        self.packing = Some(packing);
+        self
     }
 
     fn window(mut self, window: usize) -> Self {
@@ -138,8 +220,8 @@ impl std::fmt::Display for Case {
         } = self.params;
         write!(
             f,
-            "{heads} heads of {head_dim}, {kv_heads} kv heads, window {window:?}, (tokens, start) {:?}",
-            self.tasks
+            "{heads} heads of {head_dim}, {kv_heads} kv heads, window {window:?}, (tokens, start) {:?}, {:?}",
+            self.tasks, self.packing
         )
     }
 }
@@ -160,7 +242,8 @@ impl Inputs {
         q.chunks_mut(stride)
             .for_each(|row| row[case.width()..].fill(f32::NAN));
         let cache = |&(rows, start): &(usize, usize)| {
-            Pages::new(&case.params, case.oldest(start)..start + rows, &mut random)
+            let seen = case.oldest(start)..start + rows;
+            Pages::new(&case.params, case.packing, seen, &mut random)
         };
         Self {
             caches: case.tasks.iter().map(cache).collect(),
@@ -229,7 +312,7 @@ fn check(rt: &Runtime, case: &Case) {
             let position = task.start + row;
             let seen = case.oldest(position)..=position;
             let pages = position / PAGE_TOKENS - seen.start() / PAGE_TOKENS + 1;
-            let (keys, values) = cache.read(head / (heads / kv_heads), seen);
+            let (keys, values, int8) = cache.read(head / (heads / kv_heads), seen);
             let cols = head * head_dim..(head + 1) * head_dim;
             let q = &inputs
                 .q(case.rows(), case.width())
@@ -239,6 +322,7 @@ fn check(rt: &Runtime, case: &Case) {
                 scale,
                 bf16: kernel.activation == Activation::Bf16,
                 pages,
+                int8: &int8,
             };
             let want = oracle(query, &keys, &values);
             let got = &out.row(task.first_row + row)[cols];
@@ -296,6 +380,59 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// Cases with packed pages: every precision and density, with heads of every kind of padding, and all rules.
+fn packed_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let dims: &[usize] = if fast() {
+        &[20, 64]
+    } else {
+        &[1, 20, 64, 80, 128, 256]
+    };
+    let sparsities: &[[f32; 2]] = if fast() {
+        &[[0.5, 0.7], [0.0, 0.5]]
+    } else {
+        &[
+            [0.0, 0.0],
+            [0.5, 0.5],
+            [0.3, 0.7],
+            [0.0, 0.5],
+            [0.9, 0.0],
+            [0.99, 0.99],
+            [1.0, 1.0],
+        ]
+    };
+    for precision in [Precision::Bf16, Precision::Int8] {
+        for (i, &dim) in dims.iter().enumerate() {
+            for (j, &sparsity) in sparsities.iter().enumerate() {
+                let case = Case::new(4, 1, dim, &[(1, 63), (1, 200), (4, 446), (1, 640)]);
+                let rule = PruneRule::ALL[(i + j) % PruneRule::ALL.len()];
+                cases.push(case.packed(precision, sparsity, rule));
+            }
+        }
+        let window = Case::new(4, 2, 40, &[(70, 720), (1, 1100)]).window(300);
+        cases.push(window.packed(precision, [0.5; 2], PruneRule::Token));
+        // More rows than a block has, whatever the tokens.
+        let wide = Case::new(40, 1, 16, &[(3, 350)]);
+        cases.push(wide.packed(precision, [0.5; 2], PruneRule::Magnitude));
+    }
+    cases
+}
+
+#[test]
+fn attention_over_packed_pages_agrees_with_the_oracle() {
+    at_each_level("packed_pages", &Isa::ALL, |cpu| {
+        let rt = Runtime::new(cpu, 2).unwrap();
+        packed_cases().iter().for_each(|case| check(&rt, case));
+        // One token takes nearly all, so that the levels of the others are small or 0.
+        let mut sharp = Case::new(4, 2, 64, &[(40, 400)]);
+        sharp.params.scale = 1e3;
+        check(
+            &rt,
+            &sharp.packed(Precision::Int8, [0.5; 2], PruneRule::Query),
+        );
+    });
+}
+
 #[test]
 fn attention_agrees_with_the_oracle() {
     at_each_level("attention", &Isa::ALL, |cpu| {
@@ -327,6 +464,16 @@ fn any_number_of_threads_gives_the_same_bits() {
         Case::new(4, 2, 40, &[(1, 700), (1, 20), (1, long)]),
         Case::new(4, 2, 64, &[(90, 500)]),
         Case::new(2, 2, 64, &[(3, long)]).window(1000),
+        Case::new(4, 1, 64, &[(90, 700), (1, long)]).packed(
+            Precision::Bf16,
+            [0.5, 0.3],
+            PruneRule::Magnitude,
+        ),
+        Case::new(4, 1, 64, &[(90, 700), (1, long)]).packed(
+            Precision::Int8,
+            [0.5, 0.0],
+            PruneRule::Token,
+        ),
     ];
     for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
         let inputs = Inputs::new(case);
@@ -351,6 +498,12 @@ fn a_row_has_the_same_bits_in_any_company() {
         Case::new(3, 1, 64, &[(tokens, 500)]).window(70),
         // The oldest page changes inside a block, and another chunk follows.
         Case::new(3, 1, 64, &[(tokens, 720)]).window(600),
+        Case::new(4, 1, 64, &[(tokens, 620)]).packed(Precision::Bf16, [0.5, 0.3], PruneRule::Token),
+        Case::new(3, 1, 64, &[(tokens, 620)]).window(400).packed(
+            Precision::Int8,
+            [0.3, 0.0],
+            PruneRule::Token,
+        ),
     ];
     for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
         let rt = Runtime::new(cpu, 3).unwrap();

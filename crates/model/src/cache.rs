@@ -1,5 +1,7 @@
 //! What a forward pass needs from its caller: tokens, and the keys and values of those before them.
 
+use std::ops::Range;
+
 use sparamx_kernels::attention::KvPages;
 use sparamx_kernels::{Rows, Runtime};
 
@@ -18,20 +20,29 @@ pub trait KvCache {
         self.len() == 0
     }
 
-    /// Stores keys (rotated) and values, `[tokens, kv_heads * head_dim]` each, at positions `len() ..` of a layer.
+    /// Stores keys (rotated) and values, `[tokens, kv_heads * head_dim]` each, at positions `len() ..` of a layer. The queries
+    /// of the same tokens (rotated), `[tokens, heads * head_dim]`, say what will be of weight in them.
     ///
     /// # Errors
-    /// [`ModelError::CacheFull`] if there is no room for them.
+    /// [`ModelError::CacheFull`] if there is no room for them, and [`ModelError::NotEnoughMemory`].
     fn append(
         &mut self,
         rt: &Runtime,
         layer: usize,
+        q: Rows<'_>,
         k: Rows<'_>,
         v: Rows<'_>,
     ) -> Result<(), ModelError>;
 
     /// The pages of a layer, with what was appended since the last [`KvCache::advance`].
-    fn pages(&self, layer: usize) -> &dyn KvPages;
+    fn pages(&self, layer: usize) -> Box<dyn KvPages + '_>;
+
+    /// Which pages a query in page `query_page` sees packed, and the bytes of such a page in one layer. For profiles, which
+    /// say how much was read.
+    fn packed(&self, query_page: usize) -> (Range<usize>, usize) {
+        let _ = query_page;
+        (0..0, 0)
+    }
 
     /// Counts tokens that were appended to every layer.
     fn advance(&mut self, tokens: usize);

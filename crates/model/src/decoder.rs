@@ -256,6 +256,7 @@ impl KvCache for Window {
         &mut self,
         _rt: &Runtime,
         _layer: usize,
+        _q: Rows<'_>,
         k: Rows<'_>,
         v: Rows<'_>,
     ) -> Result<(), ModelError> {
@@ -279,21 +280,21 @@ impl KvCache for Window {
         Ok(())
     }
 
-    fn pages(&self, _layer: usize) -> &dyn KvPages {
-        self
+    fn pages(&self, _layer: usize) -> Box<dyn KvPages + '_> {
+        Box::new(self)
     }
 
     fn advance(&mut self, _tokens: usize) {}
 }
 
-impl KvPages for Window {
-    fn key(&self, kv_head: usize, page: usize) -> Page<'_> {
+impl KvPages for &Window {
+    fn key(&self, kv_head: usize, page: usize, _query_page: usize) -> Page<'_> {
         let elems = self.shape.key_elems();
         let start = (page * self.kv_heads + kv_head) * elems;
         Page::Dense(&self.keys[start..start + elems])
     }
 
-    fn value(&self, kv_head: usize, page: usize) -> Page<'_> {
+    fn value(&self, kv_head: usize, page: usize, _query_page: usize) -> Page<'_> {
         let elems = self.shape.value_elems();
         let start = (page * self.kv_heads + kv_head) * elems;
         Page::Dense(&self.values[start..start + elems])

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use bytemuck::cast_slice_mut;
+use bytemuck::{cast_slice, cast_slice_mut};
 
-use super::multiply::{Product, multiply};
+use super::multiply::{PageWeight, Product, multiply};
 use super::plan::{CHUNK_PAGES, Plan, Unit};
 use super::state::State;
-use super::{Call, PAGE_TOKENS, Page};
+use super::{Call, PAGE_TOKENS};
+use crate::linear::Activation;
 use crate::simd::Lanes;
 use crate::vecops::DisjointRows;
 
@@ -22,11 +23,11 @@ pub(super) struct Memory<'a> {
 /// Matrices of [`Plan::block_rows`] rows, of which a unit uses the first ones. The row of query head `h` of a group and token
 /// `t` of a block is `t * group + h`.
 struct Tiles<'a> {
-    /// Queries times the scale, `[rows, key_k]`, padded with zeros, as the kernel wants them.
+    /// Queries times the scale, padded with zeros, in each form of [`Plan::queries`].
     q: &'a mut [u8],
     /// Scores with the tokens of a page, then their weights, `[rows, 64]`.
     scores: &'a mut [f32],
-    /// The weights as the kernel wants them.
+    /// The weights as the kernel for the page's values wants them, unless as they are.
     weights: &'a mut [u8],
     /// Weights times values, `[rows, value_n]`.
     product: &'a mut [f32],
@@ -40,15 +41,15 @@ impl<'a> Memory<'a> {
     /// Bytes of each part: queries, scores, weights, products, factors, the kernel's scratch and two states; each a multiple
     /// of 64, so that all begin at a cache line.
     fn parts(plan: &Plan<'_>) -> [usize; 8] {
-        let (rows, k, n) = (plan.block_rows, plan.shape.key_k(), plan.shape.value_n());
-        let scratch_bytes = plan.kernel.scratch_bytes;
+        let (rows, n) = (plan.block_rows, plan.shape.value_n());
+        let [queries, weights, scratch] = plan.operand_bytes();
         [
-            plan.operand_bytes(k).1,
+            queries,
             4 * rows * PAGE_TOKENS,
-            plan.operand_bytes(PAGE_TOKENS).1,
+            weights,
             4 * rows * n,
             4 * rows,
-            scratch_bytes(k).max(scratch_bytes(PAGE_TOKENS)),
+            scratch,
             4 * plan.state_elems(),
             4 * plan.state_elems(),
         ]
@@ -171,20 +172,14 @@ impl<L: Lanes> Work<'_, L> {
         (token, head * params.head_dim..(head + 1) * params.head_dim)
     }
 
-    /// Makes the queries of the block, times the scale, ready for the kernel.
+    /// Makes the queries of the block, times the scale, ready for the kernels.
     #[inline(always)]
     fn take_queries(&self, tiles: &mut Tiles<'_>) {
         let (l, plan) = (self.l, self.call.plan);
         let scale = l.splat(plan.params.scale);
-        let (row_bytes, _) = plan.operand_bytes(plan.shape.key_k());
         // No product is there yet: its memory takes the row that is being scaled.
         let scaled = &mut tiles.product[..plan.params.head_dim];
-        for (row, to) in tiles
-            .q
-            .chunks_exact_mut(row_bytes)
-            .take(self.rows())
-            .enumerate()
-        {
+        for row in 0..self.rows() {
             let (token, cols) = self.place(row);
             for (to, from) in scaled
                 .chunks_mut(L::LEN)
@@ -192,9 +187,11 @@ impl<L: Lanes> Work<'_, L> {
             {
                 l.store_some(l.mul(l.load_some(from, 0.0), scale), to);
             }
-            plan.kernel
-                .activation
-                .write_row(scaled, plan.shape.key_k(), to);
+            for (kind, k, bytes) in plan.queries() {
+                let row_bytes = kind.row_bytes(k);
+                let to = &mut tiles.q[bytes][row * row_bytes..][..row_bytes];
+                kind.write_row(scaled, k, to);
+            }
         }
     }
 
@@ -204,15 +201,53 @@ impl<L: Lanes> Work<'_, L> {
         let first = (self.unit.first_chunk() + index) * CHUNK_PAGES;
         let last = self.unit.pages.1.min(first + CHUNK_PAGES - 1);
         state.reset();
-        for page in self.unit.pages.0.max(first)..=last {
-            self.see_page(page, tiles, state);
+        let first = self.unit.pages.0.max(first);
+        let mut keys = self.keys(first);
+        for page in first..=last {
+            let next = (page < last).then(|| self.keys(page + 1));
+            self.see_page(page, (keys, next), tiles, state);
+            keys = next.unwrap_or(keys);
         }
     }
 
+    fn keys(&self, page: usize) -> PageWeight<'_> {
+        let Unit {
+            task,
+            kv_head,
+            query_page,
+            ..
+        } = self.unit;
+        PageWeight::key(task.kv.key(kv_head, page, query_page), self.call.plan.shape)
+    }
+
+    fn values(&self, page: usize) -> PageWeight<'_> {
+        let Unit {
+            task,
+            kv_head,
+            query_page,
+            ..
+        } = self.unit;
+        PageWeight::value(
+            task.kv.value(kv_head, page, query_page),
+            self.call.plan.shape,
+        )
+    }
+
+    /// `keys` are those of the page and of the one after.
     #[inline(always)]
-    fn see_page(&self, page: usize, tiles: &mut Tiles<'_>, state: &mut State<'_>) {
-        let (l, plan, kv, kv_head) = (self.l, self.call.plan, self.unit.task.kv, self.unit.kv_head);
-        let (k, n, rows) = (plan.shape.key_k(), plan.shape.value_n(), self.rows());
+    fn see_page(
+        &self,
+        page: usize,
+        (keys, next_keys): (PageWeight<'_>, Option<PageWeight<'_>>),
+        tiles: &mut Tiles<'_>,
+        state: &mut State<'_>,
+    ) {
+        let (l, plan, n, rows) = (
+            self.l,
+            self.call.plan,
+            self.call.plan.shape.value_n(),
+            self.rows(),
+        );
         let Tiles {
             q,
             scores,
@@ -221,42 +256,38 @@ impl<L: Lanes> Work<'_, L> {
             factors,
             scratch,
         } = tiles;
-        let Page::Dense(keys) = kv.key(kv_head, page);
-        multiply(
-            plan.kernel,
-            Product {
-                x: q,
-                rows,
-                k,
-                w: keys,
-                n: PAGE_TOKENS,
-                y: scores,
-            },
-            scratch,
-        );
-        let (row_bytes, _) = plan.operand_bytes(PAGE_TOKENS);
+        let values = self.values(page);
+        let kernel = plan.kernel(keys.format);
+        let query = plan.queries().find(|(kind, ..)| *kind == kernel.activation);
+        let (_, _, bytes) = query.expect("queries are made ready for every kernel");
+        let scored = Product {
+            x: &q[bytes],
+            rows,
+            w: keys,
+            next: Some(values),
+            y: scores,
+        };
+        multiply(kernel, scored, scratch);
+        let kernel = plan.kernel(values.format);
+        let as_is = kernel.activation == Activation::F32;
+        let row_bytes = kernel.activation.row_bytes(PAGE_TOKENS);
         let pairs = scores
             .chunks_exact_mut(PAGE_TOKENS)
             .zip(weights.chunks_exact_mut(row_bytes));
         for (row, (scores, weights)) in pairs.take(rows).enumerate() {
             factors[row] = state.weigh(l, row, scores, self.visible(row, page));
-            plan.kernel
-                .activation
-                .write_row(scores, PAGE_TOKENS, weights);
+            if !as_is {
+                kernel.activation.write_row(scores, PAGE_TOKENS, weights);
+            }
         }
-        let Page::Dense(values) = kv.value(kv_head, page);
-        multiply(
-            plan.kernel,
-            Product {
-                x: weights,
-                rows,
-                k: PAGE_TOKENS,
-                w: values,
-                n,
-                y: product,
-            },
-            scratch,
-        );
+        let weighted = Product {
+            x: if as_is { cast_slice(scores) } else { weights },
+            rows,
+            w: values,
+            next: next_keys,
+            y: product,
+        };
+        multiply(kernel, weighted, scratch);
         for (row, product) in product.chunks_exact(n).take(rows).enumerate() {
             state.accumulate(l, row, factors[row], product);
         }

@@ -20,11 +20,15 @@
 
 mod block;
 mod multiply;
+mod packed;
 mod page;
 mod plan;
+mod prune;
 mod state;
 
+pub use packed::{PackedPage, PackedPages, PackedPair, Packing, Precision};
 pub use page::{PAGE_TOKENS, PageShape, read_key, read_value, write_key, write_value};
+pub use prune::{PruneRule, add_magnitudes};
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -64,19 +68,28 @@ pub struct Task<'a> {
 }
 
 /// Keys or values of [`PAGE_TOKENS`] positions.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum Page<'a> {
     /// Dense bf16 lines: [`PageShape::key_elems`] or [`PageShape::value_elems`] of them.
     Dense(&'a [u16]),
+    /// Of [`PackedPages`].
+    Packed(PackedPage<'a>),
 }
 
 /// The pages of one layer of one sequence: position `p` is in slot `p % 64` of page `p / 64`. Slots that no token has been
 /// written to, and the padding, hold finite numbers (zeros, or what an earlier token left).
+///
+/// A page may come in one form to some queries and in another to others, by the page that the query's own position is in
+/// (`query_page`): a row's result must not depend on when it is computed.
 pub trait KvPages: Sync {
-    /// Page `page` of the keys of kv head `kv_head`.
-    fn key(&self, kv_head: usize, page: usize) -> Page<'_>;
-    /// Page `page` of the values of kv head `kv_head`.
-    fn value(&self, kv_head: usize, page: usize) -> Page<'_>;
+    /// What the elements of its packed pages are, if it has any.
+    fn precision(&self) -> Precision {
+        Precision::Bf16
+    }
+    /// Page `page` of the keys of kv head `kv_head`, as queries of page `query_page` see it.
+    fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_>;
+    /// Page `page` of the values of kv head `kv_head`, as queries of page `query_page` see it.
+    fn value(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_>;
 }
 
 /// `out = softmax(q * keys^T * scale) * values` for every query head of every row that a task names. `q` and `out` are
@@ -89,7 +102,7 @@ pub trait KvPages: Sync {
 /// `q`, and a window of 0.
 ///
 /// # Panics
-/// If a page has another length than its shape says.
+/// If a page has another size than the heads ask for, or is int8 where [`KvPages::precision`] said bf16.
 pub fn attention(
     rt: &Runtime,
     params: &Params,

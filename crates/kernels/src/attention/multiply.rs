@@ -1,42 +1,114 @@
 //! Products with a page, by the kernels of [`crate::linear`].
 
+use super::PageShape;
+use super::{PAGE_TOKENS, Page};
 use crate::catalog::KernelSpec;
-use crate::linear::chunk::{Activations, Chunk, Out, Strips};
+use crate::linear::WeightFormat;
+use crate::linear::chunk::{Activation, Activations, Chunk, Out, Strips};
+
+/// A page as the weight that it is.
+#[derive(Clone, Copy)]
+pub(super) struct PageWeight<'a> {
+    pub format: WeightFormat,
+    strips: Strips<'a>,
+    /// A multiple of 16.
+    n: usize,
+    /// Padded as the format wants it.
+    pub k: usize,
+    /// Where its bytes begin.
+    start: *const u8,
+}
+
+impl<'a> PageWeight<'a> {
+    /// # Panics
+    /// If the page is not of heads of that size.
+    pub fn key(page: Page<'a>, shape: PageShape) -> Self {
+        Self::new(page, PAGE_TOKENS, |format| key_k(shape, format))
+    }
+
+    /// # Panics
+    /// If the page is not of heads of that size.
+    pub fn value(page: Page<'a>, shape: PageShape) -> Self {
+        Self::new(page, shape.value_n(), |_| PAGE_TOKENS)
+    }
+
+    fn new(page: Page<'a>, n: usize, k: impl Fn(WeightFormat) -> usize) -> Self {
+        let (format, strips, start) = match page {
+            Page::Dense(lines) => {
+                let k = k(WeightFormat::DenseBf16);
+                assert_eq!(lines.len(), n * k, "elements of a page of {n} x {k}");
+                let strips = Strips::DenseBf16(lines);
+                (WeightFormat::DenseBf16, strips, lines.as_ptr().cast())
+            }
+            Page::Packed(page) => {
+                assert_eq!(page.size(), (n, k(page.format())), "size of a packed page");
+                (page.format(), page.strips(), page.start())
+            }
+        };
+        Self {
+            format,
+            strips,
+            n,
+            k: k(format),
+            start,
+        }
+    }
+}
+
+/// K of a page of keys in a format.
+pub(super) fn key_k(shape: PageShape, format: WeightFormat) -> usize {
+    match format {
+        WeightFormat::DenseBf16 | WeightFormat::SparseBf16 => shape.key_k(),
+        _ => shape.key_k_i8(),
+    }
+}
 
 /// `y[rows, n] = x[rows, k] * w^T`, row after row.
 pub(super) struct Product<'a> {
-    /// As [`KernelSpec::activation`] says. Kernels read whole groups of rows: those after the last are there, hold anything,
-    /// and have no effect.
+    /// As [`KernelSpec::activation`] says, see [`operand_bytes`]. Kernels read whole groups of rows: those after the last are
+    /// there, hold anything, and have no effect.
     pub x: &'a [u8],
     pub rows: usize,
-    /// A multiple of 32.
-    pub k: usize,
-    /// Dense lines of a weight `[n, k]`.
-    pub w: &'a [u16],
-    /// A multiple of 16.
-    pub n: usize,
+    pub w: PageWeight<'a>,
+    /// The page that will be read next.
+    pub next: Option<PageWeight<'a>>,
     pub y: &'a mut [f32],
 }
 
-/// Computes `p` with a kernel that the CPU has, for dense weights. `scratch` has the bytes that the kernel asks for.
+/// Bytes of `rows` rows of `k` elements in the form `kind`.
+pub(super) fn operand_bytes(kind: Activation, rows: usize, k: usize) -> usize {
+    kind.padded_rows(rows) * kind.row_bytes(k)
+}
+
+/// Computes `p` with a kernel that the CPU has, for weights of the page's format. `scratch` has the bytes that the kernel asks
+/// for.
 ///
 /// # Panics
-/// If a slice is too short, or the page is not `n * k` elements.
+/// If a slice is too short.
 pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) {
     let Product {
         x,
         rows,
-        k,
         w,
-        n,
+        next,
         y,
     } = p;
+    let PageWeight {
+        format,
+        strips,
+        n,
+        k,
+        start,
+    } = w;
+    let distance = |next: PageWeight<'_>| next.start.addr().wrapping_sub(start.addr()) as isize;
     let kind = kernel.activation;
-    let x_bytes = kind.padded_rows(rows) * k * kind.bytes();
-    assert!(n % 16 == 0 && k % 32 == 0, "a page of {n} x {k}");
-    assert_eq!(w.len(), n * k, "elements of a page of {n} x {k}");
+    assert_eq!(
+        format, kernel.weight,
+        "format of a page and of {}",
+        kernel.name
+    );
     assert!(
-        x.len() >= x_bytes && y.len() >= rows * n,
+        x.len() >= operand_bytes(kind, rows, k) && y.len() >= rows * n,
         "{} bytes times a page to {}",
         x.len(),
         y.len()
@@ -44,12 +116,12 @@ pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) 
     let chunk = Chunk {
         x: Activations {
             ptr: x.as_ptr(),
-            stride: k,
+            stride: kind.row_bytes(k) / kind.bytes(),
             kind,
         },
         m: rows,
         k_padded: k,
-        weight: Strips::DenseBf16(w),
+        weight: strips,
         strips: 0..n / 16,
         out: Out {
             ptr: y.as_mut_ptr(),
@@ -57,7 +129,9 @@ pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) 
             n,
             bias: None,
         },
+        next: next.map(distance),
     };
-    // SAFETY: `Plan::new` takes a kernel that the CPU has; the sizes of x, w and y are asserted, and y is borrowed for it.
+    // SAFETY: `Plan::new` takes kernels that the CPU has; the page was checked, and the sizes of x and y are; y is borrowed for
+    // it.
     unsafe { (kernel.run)(&chunk, &mut scratch[..(kernel.scratch_bytes)(k)]) }
 }

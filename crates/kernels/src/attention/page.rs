@@ -10,7 +10,7 @@ pub const PAGE_TOKENS: usize = 64;
 const STRIP_ROWS: usize = 16;
 
 /// The sizes of pages of one head size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PageShape {
     /// Elements of the key, and of the value, of one token and kv head.
     pub head_dim: usize,
@@ -20,6 +20,11 @@ impl PageShape {
     /// `head_dim` padded to whole lines: K of a key page, a weight `[64 tokens, head_dim]`.
     pub fn key_k(self) -> usize {
         self.head_dim.next_multiple_of(32)
+    }
+
+    /// `head_dim` padded to whole lines of int8: K of a packed key page of levels.
+    pub(super) fn key_k_i8(self) -> usize {
+        self.head_dim.next_multiple_of(64)
     }
 
     /// `head_dim` padded to whole strips: N of a value page, a weight `[head_dim, 64 tokens]`.

@@ -1,9 +1,15 @@
 //! What a call is cut into.
 
+use std::ops::Range;
+
+use sparamx_format::LINE_BYTES;
+
+use super::multiply::{key_k, operand_bytes};
+use super::packed::Precision;
 use super::{PAGE_TOKENS, PageShape, Params, Task};
 use crate::Runtime;
 use crate::catalog::{KernelSpec, select};
-use crate::linear::WeightFormat;
+use crate::linear::{Activation, WeightFormat};
 
 /// Query rows (tokens times the heads of a group) in a block, unless one token has more. 32 rows are two AMX row tiles; their
 /// queries, scores and sums, 50 KiB with heads of 128, stay in the L2 cache with a page.
@@ -21,6 +27,14 @@ const UNITS_PER_THREAD: usize = 4;
 /// one thread reads 64 KiB in two to four.
 const PARALLEL_BYTES: usize = 1 << 16;
 
+/// The formats of pages: those of bf16, then those of int8.
+const PAGE_FORMATS: [WeightFormat; 4] = [
+    WeightFormat::DenseBf16,
+    WeightFormat::SparseBf16,
+    WeightFormat::DenseI8,
+    WeightFormat::SparseI8,
+];
+
 /// The sizes of a call and its units, the pairs of a block and a kv head.
 pub(super) struct Plan<'a> {
     pub params: Params,
@@ -32,9 +46,8 @@ pub(super) struct Plan<'a> {
     /// Most query rows in a block.
     pub block_rows: usize,
     pub shape: PageShape,
-    /// Multiplies by pages: one kernel whatever the rows, the best for whole blocks, because a row's result must not depend on
-    /// how many rows it is computed with.
-    pub kernel: &'static KernelSpec,
+    /// Multiply by the pages that tasks may give, one kernel for each format.
+    kernels: Vec<&'static KernelSpec>,
     /// Number of units.
     pub units: usize,
     /// Most chunks of a unit if threads share them, else 0.
@@ -54,35 +67,44 @@ pub(super) struct Unit<'a> {
     pub tokens: usize,
     /// Pages that some row of the block sees: first and last.
     pub pages: (usize, usize),
+    /// The page of all rows' positions.
+    pub query_page: usize,
 }
 
 impl<'a> Plan<'a> {
     pub fn new(rt: &Runtime, params: &Params, tasks: &'a [Task<'a>]) -> Self {
         let (group, threads) = (params.heads / params.kv_heads, rt.threads());
-        let forced = rt
-            .forced_kernel()
-            .filter(|spec| spec.weight == WeightFormat::DenseBf16);
-        let best = || select(rt.cpu().features(), WeightFormat::DenseBf16, BLOCK_ROWS);
+        let formats: &[WeightFormat] = match tasks
+            .iter()
+            .any(|task| task.kv.precision() == Precision::Int8)
+        {
+            true => &PAGE_FORMATS,
+            false => &PAGE_FORMATS[..2],
+        };
         let most_tokens = tasks.iter().map(|task| task.rows).max().unwrap_or(0);
         let block_tokens = (BLOCK_ROWS / group).clamp(1, most_tokens.max(1));
+        let block_rows = block_tokens * group;
         let mut plan = Self {
             params: *params,
             tasks,
             group,
             block_tokens,
-            block_rows: block_tokens * group,
+            block_rows,
             shape: PageShape {
                 head_dim: params.head_dim,
             },
-            kernel: forced.unwrap_or_else(best),
+            kernels: formats
+                .iter()
+                .map(|&format| kernel(rt, format, block_rows))
+                .collect(),
             units: 0,
             shared_chunks: 0,
             parallel: false,
         };
         let (mut pages, mut most_chunks) = (0, 0);
         for task in tasks {
-            for first in (0..task.rows).step_by(block_tokens) {
-                let unit = plan.block(task, first);
+            for block in 0..plan.blocks(task) {
+                let unit = plan.block(task, block);
                 plan.units += params.kv_heads;
                 pages += params.kv_heads * (unit.pages.1 - unit.pages.0 + 1);
                 most_chunks = most_chunks.max(unit.chunks());
@@ -100,13 +122,13 @@ impl<'a> Plan<'a> {
     pub fn unit(&self, index: usize) -> Unit<'a> {
         let mut left = index;
         for task in self.tasks {
-            let blocks = task.rows.div_ceil(self.block_tokens);
+            let blocks = self.blocks(task);
             if left < blocks * self.params.kv_heads {
                 let kv_head = left / blocks;
                 return Unit {
                     index,
                     kv_head,
-                    ..self.block(task, left % blocks * self.block_tokens)
+                    ..self.block(task, left % blocks)
                 };
             }
             left -= blocks * self.params.kv_heads;
@@ -114,9 +136,27 @@ impl<'a> Plan<'a> {
         panic!("unit {index} of {}", self.units);
     }
 
-    /// The block that begins with token `first` of a task, for kv head 0.
-    fn block(&self, task: &'a Task<'a>, first: usize) -> Unit<'a> {
-        let tokens = self.block_tokens.min(task.rows - first);
+    /// Blocks of a task. Each is inside one page of positions: what a row sees of a page may depend on the page it is in.
+    fn blocks(&self, task: &Task<'_>) -> usize {
+        let head = first_page_tokens(task);
+        let rest = task.rows - head;
+        let full = rest / PAGE_TOKENS * PAGE_TOKENS.div_ceil(self.block_tokens);
+        let tail = rest % PAGE_TOKENS;
+        head.div_ceil(self.block_tokens) + full + tail.div_ceil(self.block_tokens)
+    }
+
+    /// Block `index` of a task, for kv head 0.
+    fn block(&self, task: &'a Task<'a>, index: usize) -> Unit<'a> {
+        let (most, head) = (self.block_tokens, first_page_tokens(task));
+        let (first, end) = match index.checked_sub(head.div_ceil(most)) {
+            None => (index * most, head),
+            Some(index) => {
+                let per_page = PAGE_TOKENS.div_ceil(most);
+                let page = head + index / per_page * PAGE_TOKENS;
+                (page + index % per_page * most, page + PAGE_TOKENS)
+            }
+        };
+        let tokens = most.min(end.min(task.rows) - first);
         let (low, high) = (task.start + first, task.start + first + tokens - 1);
         let pages = (self.oldest(low) / PAGE_TOKENS, high / PAGE_TOKENS);
         Unit {
@@ -126,6 +166,7 @@ impl<'a> Plan<'a> {
             first,
             tokens,
             pages,
+            query_page: high / PAGE_TOKENS,
         }
     }
 
@@ -141,13 +182,60 @@ impl<'a> Plan<'a> {
         self.block_rows * (self.shape.value_n() + 2)
     }
 
-    /// Bytes of one row of activations of `k` elements, as the kernel wants them, and of all rows of a block.
-    pub fn operand_bytes(&self, k: usize) -> (usize, usize) {
-        let row = k * self.kernel.activation.bytes();
-        (
-            row,
-            row * self.kernel.activation.padded_rows(self.block_rows),
-        )
+    /// The kernel for pages of `format`.
+    ///
+    /// # Panics
+    /// If no task said that it has such pages.
+    pub fn kernel(&self, format: WeightFormat) -> &'static KernelSpec {
+        let found = self.kernels.iter().find(|spec| spec.weight == format);
+        found.unwrap_or_else(|| panic!("a {format} page of a cache that has none"))
+    }
+
+    /// The forms in which queries are needed, each with K and with the place of all rows' bytes in memory for queries.
+    pub fn queries(&self) -> impl Iterator<Item = (Activation, usize, Range<usize>)> {
+        let mut end = 0;
+        Activation::ALL.into_iter().filter_map(move |kind| {
+            let spec = self.kernels.iter().find(|spec| spec.activation == kind)?;
+            let k = key_k(self.shape, spec.weight);
+            let start = end;
+            end += operand_bytes(kind, self.block_rows, k).next_multiple_of(LINE_BYTES);
+            Some((kind, k, start..end))
+        })
+    }
+
+    /// Bytes of the memory for queries, for weights of a page, and for what kernels scribble on.
+    pub fn operand_bytes(&self) -> [usize; 3] {
+        let queries = self.queries().map(|(_, _, bytes)| bytes.end).last();
+        let weights =
+            |spec: &&KernelSpec| operand_bytes(spec.activation, self.block_rows, PAGE_TOKENS);
+        let scratch = |spec: &&KernelSpec| {
+            let bytes = spec.scratch_bytes;
+            bytes(key_k(self.shape, spec.weight)).max(bytes(PAGE_TOKENS))
+        };
+        [
+            queries.unwrap_or(0),
+            self.kernels.iter().map(weights).max().unwrap_or(0),
+            self.kernels.iter().map(scratch).max().unwrap_or(0),
+        ]
+    }
+}
+
+/// Tokens of a task until the first end of a page.
+fn first_page_tokens(task: &Task<'_>) -> usize {
+    task.rows.min(PAGE_TOKENS - task.start % PAGE_TOKENS)
+}
+
+/// The best kernel for blocks of `rows` rows among those that give the same bits as the best for whole blocks: a row's result must
+/// not depend on how many rows it is computed with.
+fn kernel(rt: &Runtime, format: WeightFormat, rows: usize) -> &'static KernelSpec {
+    if let Some(forced) = rt.forced_kernel().filter(|spec| spec.weight == format) {
+        return forced;
+    }
+    let [best, whole] = [rows, BLOCK_ROWS].map(|m| select(rt.cpu().features(), format, m));
+    if best.class == whole.class {
+        best
+    } else {
+        whole
     }
 }
 

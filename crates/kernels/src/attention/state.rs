@@ -19,7 +19,7 @@ pub(super) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// A view of `memory`, `rows * (width + 2)` elements, whatever they hold.
+    /// A view of `memory`, `rows * (width + 2)` elements, whatever they hold. `width` is whole strips, and so whole vectors.
     pub fn new(memory: &'a mut [f32], rows: usize, width: usize) -> Self {
         let (max, rest) = memory.split_at_mut(rows);
         let (sum, acc) = rest.split_at_mut(rows);
@@ -48,10 +48,13 @@ impl<'a> State<'a> {
         scores: &mut [f32],
         visible: Range<usize>,
     ) -> f32 {
-        scores[..visible.start].fill(f32::NEG_INFINITY);
-        scores[visible.end..].fill(f32::NEG_INFINITY);
+        let scores: &mut [f32; PAGE_TOKENS] = scores.try_into().expect("scores of a page");
+        if visible.len() < PAGE_TOKENS {
+            scores[..visible.start].fill(f32::NEG_INFINITY);
+            scores[visible.end..].fill(f32::NEG_INFINITY);
+        }
         let mut page_max = l.splat(f32::NEG_INFINITY);
-        for x in scores[..PAGE_TOKENS].chunks_exact(L::LEN) {
+        for x in scores.chunks_exact(L::LEN) {
             page_max = l.max(page_max, l.load(x));
         }
         let page_max = l.reduce_max(page_max);
@@ -59,7 +62,7 @@ impl<'a> State<'a> {
             return UNSEEN;
         }
         let factor = raise(l, &mut self.max[row], page_max);
-        let sum = exp_in_place(l, &mut scores[..PAGE_TOKENS], self.max[row]);
+        let sum = exp_in_place(l, scores, self.max[row]);
         self.sum[row] = self.sum[row] * factor + sum;
         factor
     }
@@ -72,9 +75,11 @@ impl<'a> State<'a> {
         }
         let factor = l.splat(factor);
         let acc = &mut self.acc[row * self.width..][..self.width];
-        for (acc, product) in acc.chunks_mut(L::LEN).zip(product.chunks(L::LEN)) {
-            let sum = l.mul_add(l.load_some(acc, 0.0), factor, l.load_some(product, 0.0));
-            l.store_some(sum, acc);
+        for (acc, product) in acc
+            .chunks_exact_mut(L::LEN)
+            .zip(product.chunks_exact(L::LEN))
+        {
+            l.store(l.mul_add(l.load(acc), factor, l.load(product)), acc);
         }
     }
 
@@ -92,9 +97,9 @@ impl<'a> State<'a> {
             let (factor, later_factor) = (l.splat(factor), l.splat(later_factor));
             let acc = &mut self.acc[row * self.width..][..self.width];
             let later = &later.acc[row * self.width..][..self.width];
-            for (acc, later) in acc.chunks_mut(L::LEN).zip(later.chunks(L::LEN)) {
-                let later = l.mul(l.load_some(later, 0.0), later_factor);
-                l.store_some(l.mul_add(l.load_some(acc, 0.0), factor, later), acc);
+            for (acc, later) in acc.chunks_exact_mut(L::LEN).zip(later.chunks_exact(L::LEN)) {
+                let later = l.mul(l.load(later), later_factor);
+                l.store(l.mul_add(l.load(acc), factor, later), acc);
             }
         }
     }

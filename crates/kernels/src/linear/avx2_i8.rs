@@ -305,6 +305,23 @@ impl<L: Strip> Words<'_, L> {
             let x = self.chunk.i16_rows::<R>(i);
             let mut kept = self.keep.cast_const();
             let mut next = next.places();
+            if let Some(ahead) = self.chunk.next {
+                // The same lines of the page to come; of values about half are there.
+                let lines = span.to - span.from;
+                let element_bytes = if next[0] == next[1] {
+                    LINE_BYTES
+                } else {
+                    LINE_BYTES / 2
+                };
+                next = [
+                    next[0]
+                        .wrapping_offset(ahead)
+                        .wrapping_sub(lines * element_bytes),
+                    next[1]
+                        .wrapping_offset(ahead)
+                        .wrapping_sub(lines * MASK_BYTES),
+                ];
+            }
             for part in self.parts(span) {
                 let mut acc = [[_mm256_setzero_si256(); 2]; R];
                 // SAFETY: the caller's promise; elements up to 4 * part.end are in each row.

@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use half::bf16;
 use sparamx_cpu::Cpu;
-use sparamx_format::{
-    DenseBf16, DenseI4, DenseI8, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales,
-    SparseBf16, SparseI4, SparseI8,
-};
+use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales};
+
+use super::Weight;
 
 /// How a kernel wants its activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,16 +118,22 @@ pub(crate) fn write_rows<'r>(
 
 /// How a row is quantized, see [`Activation::I8`]. A row with a NaN or an infinity gets a scale that is not finite, and so does
 /// everything made of it.
-struct Quantizer {
+#[derive(Clone, Copy)]
+pub(crate) struct Quantizer {
     inverse: f32,
-    scale: f32,
+    /// What a level must be multiplied by.
+    pub scale: f32,
 }
 
 impl Quantizer {
     fn new(row: &[f32]) -> Self {
         // Magnitudes compare as their bits do, NaN above all; the comparison of signed integers is there on every x86-64.
         let bits = row.iter().map(|v| (v.to_bits() & 0x7fff_ffff) as i32);
-        let most = f32::from_bits(bits.fold(0, i32::max) as u32);
+        Self::of(f32::from_bits(bits.fold(0, i32::max) as u32))
+    }
+
+    /// For numbers of which `most` is the largest magnitude.
+    pub fn of(most: f32) -> Self {
         let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
         // A magnitude below 2^-142 has no finite inverse; it is nothing beside any other activation.
         let scale = if inverse.is_finite() {
@@ -141,7 +146,8 @@ impl Quantizer {
 
     /// Adding 1.5 * 2^23 leaves no bits below 1, so the sum is rounded as the unit says, to nearest, ties to even; the integer
     /// is then in the low bits. A call of `round_ties_even` per element would be a function call on plain x86-64.
-    fn level(&self, v: f32) -> i8 {
+    #[inline(always)]
+    pub fn level(&self, v: f32) -> i8 {
         const ROUND: f32 = 12_582_912.0;
         (v * self.inverse + ROUND).to_bits() as i8
     }
@@ -199,26 +205,94 @@ pub(crate) struct Activations {
     pub kind: Activation,
 }
 
-/// Strips of a weight, in whatever form they lie in memory.
+/// Strips of a weight or of a page, in whatever form they lie in memory.
 #[derive(Clone, Copy)]
 pub(crate) enum Strips<'a> {
     /// All lines of all strips.
     DenseBf16(&'a [u16]),
     /// Packed.
-    SparseBf16(&'a SparseBf16),
+    SparseBf16(PackedStrips<'a, u32, u16>),
     /// int8, all elements.
-    DenseI8(&'a DenseI8),
+    DenseI8(&'a [i8], ScalesView<'a>),
     /// int8, packed.
-    SparseI8(&'a SparseI8),
-    /// int4, all elements.
-    DenseI4(&'a DenseI4),
-    /// int4, packed.
-    SparseI4(&'a SparseI4),
+    SparseI8(PackedStrips<'a, u64, i8>, ScalesView<'a>),
+    /// int4, all elements, two to a byte.
+    DenseI4(&'a [u8], ScalesView<'a>),
+    /// int4, packed, two values to a byte.
+    SparseI4(PackedStrips<'a, u64, u8>, ScalesView<'a>),
 }
 
-impl<'a> From<&'a DenseBf16> for Strips<'a> {
-    fn from(w: &'a DenseBf16) -> Self {
-        Strips::DenseBf16(w.lines())
+/// Masks and values of packed strips. A kernel trusts them: the bits of a strip's masks are no more than the values from its
+/// start on, of which the last 64 bytes are slack.
+#[derive(Clone, Copy)]
+pub(crate) struct PackedStrips<'a, M, V> {
+    /// Equally many for each strip.
+    pub masks: &'a [M],
+    pub values: &'a [V],
+    /// Where the values of strip `s` begin: element `s * starts_step`.
+    pub starts: &'a [u64],
+    pub starts_step: usize,
+}
+
+impl<'a, M, V> PackedStrips<'a, M, V> {
+    /// The masks of strip `s`, which has `lines` lines, and its values, `per_element` to an element of `values`, from the first on.
+    fn strip(&self, s: usize, lines: usize, per_element: usize) -> (&'a [M], &'a [V]) {
+        let start = self.starts[s * self.starts_step] as usize / per_element;
+        (&self.masks[s * lines..][..lines], &self.values[start..])
+    }
+}
+
+/// What the levels of an int8 or int4 weight are worth.
+#[derive(Clone, Copy)]
+pub(crate) enum ScalesView<'a> {
+    /// A scale for each output.
+    Row(&'a [f32]),
+    /// `[strips][groups][16]` bf16 bits, a scale for each output and `elems` k.
+    Group {
+        elems: usize,
+        groups: usize,
+        values: &'a [u16],
+    },
+}
+
+impl<'a> From<&'a Scales> for ScalesView<'a> {
+    fn from(scales: &'a Scales) -> Self {
+        match scales {
+            Scales::Row(values) => Self::Row(values),
+            &Scales::Group {
+                elems,
+                groups,
+                ref values,
+            } => Self::Group {
+                elems,
+                groups,
+                values,
+            },
+        }
+    }
+}
+
+impl<'a> From<&'a Weight> for Strips<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        /// The formats' types share these methods but no trait.
+        macro_rules! packed {
+            ($w:ident) => {
+                PackedStrips {
+                    masks: $w.masks(),
+                    values: $w.values(),
+                    starts: $w.offsets(),
+                    starts_step: $w.blocks_per_strip(),
+                }
+            };
+        }
+        match weight {
+            Weight::DenseBf16(w) => Strips::DenseBf16(w.lines()),
+            Weight::SparseBf16(w) => Strips::SparseBf16(packed!(w)),
+            Weight::DenseI8(w) => Strips::DenseI8(w.lines(), w.scales().into()),
+            Weight::SparseI8(w) => Strips::SparseI8(packed!(w), w.scales().into()),
+            Weight::DenseI4(w) => Strips::DenseI4(w.lines(), w.scales().into()),
+            Weight::SparseI4(w) => Strips::SparseI4(packed!(w), w.scales().into()),
+        }
     }
 }
 
@@ -234,6 +308,9 @@ pub(crate) struct Chunk<'a> {
     pub weight: Strips<'a>,
     pub strips: Range<usize>,
     pub out: Out<'a>,
+    /// If the weight is short: how many bytes after it what is read next begins, a weight of the same form. A kernel then asks
+    /// memory for that, not for what follows a strip.
+    pub next: Option<isize>,
 }
 
 // SAFETY: the pointers of a chunk are to activations that nobody writes during a call and to outputs of which each strip
@@ -274,13 +351,7 @@ impl<'a> Chunk<'a> {
     /// If the weight is not packed or has no such strip.
     pub fn sparse_strip(&self, s: usize) -> (&'a [u32], &'a [u16]) {
         match self.weight {
-            Strips::SparseBf16(w) => {
-                let start = w.offsets()[s * w.blocks_per_strip()] as usize;
-                (
-                    &w.masks()[s * self.lines()..][..self.lines()],
-                    &w.values()[start..],
-                )
-            }
+            Strips::SparseBf16(packed) => packed.strip(s, self.lines(), 1),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
@@ -291,9 +362,9 @@ impl<'a> Chunk<'a> {
     /// As [`dense_strip`](Self::dense_strip).
     pub fn dense_i8_strip(&self, s: usize) -> &'a [i8] {
         match self.weight {
-            Strips::DenseI8(w) => {
+            Strips::DenseI8(lines, _) => {
                 let elems = self.int_lines() * LINE_ELEMS_I8;
-                &w.lines()[s * elems..][..elems]
+                &lines[s * elems..][..elems]
             }
             _ => panic!("{WRONG_FORMAT}"),
         }
@@ -305,11 +376,7 @@ impl<'a> Chunk<'a> {
     /// As [`sparse_strip`](Self::sparse_strip).
     pub fn sparse_i8_strip(&self, s: usize) -> (&'a [u64], &'a [i8]) {
         match self.weight {
-            Strips::SparseI8(w) => {
-                let start = w.offsets()[s * w.blocks_per_strip()] as usize;
-                let lines = self.int_lines();
-                (&w.masks()[s * lines..][..lines], &w.values()[start..])
-            }
+            Strips::SparseI8(packed, _) => packed.strip(s, self.int_lines(), 1),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
@@ -320,9 +387,9 @@ impl<'a> Chunk<'a> {
     /// As [`dense_strip`](Self::dense_strip).
     pub fn dense_i4_strip(&self, s: usize) -> &'a [u8] {
         match self.weight {
-            Strips::DenseI4(w) => {
+            Strips::DenseI4(lines, _) => {
                 let bytes = self.int_lines() * LINE_ELEMS_I8 / 2;
-                &w.lines()[s * bytes..][..bytes]
+                &lines[s * bytes..][..bytes]
             }
             _ => panic!("{WRONG_FORMAT}"),
         }
@@ -335,11 +402,7 @@ impl<'a> Chunk<'a> {
     /// As [`sparse_strip`](Self::sparse_strip).
     pub fn sparse_i4_strip(&self, s: usize) -> (&'a [u64], &'a [u8]) {
         match self.weight {
-            Strips::SparseI4(w) => {
-                let start = w.offsets()[s * w.blocks_per_strip()] as usize;
-                let lines = self.int_lines();
-                (&w.masks()[s * lines..][..lines], &w.values()[start / 2..])
-            }
+            Strips::SparseI4(packed, _) => packed.strip(s, self.int_lines(), 2),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
@@ -348,31 +411,38 @@ impl<'a> Chunk<'a> {
     ///
     /// # Panics
     /// If the weight is bf16.
-    pub fn scales(&self) -> &'a Scales {
+    fn scales(&self) -> ScalesView<'a> {
         match self.weight {
-            Strips::DenseI8(w) => w.scales(),
-            Strips::SparseI8(w) => w.scales(),
-            Strips::DenseI4(w) => w.scales(),
-            Strips::SparseI4(w) => w.scales(),
+            Strips::DenseI8(_, scales)
+            | Strips::SparseI8(_, scales)
+            | Strips::DenseI4(_, scales)
+            | Strips::SparseI4(_, scales) => scales,
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
 
     /// Lines of an int8 or int4 strip that have one scale per output; the last group may have fewer.
+    ///
+    /// # Panics
+    /// If the weight is bf16.
     pub fn group_lines(&self) -> usize {
         match self.scales() {
-            Scales::Row(_) => self.int_lines(),
-            Scales::Group { elems, .. } => elems / 4,
+            ScalesView::Row(_) => self.int_lines(),
+            ScalesView::Group { elems, .. } => elems / 4,
         }
     }
 
     /// The scales of strip `s`.
+    ///
+    /// # Panics
+    /// If the weight is bf16 or has no such strip.
     pub fn strip_scales(&self, s: usize) -> StripScales<'a> {
-        let scales = self.scales();
-        let count = scales.groups() * STRIP_ROWS;
-        match scales {
-            Scales::Row(values) => StripScales::F32(&values[s * count..][..count]),
-            Scales::Group { values, .. } => StripScales::Bf16(&values[s * count..][..count]),
+        match self.scales() {
+            ScalesView::Row(values) => StripScales::F32(&values[s * STRIP_ROWS..][..STRIP_ROWS]),
+            ScalesView::Group { groups, values, .. } => {
+                let count = groups * STRIP_ROWS;
+                StripScales::Bf16(&values[s * count..][..count])
+            }
         }
     }
 
@@ -473,6 +543,22 @@ pub(crate) enum StripScales<'a> {
     Bf16(&'a [u16]),
 }
 
+impl StripScales<'_> {
+    /// The scales of group `g`.
+    ///
+    /// # Panics
+    /// If there is no such group.
+    pub fn group(self, g: usize) -> [f32; STRIP_ROWS] {
+        let at = g * STRIP_ROWS;
+        match self {
+            Self::F32(scales) => std::array::from_fn(|j| scales[at + j]),
+            Self::Bf16(bits) => {
+                std::array::from_fn(|j| f32::from_bits(u32::from(bits[at + j]) << 16))
+            }
+        }
+    }
+}
+
 /// A row of int8 activations of a chunk, which it does not outlive.
 #[derive(Clone, Copy)]
 pub(crate) struct I8Row {
@@ -524,20 +610,36 @@ impl Out<'_> {
     #[inline(always)]
     pub unsafe fn put(&self, i: usize, s: usize, sums: [f32; STRIP_ROWS]) {
         let first = s * STRIP_ROWS;
-        let count = STRIP_ROWS.min(self.n - first);
-        // SAFETY: by the caller's promise `count` elements are there, and this thread's alone.
-        let y =
-            unsafe { std::slice::from_raw_parts_mut(self.ptr.add(i * self.stride + first), count) };
+        if self.n - first < STRIP_ROWS {
+            // SAFETY: the caller's promise.
+            return unsafe { self.put_part(i, first, &sums) };
+        }
         let mut sums = sums;
         if let Some(bias) = self.bias {
-            for (sum, b) in sums.iter_mut().zip(&bias[first..][..count]) {
+            for (sum, b) in sums.iter_mut().zip(&bias[first..][..STRIP_ROWS]) {
                 *sum += b;
             }
         }
-        match y.first_chunk_mut() {
-            // All but the last strip of some weights: of known length, so stored without a call of memcpy.
-            Some(y) => *y = sums,
-            None => y.copy_from_slice(&sums[..count]),
+        // SAFETY: by the caller's promise 16 elements are there, and this thread's alone.
+        unsafe {
+            let y = self.ptr.add(i * self.stride + first);
+            y.cast::<[f32; STRIP_ROWS]>().write(sums);
+        }
+    }
+
+    /// The last strip of some weights: apart, so that a whole one is stored without a call of memcpy.
+    ///
+    /// # Safety
+    /// As [`put`](Self::put) for the strip that begins with output `first`.
+    #[cold]
+    unsafe fn put_part(&self, i: usize, first: usize, sums: &[f32; STRIP_ROWS]) {
+        // SAFETY: by the caller's promise the elements up to N are there, and this thread's alone.
+        let y = unsafe {
+            let start = self.ptr.add(i * self.stride + first);
+            std::slice::from_raw_parts_mut(start, self.n - first)
+        };
+        for (j, (y, sum)) in y.iter_mut().zip(sums).enumerate() {
+            *y = self.bias.map_or(*sum, |bias| sum + bias[first + j]);
         }
     }
 }

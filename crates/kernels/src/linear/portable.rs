@@ -134,7 +134,7 @@ fn expand_levels(masks: &[u64], mut values: impl Iterator<Item = i8>, panel: &mu
 /// All rows times a strip of levels: exact sums within a group of scales; groups are added up in f32, in order.
 fn multiply_levels(chunk: &Chunk<'_>, lines: &[i8], s: usize) {
     let group = chunk.group_lines() * LINE_ELEMS_I8;
-    let scales = chunk.scales();
+    let scales = chunk.strip_scales(s);
     for i in 0..chunk.m {
         let [row] = chunk.i8_rows::<1>(i);
         // SAFETY: a row of activations holds k_padded elements and their scale.
@@ -156,7 +156,7 @@ fn multiply_levels(chunk: &Chunk<'_>, lines: &[i8], s: usize) {
                         .sum::<i32>();
                 }
             }
-            for ((sum, exact), scale) in sums.iter_mut().zip(exact).zip(scales.strip(s, g)) {
+            for ((sum, exact), scale) in sums.iter_mut().zip(exact).zip(scales.group(g)) {
                 *sum += exact as f32 * scale;
             }
         }

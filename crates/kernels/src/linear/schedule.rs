@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
-use super::chunk::{Activation, Activations, Chunk, Out, Strips, write_rows};
+use super::chunk::{Activation, Activations, Chunk, Out, write_rows};
 use super::{LinearJob, Weight};
 use crate::catalog::KernelSpec;
 use crate::{Rows, Runtime};
@@ -36,7 +36,7 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
             x: ready.of(kernel.activation),
             m: x.rows(),
             k_padded: job.linear.weight.k_padded(),
-            weight: strips_of(&job.linear.weight),
+            weight: (&job.linear.weight).into(),
             strips: 0..job.linear.weight.strips(),
             out: Out {
                 stride: job.y.stride(),
@@ -44,6 +44,7 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
                 bias: job.linear.bias.as_deref(),
                 ptr: job.y.as_mut_ptr(),
             },
+            next: None,
         })
         .collect();
     let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
@@ -70,17 +71,6 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
         work(0)
     } else {
         rt.pool().run(&work)
-    }
-}
-
-pub(crate) fn strips_of(weight: &Weight) -> Strips<'_> {
-    match weight {
-        Weight::DenseBf16(w) => w.into(),
-        Weight::SparseBf16(w) => Strips::SparseBf16(w),
-        Weight::DenseI8(w) => Strips::DenseI8(w),
-        Weight::SparseI8(w) => Strips::SparseI8(w),
-        Weight::DenseI4(w) => Strips::DenseI4(w),
-        Weight::SparseI4(w) => Strips::SparseI4(w),
     }
 }
 

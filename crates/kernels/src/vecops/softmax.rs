@@ -32,10 +32,17 @@ impl RowOp for Softmax {
 pub(crate) fn exp_in_place<L: Lanes>(l: L, row: &mut [f32], max: f32) -> f32 {
     let max = l.splat(max);
     let mut sum = l.splat(0.0);
-    for x in row.chunks_mut(L::LEN) {
+    let mut whole = row.chunks_exact_mut(L::LEN);
+    for x in &mut whole {
+        let e = exp(l, l.sub(l.load(x), max));
+        l.store(e, x);
+        sum = l.add(sum, e);
+    }
+    let rest = whole.into_remainder();
+    if !rest.is_empty() {
         // Lanes past the end of the row give exp(-infinity) = 0.
-        let e = exp(l, l.sub(l.load_some(x, f32::NEG_INFINITY), max));
-        l.store_some(e, x);
+        let e = exp(l, l.sub(l.load_some(rest, f32::NEG_INFINITY), max));
+        l.store_some(e, rest);
         sum = l.add(sum, e);
     }
     l.reduce_sum(sum)

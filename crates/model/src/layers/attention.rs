@@ -1,6 +1,6 @@
 //! Grouped-query attention with rotary positions.
 
-use sparamx_kernels::attention::{self, Params, Task};
+use sparamx_kernels::attention::{self, KvPages, PAGE_TOKENS, Params, Task};
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops};
 
 use super::Norm;
@@ -61,10 +61,14 @@ impl Attention {
         let bytes = (ws.k.len() + ws.v.len()) * (size_of::<f32>() + size_of::<u16>());
         recorder.time(Op::Cache, bytes, || self.append(rt, inputs, ws))?;
 
-        let tasks = self.tasks(inputs);
+        let pages: Vec<_> = inputs
+            .iter()
+            .map(|input| input.cache.pages(self.layer))
+            .collect();
+        let tasks = self.tasks(inputs, &pages);
         let q = Rows::new(&ws.q, rows, q_width);
         let out = RowsMut::new(&mut ws.attended, rows, q_width);
-        recorder.time(Op::Attention, self.cache_bytes(&tasks), || {
+        recorder.time(Op::Attention, self.cache_bytes(inputs), || {
             attention::attention(rt, &self.params, q, &tasks, out)
         })?;
         Ok(())
@@ -90,12 +94,20 @@ impl Attention {
         stream.add_delta(rt, hidden, recorder)
     }
 
-    /// Bytes of the keys and values that the tasks see, each counted once.
-    fn cache_bytes(&self, tasks: &[Task<'_>]) -> usize {
+    /// Bytes of the keys and values that the inputs see, each counted once, in the form that the last token of the input sees.
+    fn cache_bytes(&self, inputs: &[Input<'_>]) -> usize {
         let window = self.params.window.unwrap_or(usize::MAX);
-        let seen = |task: &Task<'_>| task.rows + task.start.min(window.saturating_sub(1));
-        let width = self.k.weight.n() + self.v.weight.n();
-        tasks.iter().map(seen).sum::<usize>() * width * size_of::<u16>()
+        let token_bytes = (self.k.weight.n() + self.v.weight.n()) * size_of::<u16>();
+        let of = |input: &Input<'_>| {
+            let (start, rows) = (input.cache.len(), input.tokens.len());
+            let seen = rows + start.min(window.saturating_sub(1));
+            let first_page = (start + rows - seen) / PAGE_TOKENS;
+            let (packed, page_bytes) = input.cache.packed((start + rows - 1) / PAGE_TOKENS);
+            let packed = packed.end.saturating_sub(packed.start.max(first_page));
+            let dense = seen.saturating_sub(packed * PAGE_TOKENS);
+            dense * token_bytes + packed * page_bytes
+        };
+        inputs.iter().map(of).sum()
     }
 
     /// Queries, keys and values of all rows, in one pass over the pool: they read the same rows.
@@ -163,34 +175,38 @@ impl Attention {
         inputs: &mut [Input<'_>],
         ws: &AttentionBuffers,
     ) -> Result<(), ModelError> {
-        let width = self.k.weight.n();
+        let (q_width, kv_width) = (self.q.weight.n(), self.k.weight.n());
         let mut first = 0;
         for input in inputs {
             let rows = input.tokens.len();
-            let part = first * width..(first + rows) * width;
-            let (k, v) = (
-                Rows::new(&ws.k[part.clone()], rows, width),
-                Rows::new(&ws.v[part], rows, width),
+            let part = |width: usize| first * width..(first + rows) * width;
+            let (q, k, v) = (
+                Rows::new(&ws.q[part(q_width)], rows, q_width),
+                Rows::new(&ws.k[part(kv_width)], rows, kv_width),
+                Rows::new(&ws.v[part(kv_width)], rows, kv_width),
             );
-            input.cache.append(rt, self.layer, k, v)?;
+            input.cache.append(rt, self.layer, q, k, v)?;
             first += rows;
         }
         Ok(())
     }
 
-    /// One task for each sequence: its rows attend to its own cache.
-    fn tasks<'a>(&self, inputs: &'a [Input<'_>]) -> Vec<Task<'a>> {
+    /// One task for each sequence: its rows attend to its own cache, `pages`.
+    fn tasks<'a>(&self, inputs: &[Input<'_>], pages: &'a [Box<dyn KvPages + '_>]) -> Vec<Task<'a>> {
         let mut first_row = 0;
-        let task = |input: &'a Input<'_>| {
-            let rows = input.tokens.len();
-            first_row += rows;
-            Task {
-                first_row: first_row - rows,
-                rows,
-                start: input.cache.len(),
-                kv: input.cache.pages(self.layer),
-            }
-        };
-        inputs.iter().map(task).collect()
+        inputs
+            .iter()
+            .zip(pages)
+            .map(|(input, pages)| {
+                let rows = input.tokens.len();
+                first_row += rows;
+                Task {
+                    first_row: first_row - rows,
+                    rows,
+                    start: input.cache.len(),
+                    kv: &**pages,
+                }
+            })
+            .collect()
     }
 }
