@@ -87,10 +87,12 @@ pub enum EngineError {
         /// Tokens that fit in the context.
         context: usize,
     },
-    /// A text with fewer than two tokens, where nothing can be scored.
+    /// A text with so few tokens that nothing can be scored.
     TextTooShort {
         /// Tokens of the text.
         tokens: usize,
+        /// Tokens of the shortest text that has one to score.
+        needed: usize,
     },
     /// A line of a file of questions is not a question.
     Question {
@@ -110,14 +112,21 @@ pub enum EngineError {
         /// Why.
         error: &'static str,
     },
-    /// The KV cache does not fit in memory.
+    /// The system has too little memory for more pages of the KV cache.
     CacheMemory {
         /// Bytes wanted.
         needed_bytes: u64,
         /// Bytes to be had.
         available_bytes: u64,
-        /// Tokens they were wanted for.
-        tokens: usize,
+    },
+    /// The budget of the KV cache has too little left for more pages.
+    PoolFull {
+        /// Bytes wanted.
+        needed_bytes: u64,
+        /// Bytes that no sequence holds.
+        free_bytes: u64,
+        /// Bytes of the budget.
+        budget_bytes: u64,
     },
     /// The model refused.
     Model(ModelError),
@@ -228,9 +237,9 @@ impl EngineError {
                 f,
                 "the prompt has {prompt} tokens and the context {context}, of which one is for the answer: shorten the prompt"
             ),
-            Self::TextTooShort { tokens } => write!(
+            Self::TextTooShort { tokens, needed } => write!(
                 f,
-                "the text has {tokens} tokens and at least 2 are needed: the first of a window is not scored"
+                "the text has {tokens} tokens and at least {needed} are needed: the first of a window are not scored"
             ),
             Self::Choice {
                 question,
@@ -240,11 +249,19 @@ impl EngineError {
             Self::CacheMemory {
                 needed_bytes,
                 available_bytes,
-                tokens,
             } => write!(
                 f,
-                "a KV cache of {tokens} tokens needs {needed_bytes} bytes and {available_bytes} can be had: \
+                "the KV cache needs {needed_bytes} bytes more and the system has {available_bytes}: \
                  choose a smaller context"
+            ),
+            Self::PoolFull {
+                needed_bytes,
+                free_bytes,
+                budget_bytes,
+            } => write!(
+                f,
+                "the KV cache needs {needed_bytes} bytes more and of its {budget_bytes} bytes {free_bytes} are left: \
+                 choose a smaller context, fewer sequences at a time, or more memory for the cache"
             ),
             Self::Model(e) => write!(f, "{e}"),
             Self::Kernel(e) => write!(f, "{e}"),

@@ -4,7 +4,7 @@
 //! use std::ops::ControlFlow;
 //! use std::path::Path;
 //!
-//! use sparamx_engine::{ChatTemplate, Event, GenerateParams, Message, Session, Tokenizer};
+//! use sparamx_engine::{ChatTemplate, EngineOptions, Event, GenerateParams, Message, Session, Tokenizer};
 //! # use sparamx_kernels::Runtime;
 //! # use sparamx_model::Model;
 //!
@@ -16,9 +16,9 @@
 //!     Some(template) => tokenizer.encode(&template.render(&[Message::new("user", "Hi")], true)?, false)?,
 //!     None => tokenizer.encode_prompt("Once upon a time")?,
 //! };
-//! let mut session = Session::new(rt, model, &tokenizer, None)?;
+//! let mut session = Session::new(rt, model, &tokenizer, EngineOptions::default())?;
 //! let outcome = session.generate(&prompt, &GenerateParams::default(), &mut |event| {
-//!     if let Event::Text(text) = event {
+//!     if let Event::Token { text, .. } | Event::Finished { text, .. } = event {
 //!         print!("{text}");
 //!     }
 //!     ControlFlow::Continue(())
@@ -30,11 +30,13 @@
 //!
 //! Where things are: [`Tokenizer`] and [`StreamDecoder`] turn text into ids and back, the latter piece by piece and never
 //! half a character. [`ChatTemplate`] makes a prompt of a conversation. [`Sampler`] chooses a token from logits;
-//! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values. [`Session`] brings them together for one
+//! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values, in pages
+//! of a [`PagePool`]. [`Session`] brings them together for one
 //! sequence at a time; [`perplexity()`] measures by a text, [`evaluate`] by multiple-choice questions.
 
 #![forbid(unsafe_code)]
 
+mod batch;
 mod chat;
 mod error;
 mod eval;
@@ -49,13 +51,18 @@ mod stream;
 mod tokenizer;
 mod writer;
 
+pub use batch::{
+    BatchEngine, Engine, EngineOptions, Event, MAX_ALTERNATIVES, Request, RequestId, Speculation,
+    Stats, TokenLogprob, Usage,
+};
 pub use chat::{ChatTemplate, Message};
 pub use error::EngineError;
 pub use eval::{Answer, Choice, Evaluation, Question, Questions, Task, evaluate};
-pub use generate::{Event, FinishReason, GenerateParams, Outcome, Session};
-pub use kv::{PagePool, PagedCache};
-pub use perplexity::{Perplexity, Prediction, perplexity};
+pub use generate::{FinishReason, GenerateParams, Outcome, Session};
+pub use kv::{KvOptions, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
+pub use perplexity::{Perplexity, Prediction, Scoring, perplexity};
 pub use sampler::{Sampler, SamplingParams};
+pub use sparamx_kernels::attention::{Precision as KvPrecision, PruneRule as KvRule};
 pub use stop::{Passed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;

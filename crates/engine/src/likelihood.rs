@@ -3,8 +3,8 @@
 use sparamx_kernels::Runtime;
 use sparamx_model::{Input, KvCache, Model, Want, Workspace};
 
-use crate::sampler::check_logits;
-use crate::{EngineError, PagedCache};
+use crate::sampler::{best, check_logits};
+use crate::{EngineError, KvOptions, PagePool, PagedCache, TokenLogprob};
 
 /// Tokens that go through the model at a time.
 const CHUNK_TOKENS: usize = 512;
@@ -20,16 +20,16 @@ pub(crate) struct Scorer<'a> {
 }
 
 impl<'a> Scorer<'a> {
-    /// A scorer for sequences of up to `max_tokens` tokens.
+    /// A scorer whose keys and values are kept as `kv` says.
     pub(crate) fn new(
         rt: &'a Runtime,
         model: &'a Model,
-        max_tokens: usize,
+        kv: &KvOptions,
     ) -> Result<Self, EngineError> {
         Ok(Self {
             rt,
             model,
-            cache: PagedCache::new(model.config(), max_tokens)?,
+            cache: PagePool::new(model.config(), kv)?.sequence(),
             workspace: Workspace::new(),
         })
     }
@@ -53,6 +53,15 @@ impl<'a> Scorer<'a> {
             logits = self.forward(chunk, want)?.to_vec();
         }
         Ok(logits)
+    }
+
+    /// Appends `tokens`, for nothing but what comes after them.
+    pub(crate) fn skip(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
+        for chunk in tokens.chunks(CHUNK_TOKENS) {
+            self.cache.reserve(chunk.len())?;
+            self.forward(chunk, Want::None)?;
+        }
+        Ok(())
     }
 
     /// Appends `inputs` and adds up the negative log likelihoods, in nats, of the `targets`: each after the input of the same
@@ -94,18 +103,50 @@ impl<'a> Scorer<'a> {
 /// `ln(sum(exp(row))) - row[target]`, added up in f64.
 ///
 /// # Errors
-/// [`EngineError::Logit`] for NaN and plus infinity; [`EngineError::NoToken`] for a row of nothing but minus infinity.
+/// As [`normalizer`].
 pub(crate) fn negative_log_likelihood(row: &[f32], target: u32) -> Result<f64, EngineError> {
+    let Normalizer { max, ln_sum } = normalizer(row)?;
+    Ok(ln_sum + (max - f64::from(row[target as usize])))
+}
+
+/// Log probabilities, of `id` and of the `top` most probable tokens, from a row of logits.
+///
+/// # Errors
+/// As [`normalizer`].
+pub(crate) fn log_probabilities(
+    row: &[f32],
+    id: u32,
+    top: usize,
+) -> Result<TokenLogprob, EngineError> {
+    let Normalizer { max, ln_sum } = normalizer(row)?;
+    let of = |id: u32| ((f64::from(row[id as usize]) - max) - ln_sum) as f32;
+    Ok(TokenLogprob {
+        id,
+        logprob: of(id),
+        top: best(row, top).map(|id| (id, of(id))).collect(),
+    })
+}
+
+/// `ln(sum(exp(row)))`, in two parts: their sum could lose what the second adds to the first.
+struct Normalizer {
+    max: f64,
+    ln_sum: f64,
+}
+
+/// # Errors
+/// [`EngineError::Logit`] for NaN and plus infinity; [`EngineError::NoToken`] for a row of nothing but minus infinity.
+fn normalizer(row: &[f32]) -> Result<Normalizer, EngineError> {
     check_logits(row)?;
     let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {
         return Err(EngineError::NoToken);
     }
-    let sum: f64 = row
-        .iter()
-        .map(|&x| (f64::from(x) - f64::from(max)).exp())
-        .sum();
-    Ok(sum.ln() + (f64::from(max) - f64::from(row[target as usize])))
+    let max = f64::from(max);
+    let sum: f64 = row.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    Ok(Normalizer {
+        max,
+        ln_sum: sum.ln(),
+    })
 }
 
 #[cfg(test)]
@@ -121,6 +162,24 @@ mod tests {
         assert_eq!(nll(&[0.0, f32::NEG_INFINITY], 0), 0.0);
         let odds = nll(&[1.0, 1.0 + 3f32.ln()], 1);
         assert!((odds - (4f64 / 3.0).ln()).abs() < 1e-7, "{odds}");
+    }
+
+    #[test]
+    fn log_probabilities_are_the_same_numbers_best_first() {
+        let row = [1.0, 3.0, f32::NEG_INFINITY, 3.0, 2.0];
+        let got = log_probabilities(&row, 2, 3).unwrap();
+        assert_eq!((got.id, got.logprob), (2, f32::NEG_INFINITY));
+        assert_eq!(
+            got.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(),
+            [1, 3, 4]
+        );
+        for &(id, logprob) in &got.top {
+            assert_eq!(logprob, -negative_log_likelihood(&row, id).unwrap() as f32);
+        }
+        // What is impossible is no alternative.
+        assert_eq!(log_probabilities(&row, 0, 9).unwrap().top.len(), 4);
+        assert_eq!(log_probabilities(&row, 0, 0).unwrap().top, []);
+        assert!(log_probabilities(&[f32::NAN, 0.0], 0, 1).is_err());
     }
 
     #[test]

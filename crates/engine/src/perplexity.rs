@@ -7,7 +7,7 @@ use sparamx_kernels::Runtime;
 use sparamx_model::Model;
 
 use crate::likelihood::Scorer;
-use crate::{EngineError, Tokenizer};
+use crate::{EngineError, KvOptions, Tokenizer};
 
 /// What [`perplexity()`] measures on a text. Texts are taken together by adding these up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -57,39 +57,71 @@ pub struct Perplexity {
     pub bits_per_byte: f64,
 }
 
+/// How a text is measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scoring {
+    /// Tokens in a window.
+    pub ctx: usize,
+    /// Tokens at the start of each window that are not scored; the first one never is, having nothing before it.
+    pub unscored: usize,
+    /// How keys and values are kept.
+    pub kv: KvOptions,
+}
+
+impl Scoring {
+    /// All tokens of windows of `ctx` but the first, with dense keys and values.
+    pub fn windows_of(ctx: usize) -> Self {
+        Self {
+            ctx,
+            unscored: 0,
+            kv: KvOptions::default(),
+        }
+    }
+}
+
 /// Measures a text: its ids with special tokens, in windows of `ctx` tokens that do not overlap, each from an empty cache.
-/// The first token of a window is not scored, having nothing before it. The last window is what is left over.
+/// The last window is what is left over.
 ///
 /// `progress` is told the tokens scored so far and the number of tokens in all.
 ///
 /// # Errors
-/// A `ctx` that is less than 2 or more than the model was made for; a text of less than 2 tokens; too little memory for
-/// the cache; what tokenizer and model report; a logit that is NaN.
+/// A `ctx` that is less than 2 or more than the model was made for, or not more than `unscored`; a text of so few tokens that
+/// none is scored; options of the cache outside their range; too little memory for it; what tokenizer and model report; a
+/// logit that is NaN.
 pub fn perplexity(
     rt: &Runtime,
     model: &Model,
     tokenizer: &Tokenizer,
     text: &str,
-    ctx: usize,
+    scoring: &Scoring,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Prediction, EngineError> {
-    let longest = model.config().context_length();
+    let (ctx, longest) = (scoring.ctx, model.config().context_length());
+    let first = scoring.unscored.max(1);
+    if first >= ctx && ctx >= 2 {
+        let allowed = format!("less than the {ctx} of a window");
+        return Err(EngineError::parameter("unscored", first, allowed));
+    }
     if !(2..=longest).contains(&ctx) {
         let allowed = format!("2 to {longest}, what the model was made for");
         return Err(EngineError::parameter("ctx", ctx, allowed));
     }
     let ids = tokenizer.encode(text, true)?;
-    let windows = || ids.chunks(ctx).filter(|window| window.len() >= 2);
-    let tokens: usize = windows().map(|window| window.len() - 1).sum();
+    let windows = || ids.chunks(ctx).filter(|window| window.len() > first);
+    let tokens: usize = windows().map(|window| window.len() - first).sum();
     if tokens == 0 {
-        return Err(EngineError::TextTooShort { tokens: ids.len() });
+        return Err(EngineError::TextTooShort {
+            tokens: ids.len(),
+            needed: first + 1,
+        });
     }
-    let mut scorer = Scorer::new(rt, model, ctx)?;
+    let mut scorer = Scorer::new(rt, model, &scoring.kv)?;
     let (mut nll, mut scored) = (0.0, 0);
     for window in windows() {
         scorer.rewind(0);
+        scorer.skip(&window[..first - 1])?;
         // Nothing comes after the last token, so that it need not go through the model.
-        let (inputs, targets) = (&window[..window.len() - 1], &window[1..]);
+        let (inputs, targets) = (&window[first - 1..window.len() - 1], &window[first..]);
         nll += scorer.score(inputs, targets, &mut |done| progress(scored + done, tokens))?;
         scored += targets.len();
     }

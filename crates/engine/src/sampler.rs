@@ -162,12 +162,16 @@ impl Sampler {
     fn penalize(&self, logits: &mut [f32]) {
         let penalty = self.params.repetition_penalty;
         for &id in &self.seen {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit > 0.0 {
+            if let Some(logit) = logits.get_mut(id as usize)
+                && logit.is_finite()
+            {
+                let penalized = if *logit > 0.0 {
                     *logit / penalty
                 } else {
                     *logit * penalty
                 };
+                // However extreme the penalty, what was possible stays so, and probabilities follow from the row.
+                *logit = penalized.clamp(f32::MIN, f32::MAX);
             }
         }
     }
@@ -203,6 +207,15 @@ impl Sampler {
         // Where rounding leaves a little over at the end, it is the last token with any weight. The best one has some.
         chosen.expect("the best token passes every filter")
     }
+}
+
+/// The `count` most probable tokens of a row without NaN, best first, the lower id first among equals.
+pub(crate) fn best(logits: &[f32], count: usize) -> impl Iterator<Item = u32> {
+    let mut kept = Vec::new();
+    if count > 0 {
+        keep_top_k(logits, count, &mut kept);
+    }
+    kept.into_iter().map(|candidate| candidate.id)
 }
 
 /// Refuses a row that no probabilities follow from: with NaN or plus infinity in it.

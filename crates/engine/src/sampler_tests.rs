@@ -219,6 +219,17 @@ fn a_penalty_moves_logits_of_either_sign_down() {
 }
 
 #[test]
+fn an_extreme_penalty_leaves_probabilities() {
+    for repetition_penalty in [1e-38, 1e38] {
+        let mut sampler = sampler(|p| p.repetition_penalty = repetition_penalty);
+        for _ in 0..20 {
+            let id = sampler.sample(&[9.0, -9.0, f32::NEG_INFINITY]).unwrap();
+            assert!(id < 2, "{id} is impossible");
+        }
+    }
+}
+
+#[test]
 fn the_stream_is_the_same_everywhere() {
     let logits = bumpy(100);
     let ids = |seed| -> Vec<u32> {

@@ -8,11 +8,11 @@ use std::path::Path;
 use common::{BYTE_LEVEL_IDS, byte_level, letters, model, runtime, tokenizer};
 use serde_json::json;
 use sparamx_engine::{
-    EngineError, Event, FinishReason, GenerateParams, Outcome, PagedCache, SamplingParams, Session,
-    Tokenizer, perplexity,
+    EngineError, EngineOptions, Event, FinishReason, GenerateParams, Outcome, PagedCache,
+    SamplingParams, Scoring, Session, Tokenizer, perplexity,
 };
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Input, LoadOptions, Model, Want, Workspace};
+use sparamx_model::{Checkpoint, Input, LoadOptions, Model, RopeScaling, Want, Workspace};
 
 const PROMPT: &str = "the tall 🦀 told her";
 
@@ -28,8 +28,15 @@ fn greedy(max_tokens: usize) -> GenerateParams {
     }
 }
 
-fn all(_: Event<'_>) -> ControlFlow<()> {
+fn all(_: &Event) -> ControlFlow<()> {
     ControlFlow::Continue(())
+}
+
+fn within(context: usize) -> EngineOptions {
+    EngineOptions {
+        context: Some(context),
+        ..EngineOptions::default()
+    }
 }
 
 /// Logits after each of `ids`, from one pass.
@@ -51,7 +58,7 @@ fn logits(rt: &Runtime, model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
 fn reference(rt: &Runtime, model: &Model, tokens: usize) -> Outcome {
     let tokenizer = plain();
     let prompt = tokenizer.encode(PROMPT, true).unwrap();
-    let mut session = Session::new(rt, model, &tokenizer, None).unwrap();
+    let mut session = Session::new(rt, model, &tokenizer, EngineOptions::default()).unwrap();
     session
         .generate(&prompt, &greedy(tokens), &mut all)
         .unwrap()
@@ -96,15 +103,15 @@ fn events_tell_the_prompt_and_then_the_text() {
     let model = model(&rt, 2000);
     let tokenizer = plain();
     let prompt: Vec<u32> = (0..1100).map(|i| i % 256).collect();
-    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
     let (mut seen, mut text) = (Vec::new(), String::new());
     let outcome = session.generate(&prompt, &greedy(40), &mut |event| {
         match event {
-            Event::Prefill { done, total } => {
+            Event::Prompt { done, total, .. } => {
                 assert!(text.is_empty());
-                seen.push((done, total));
+                seen.push((*done, *total));
             }
-            Event::Text(piece) => text += piece,
+            Event::Token { text: piece, .. } | Event::Finished { text: piece, .. } => text += piece,
         }
         ControlFlow::Continue(())
     });
@@ -119,7 +126,7 @@ fn text_ends_for_the_reason_that_is_told() {
     let want = reference(&rt, &model, 40);
     let prompt = &want.prompt_ids;
     let run = |tokenizer: &Tokenizer, context, params: &GenerateParams| {
-        let mut session = Session::new(&rt, &model, tokenizer, Some(context)).unwrap();
+        let mut session = Session::new(&rt, &model, tokenizer, within(context)).unwrap();
         session.generate(prompt, params, &mut all).unwrap()
     };
 
@@ -167,7 +174,7 @@ fn a_caller_can_end_it_and_go_on() {
     let model = model(&rt, 2000);
     let want = reference(&rt, &model, 20);
     let tokenizer = plain();
-    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
     let mut run = |left: usize| {
         let mut left = left;
         let outcome = session.generate(&want.prompt_ids, &greedy(20), &mut |_| {
@@ -181,8 +188,9 @@ fn a_caller_can_end_it_and_go_on() {
     };
     let none = run(1);
     assert_eq!(
-        (none.finish_reason, none.ids.len(), none.text.len()),
-        (FinishReason::Cancelled, 0, 0)
+        (none.finish_reason, none.ids.len()),
+        (FinishReason::Cancelled, 1),
+        "the step that ran the prompt has chosen a token"
     );
     let some = run(4);
     assert_eq!(some.finish_reason, FinishReason::Cancelled);
@@ -202,21 +210,25 @@ fn what_prompts_have_in_common_is_kept() {
     let first: Vec<u32> = (0..150).map(|i| i % 90).collect();
     let longer = [&first[..], &[5, 6, 7]].concat();
     let changed = [&first[..100], &[9, 8, 7]].concat();
-    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
+    let mut cached = Vec::new();
     for prompt in [&first, &longer, &longer, &changed] {
         let mut done = Vec::new();
         let reused = session.generate(prompt, &greedy(12), &mut |event| {
-            if let Event::Prefill { done: tokens, .. } = event {
-                done.push(tokens);
+            if let Event::Prompt { done: tokens, .. } = event {
+                done.push(*tokens);
             }
             ControlFlow::Continue(())
         });
         assert_eq!(done, [prompt.len()]);
-        let fresh = Session::new(&rt, &model, &tokenizer, None)
+        let reused = reused.unwrap();
+        cached.push(reused.cached_tokens);
+        let fresh = Session::new(&rt, &model, &tokenizer, EngineOptions::default())
             .unwrap()
             .generate(prompt, &greedy(12), &mut all);
-        assert_eq!(reused.unwrap().ids, fresh.unwrap().ids);
+        assert_eq!(reused.ids, fresh.unwrap().ids);
     }
+    assert_eq!(cached, [0, 128, 128, 64], "whole pages of 64 tokens");
 }
 
 /// The tiny models of the `model` crate: every kind of rotation, sliding windows, biases, a prompt longer than a window.
@@ -231,18 +243,26 @@ fn every_family_goes_on_from_its_cache() {
         let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
         let vocab_size = model.config().vocab_size;
         let tokenizer = tokenizer(&[("tokenizer.json", letters(vocab_size))], vocab_size);
-        let length = 70.min(model.config().context_length() - 24);
+        // Beyond this, dynamic rotations depend on the pass that a token goes through the model in.
+        let steady = match model.config().rope_scaling {
+            RopeScaling::Dynamic { .. } => model.config().max_position_embeddings,
+            _ => model.config().context_length(),
+        };
+        let tokens = 24.min(steady / 2);
+        let (length, cut) = (70.min(steady - tokens), tokens / 2);
         let prompt: Vec<u32> = (0..length as u32)
             .map(|i| i * 5 % vocab_size as u32)
             .collect();
-        let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+        let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
         let mut run =
             |prompt: &[u32], tokens| session.generate(prompt, &greedy(tokens), &mut all).unwrap();
-        let whole = run(&prompt, 24);
+        let whole = run(&prompt, tokens);
         assert_eq!(whole.text, tokenizer.decode(&whole.ids).unwrap());
-        // Now with the first ten tokens as a part of the prompt, which the cache has.
-        let longer = [&prompt[..], &whole.ids[..10]].concat();
-        assert_eq!(run(&longer, 14).ids, whole.ids[10..], "{}", dir.display());
+        // Now with the first of them as a part of the prompt; whole pages of it are in the cache.
+        let longer = [&prompt[..], &whole.ids[..cut]].concat();
+        let rest = run(&longer, tokens - cut);
+        assert_eq!(rest.ids, whole.ids[cut..], "{}", dir.display());
+        assert_eq!(rest.cached_tokens, (longer.len() - 1) / 64 * 64);
         families += 1;
     }
     assert!(families >= 9, "{families}");
@@ -253,7 +273,7 @@ fn seeds_decide_samples() {
     let rt = runtime(1);
     let model = model(&rt, 2000);
     let tokenizer = plain();
-    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
     let mut ids = |seed| {
         let sampling = SamplingParams {
             seed,
@@ -276,7 +296,7 @@ fn requests_that_cannot_be_are_refused() {
     let model = model(&rt, 100);
     let tokenizer = plain();
     let message = |context: usize| {
-        Session::new(&rt, &model, &tokenizer, Some(context))
+        Session::new(&rt, &model, &tokenizer, within(context))
             .err()
             .unwrap()
             .to_string()
@@ -289,7 +309,7 @@ fn requests_that_cannot_be_are_refused() {
         message(1),
         "context is 1, allowed is 2 to 100, what the model was made for"
     );
-    let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+    let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
     let mut message = |prompt: &[u32], params: &GenerateParams| {
         session
             .generate(prompt, params, &mut all)
@@ -303,7 +323,7 @@ fn requests_that_cannot_be_are_refused() {
     assert!(message(&[], &greedy(1)).starts_with("the prompt is empty"));
     assert_eq!(
         message(&[1], &greedy(0)),
-        "max_tokens is 0, allowed is 1 or more"
+        "max_tokens is 0, allowed is 1 or more, and 0 if prompt_logprobs are asked for"
     );
     assert!(message(&[999], &greedy(1)).contains("token id 999"));
     let mut params = greedy(1);
@@ -328,9 +348,14 @@ fn perplexity_is_that_of_its_definition() {
             }
         }
         let mut told = Vec::new();
-        let got = perplexity(&rt, &model, &tokenizer, &text, ctx, &mut |done, all| {
-            told.push((done, all))
-        });
+        let got = perplexity(
+            &rt,
+            &model,
+            &tokenizer,
+            &text,
+            &Scoring::windows_of(ctx),
+            &mut |done, all| told.push((done, all)),
+        );
         let got = got.unwrap().perplexity();
         assert_eq!(got.tokens, scored);
         // Passes of other lengths run other kernels; see above.
@@ -352,15 +377,30 @@ fn perplexity_is_that_of_its_definition() {
 fn texts_that_cannot_be_measured_are_refused() {
     let rt = runtime(1);
     let model = model(&rt, 100);
-    let message =
-        |text: &str, ctx| perplexity(&rt, &model, &plain(), text, ctx, &mut |_, _| ()).unwrap_err();
+    let message = |text: &str, ctx| {
+        perplexity(
+            &rt,
+            &model,
+            &plain(),
+            text,
+            &Scoring::windows_of(ctx),
+            &mut |_, _| (),
+        )
+        .unwrap_err()
+    };
     assert!(matches!(
         message("", 10),
-        EngineError::TextTooShort { tokens: 0 }
+        EngineError::TextTooShort {
+            tokens: 0,
+            needed: 2
+        }
     ));
     assert!(matches!(
         message("a", 10),
-        EngineError::TextTooShort { tokens: 1 }
+        EngineError::TextTooShort {
+            tokens: 1,
+            needed: 2
+        }
     ));
     let error = message("text", 101).to_string();
     assert_eq!(

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use common::{runtime, shared};
 use sparamx_engine::{
-    Event, GenerateParams, Prediction, SamplingParams, Session, Tokenizer, perplexity,
+    EngineOptions, Event, GenerateParams, Prediction, SamplingParams, Scoring, Session, Tokenizer,
+    perplexity,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, LoadOptions, Model};
@@ -39,7 +40,8 @@ fn greedy_text_is_the_reference() {
         for threads in [1, 2] {
             let rt = runtime(threads);
             let (model, tokenizer) = load(&rt, &dir);
-            let mut session = Session::new(&rt, &model, &tokenizer, None).unwrap();
+            let mut session =
+                Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
             let prompt = tokenizer.encode_prompt("").unwrap();
             let params = GenerateParams {
                 max_tokens: tokens,
@@ -48,7 +50,7 @@ fn greedy_text_is_the_reference() {
             };
             let mut streamed = String::new();
             let outcome = session.generate(&prompt, &params, &mut |event| {
-                if let Event::Text(text) = event {
+                if let Event::Token { text, .. } | Event::Finished { text, .. } = event {
                     streamed += text;
                 }
                 ControlFlow::Continue(())
@@ -76,7 +78,15 @@ fn perplexity_is_the_reference() {
     let text = std::fs::read_to_string(text).unwrap();
     let mut all = Prediction::default();
     for story in text.split("<|endoftext|>").take(40) {
-        all += perplexity(&rt, &model, &tokenizer, story.trim(), 512, &mut |_, _| ()).unwrap();
+        all += perplexity(
+            &rt,
+            &model,
+            &tokenizer,
+            story.trim(),
+            &Scoring::windows_of(512),
+            &mut |_, _| (),
+        )
+        .unwrap();
     }
     let got = all.perplexity();
     assert_eq!(got.tokens, 12_571);

@@ -11,7 +11,7 @@ use sparamx_kernels::Runtime;
 use sparamx_model::Model;
 
 use crate::likelihood::{Scorer, negative_log_likelihood};
-use crate::{EngineError, Tokenizer};
+use crate::{EngineError, KvOptions, Tokenizer};
 
 use python::is_space;
 pub use task::{Choice, Question, Task};
@@ -152,7 +152,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize, &Answer),
 ) -> Result<Evaluation, EngineError> {
     let mut reader = Reader {
-        scorer: Scorer::new(rt, model, model.config().context_length())?,
+        scorer: Scorer::new(rt, model, &KvOptions::default())?,
         tokenizer,
         longest: model.config().context_length(),
         context: Vec::new(),

@@ -1,0 +1,404 @@
+//! One request from the moment it is taken in to its last event.
+
+use std::time::Duration;
+
+use sparamx_kernels::attention::PAGE_TOKENS;
+use sparamx_model::{Input, KvCache, Want};
+
+use super::api::{Event, Request, TokenLogprob, Usage};
+use super::lookup::Lookup;
+use super::schedule::Pending;
+use super::speculate::{Acceptance, MAX_DRAFT, Offer};
+use crate::likelihood::log_probabilities;
+use crate::writer::TextWriter;
+use crate::{EngineError, FinishReason, PagedCache, Sampler, Tokenizer};
+
+/// A request that has not ended.
+pub(crate) struct Active<'a> {
+    /// Prompt and new tokens.
+    ids: Vec<u32>,
+    prompt_tokens: usize,
+    /// New tokens at most, and why there are no more.
+    most: (usize, FinishReason),
+    logprobs: Option<usize>,
+    prompt_logprobs: Option<usize>,
+    tokenizer: &'a Tokenizer,
+    sampler: Sampler,
+    writer: TextWriter<'a>,
+    /// Keys and values, while it is admitted.
+    cache: Option<PagedCache>,
+    /// Tokens of the prompt that events have told of. Preemption does not take them back.
+    told: usize,
+    /// Tokens of the prompt, from its beginning, whose logits have been used.
+    scored: usize,
+    guesses: Option<Guesses>,
+    /// The tokens that go through the model in this step, guesses included.
+    feed: Vec<u32>,
+    /// How many of them are guesses.
+    drafted: usize,
+    /// Whether the first token was still to come when this step began.
+    prefills: bool,
+    usage: Usage,
+    /// What happened in this step.
+    events: Vec<Event>,
+    result: Option<Result<FinishReason, EngineError>>,
+}
+
+/// What speculation knows of a request.
+#[derive(Default)]
+struct Guesses {
+    lookup: Lookup,
+    acceptance: Acceptance,
+}
+
+impl<'a> Active<'a> {
+    /// Takes in a request whose prompt and new tokens may be up to `room` together; the prompt is no more.
+    ///
+    /// # Errors
+    /// Sampling parameters or stop strings that cannot be.
+    pub fn new(
+        request: Request,
+        room: usize,
+        speculates: bool,
+        tokenizer: &'a Tokenizer,
+    ) -> Result<Self, EngineError> {
+        let Request {
+            prompt,
+            params,
+            logprobs,
+            prompt_logprobs,
+        } = request;
+        let room = room - prompt.len();
+        Ok(Self {
+            prompt_tokens: prompt.len(),
+            most: match params.max_tokens <= room {
+                true => (params.max_tokens, FinishReason::Length),
+                false => (room, FinishReason::Context),
+            },
+            logprobs,
+            prompt_logprobs,
+            tokenizer,
+            sampler: Sampler::new(&params.sampling, &prompt)?,
+            writer: TextWriter::new(tokenizer, &params.stop)?,
+            cache: None,
+            told: 0,
+            scored: 0,
+            guesses: speculates.then(Guesses::default),
+            feed: Vec::new(),
+            drafted: 0,
+            prefills: true,
+            usage: Usage {
+                prompt_tokens: prompt.len(),
+                ..Usage::default()
+            },
+            events: Vec::new(),
+            result: None,
+            ids: prompt,
+        })
+    }
+
+    /// Number of tokens so far, of the prompt and new.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// The tokens whose keys and values may come from the cache, all but the last of them: the text so far, unless logits of
+    /// the prompt are wanted that are not there yet.
+    pub fn reusable(&self) -> &[u32] {
+        match self.wants_prompt_logits() {
+            true => &self.ids[..=self.scored],
+            false => &self.ids,
+        }
+    }
+
+    /// Bytes of its pages; none while it waits.
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache.as_ref().map_or(0, PagedCache::bytes)
+    }
+
+    /// It runs from now on.
+    pub fn admit(&mut self, cache: PagedCache) {
+        if self.usage.preemptions == 0 {
+            self.usage.cached_tokens = cache.len();
+        }
+        self.cache = Some(cache);
+    }
+
+    /// It gives its memory back.
+    pub fn preempt(&mut self) {
+        self.cache = None;
+        self.usage.preemptions += 1;
+    }
+
+    /// What has to run before the next token can be chosen; at most `most_logits` rows of logits may come of it.
+    pub fn pending(&self, most_logits: usize) -> Pending {
+        let done = self.done();
+        Pending {
+            done,
+            tokens: self.ids.len() - done,
+            most: match self.wants_prompt_logits() {
+                true => most_logits,
+                false => usize::MAX,
+            },
+        }
+    }
+
+    /// Gets memory for so many tokens more.
+    ///
+    /// # Errors
+    /// As [`PagedCache::reserve`].
+    pub fn reserve(&mut self, tokens: usize) -> Result<(), EngineError> {
+        match &mut self.cache {
+            Some(cache) => cache.reserve(tokens),
+            None => Ok(()),
+        }
+    }
+
+    /// Guesses that it could take in a step in which it decodes.
+    pub fn offer(&mut self) -> Option<Offer> {
+        let done = self.done();
+        let left = self.most.0.saturating_sub(self.usage.tokens + 1);
+        let guesses = self.guesses.as_mut()?;
+        guesses.lookup.extend(&self.ids);
+        let guess = guesses.lookup.guess()?;
+        // No guess fills a page, so that a page that is full holds text. The last token needs not go through the model.
+        let in_page = (PAGE_TOKENS - 2).saturating_sub(done % PAGE_TOKENS);
+        Some(Offer {
+            share: guesses.acceptance.share(guess.order),
+            most: MAX_DRAFT.min(in_page).min(left),
+        })
+    }
+
+    /// Makes the next `tokens` tokens ready to go through the model, and guesses at those after them.
+    pub fn prepare(&mut self, tokens: usize, drafts: usize) {
+        let done = self.done();
+        self.feed.clear();
+        self.feed.extend_from_slice(&self.ids[done..done + tokens]);
+        let guess = self.guesses.as_ref().and_then(|g| g.lookup.guess());
+        self.drafted = 0;
+        self.prefills = self.usage.tokens == 0;
+        if let Some(guess) = guess
+            && drafts > 0
+            && self.reserve(tokens + drafts).is_ok()
+        {
+            let ids = &self.ids;
+            self.feed
+                .extend((0..drafts).map(|index| guess.token(ids, index)));
+            self.drafted = drafts;
+        }
+    }
+
+    /// What goes through the model in this step; nothing if it is not admitted.
+    pub fn input(&mut self) -> Option<Input<'_>> {
+        let logits = self.want();
+        let cache = self.cache.as_mut()?;
+        Some(Input {
+            tokens: &self.feed,
+            cache,
+            logits,
+        })
+    }
+
+    /// Rows of this step.
+    pub fn rows(&self) -> usize {
+        self.feed.len()
+    }
+
+    /// Rows of logits that come of this step. Only before it ran.
+    pub fn logits_rows(&self) -> usize {
+        match self.want() {
+            Want::All => self.feed.len(),
+            Want::Last => 1,
+            Want::None => 0,
+        }
+    }
+
+    /// Takes the logits of the step, which has run: `[logits_rows, vocab_size]`. Chooses tokens and takes down what happened.
+    pub fn advance(&mut self, logits: &[f32], vocab_size: usize) {
+        let rows: Vec<&[f32]> = logits.chunks_exact(vocab_size).collect();
+        if let Err(error) = self.take(&rows) {
+            self.fail(error);
+        }
+    }
+
+    /// Something went wrong.
+    pub fn fail(&mut self, error: EngineError) {
+        self.result = Some(Err(error));
+    }
+
+    /// What happened since the last call.
+    pub fn events(&mut self) -> impl Iterator<Item = Event> {
+        self.events.drain(..)
+    }
+
+    /// Whether it has come to its end.
+    pub fn has_ended(&self) -> bool {
+        self.result.is_some()
+    }
+
+    /// A step in which it took part has taken so long. Says how many tokens went through the model that were there before.
+    pub fn end_step(&mut self, time: Duration) -> usize {
+        let known = self.feed.len() - self.drafted;
+        match self.prefills {
+            true => {
+                self.usage.prefill_time += time;
+                known
+            }
+            false => {
+                self.usage.decode_time += time;
+                known - 1
+            }
+        }
+    }
+
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// The last event. What has not come to its end was cancelled.
+    pub fn finish(self) -> Event {
+        let result = self.result.unwrap_or(Ok(FinishReason::Cancelled));
+        let (text, result) = match (self.writer.finish(), result) {
+            (Ok(text), result) => (text, result),
+            (Err(error), Ok(_)) => (String::new(), Err(error)),
+            (Err(_), result) => (String::new(), result),
+        };
+        Event::Finished {
+            text,
+            result,
+            usage: self.usage,
+        }
+    }
+
+    fn done(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.len())
+    }
+
+    fn wants_prompt_logits(&self) -> bool {
+        self.prompt_logprobs.is_some() && self.scored + 1 < self.prompt_tokens
+    }
+
+    fn want(&self) -> Want {
+        let end = self.done() + self.feed.len();
+        if self.drafted > 0 || self.wants_prompt_logits() {
+            Want::All
+        } else if end == self.ids.len() && self.most.0 > 0 {
+            Want::Last
+        } else {
+            Want::None
+        }
+    }
+
+    fn take(&mut self, rows: &[&[f32]]) -> Result<(), EngineError> {
+        let start = self.done() - self.feed.len();
+        let known = self.done() - self.drafted;
+        self.tell_prompt(start, known, rows)?;
+        let mut accepted = 0;
+        if known == self.ids.len() {
+            accepted = self.choose(&rows[rows.len() - rows.len().min(self.drafted + 1)..])?;
+        }
+        self.usage.drafted += self.drafted;
+        self.usage.accepted += accepted;
+        if let Some(cache) = &mut self.cache {
+            cache.truncate(known + accepted);
+            let named = cache.tokens().len();
+            cache.commit(&self.ids[named..known + accepted]);
+        }
+        Ok(())
+    }
+
+    /// Tells how far the prompt is, and its log probabilities if they are wanted: `rows` are those after positions `start ..`
+    /// then.
+    fn tell_prompt(
+        &mut self,
+        start: usize,
+        known: usize,
+        rows: &[&[f32]],
+    ) -> Result<(), EngineError> {
+        let done = known.min(self.prompt_tokens);
+        if done <= self.told {
+            return Ok(());
+        }
+        let mut logprobs: Vec<TokenLogprob> = Vec::new();
+        if let Some(top) = self.prompt_logprobs
+            && self.wants_prompt_logits()
+        {
+            let end = done.min(self.prompt_tokens - 1);
+            for position in self.scored..end {
+                let row = rows[position - start];
+                logprobs.push(log_probabilities(row, self.ids[position + 1], top)?);
+            }
+            self.scored = end;
+        }
+        self.told = done;
+        self.events.push(Event::Prompt {
+            done,
+            total: self.prompt_tokens,
+            logprobs,
+        });
+        Ok(())
+    }
+
+    /// Chooses a token from each row of logits in turn, as long as the guess that the next row follows is the token chosen.
+    /// Says how many guesses were right.
+    fn choose(&mut self, rows: &[&[f32]]) -> Result<usize, EngineError> {
+        if self.most.0 == 0 {
+            self.result = Some(Ok(self.most.1));
+            return Ok(0);
+        }
+        let drafts = self.feed.len() - self.drafted..self.feed.len();
+        for (index, row) in rows.iter().enumerate() {
+            let id = self.sampler.sample(row)?;
+            let draft = self.feed[drafts.clone()].get(index).copied();
+            self.watch(index, draft, id);
+            if self.tokenizer.eos().contains(&id) {
+                self.result = Some(Ok(FinishReason::Stop));
+                return Ok(index);
+            }
+            self.push(id, row)?;
+            if self.has_ended() || draft != Some(id) {
+                return Ok(index);
+            }
+        }
+        Ok(self.drafted)
+    }
+
+    /// Adds a token to the text.
+    fn push(&mut self, id: u32, row: &[f32]) -> Result<(), EngineError> {
+        self.ids.push(id);
+        self.usage.tokens += 1;
+        let logprob = match self.logprobs {
+            Some(top) => Some(log_probabilities(row, id, top)?),
+            None => None,
+        };
+        let passed = self.writer.push(id)?;
+        if passed.stopped {
+            self.result = Some(Ok(FinishReason::Stop));
+        } else if self.usage.tokens == self.most.0 {
+            self.result = Some(Ok(self.most.1));
+        }
+        self.events.push(Event::Token {
+            id,
+            text: passed.text,
+            logprob,
+        });
+        Ok(())
+    }
+
+    /// Compares the token that came with the guess at it, or with the one there would have been.
+    fn watch(&mut self, index: usize, draft: Option<u32>, id: u32) {
+        let Some(guesses) = &mut self.guesses else {
+            return;
+        };
+        if index == 0 {
+            guesses.lookup.extend(&self.ids);
+        } else if draft.is_none() {
+            return;
+        }
+        // The look-up has not moved on since the guesses were made.
+        if let Some(guess) = guesses.lookup.guess() {
+            let guessed = draft.unwrap_or_else(|| guess.token(&self.ids, 0));
+            guesses.acceptance.observe(guess.order, guessed == id);
+        }
+    }
+}
