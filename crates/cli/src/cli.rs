@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{bench, compress, doctor, eval, export, inspect, perplexity, report, run};
+use crate::commands::{
+    bench, compress, doctor, eval, export, inspect, kv_report, perplexity, report, run,
+};
 use crate::units;
 
 const AFTER_HELP: &str = "\
@@ -48,6 +50,8 @@ pub enum Command {
     Eval(eval::EvalArgs),
     /// Measure how much quality is left at how many bytes, by method
     Report(report::ReportArgs),
+    /// Measure how much quality a sparse KV cache leaves, by sparsity and bytes
+    KvReport(kv_report::KvReportArgs),
     /// Measure prefill and decode speed beside the memory bandwidth
     Bench(bench::BenchArgs),
     /// List the tensors of a model, or the kernels there are

@@ -5,11 +5,13 @@
 #![forbid(unsafe_code)]
 
 mod calibration;
+mod chart;
 mod cli;
 mod commands;
 mod hub;
 mod interrupt;
 mod kernels;
+mod kv;
 mod loading;
 mod memory;
 mod output;

@@ -41,6 +41,19 @@ pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
     }
 }
 
+/// What a report calls the model: the last part of its directory or file, wherever that lies; a hub id is a name already.
+pub fn name(model: &str, resolved: &Path) -> String {
+    let full = match Path::new(model).exists() {
+        true => resolved.canonicalize().ok(),
+        false => None,
+    };
+    let last = full.as_deref().and_then(Path::file_name);
+    last.map_or_else(
+        || model.to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
 /// The directory of the model that ships: in the repository this was built from, beside the executable, or in the
 /// current directory.
 ///

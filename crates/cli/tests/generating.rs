@@ -71,6 +71,9 @@ fn the_answer_has_its_fields_and_nothing_else() {
             "ids",
             "text",
             "finish_reason",
+            "cached_tokens",
+            "drafted_tokens",
+            "accepted_tokens",
             "prefill_tokens_per_s",
             "decode_tokens_per_s"
         ]

@@ -147,10 +147,6 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'0'", "--batch"],
         ),
         (
-            &["bench", "--shape", "tinyllama-1.1b", "--depth", "100000"],
-            &["context of 2048"],
-        ),
-        (
             &["run", "m", "p", "--temperature=-1"],
             &["--temperature", "0 or more"],
         ),

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod inspect;
+pub mod kv_report;
 pub mod perplexity;
 pub mod report;
 pub mod run;
@@ -27,6 +28,7 @@ pub fn dispatch(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args, common),
         Command::Eval(args) => eval::run(&args, common),
         Command::Report(args) => report::run(&args, common),
+        Command::KvReport(args) => kv_report::run(&args, common),
         Command::Bench(args) => bench::run(&args, common),
         Command::Inspect(args) => inspect::run(&args, common),
         Command::Doctor(args) => doctor::run(&args, common),

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use sparamx_engine::{Perplexity, Prediction, perplexity};
+use sparamx_engine::{Perplexity, Prediction, Scoring, perplexity};
 use sparamx_model::Config;
 
 use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::kv::KvArgs;
 use crate::loading::Ready;
 use crate::{loading, output, progress, source, units};
 
@@ -26,7 +27,9 @@ Examples:
   sparamx perplexity llama-8b-50 wiki.test.raw c4.txt stories.txt
   sparamx perplexity models/stories-5m-50 stories.txt --ctx 512 --json
 
-A text is split into windows of --ctx tokens that do not overlap; the first token of each is not scored. Printed are the
+A text is split into windows of --ctx tokens that do not overlap; the first token of each is not scored, or the first --unscored.
+Keys and values are pruned and rounded as --kv-sparsity and the like say.
+ Printed are the
 exponential of the mean negative log likelihood, the number of tokens scored, and bits per byte of the text. Of several files
 each gets a line, and so do all together: every token weighs the same, whatever file it is in.
 
@@ -41,6 +44,11 @@ pub struct PerplexityArgs {
     /// Tokens in a window [default: the model's context, at most 2048]
     #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
     ctx: Option<usize>,
+    /// Tokens at the start of each window that are not scored, but read; the first never is
+    #[arg(long, value_name = "N", default_value = "0", value_parser = cli::whole::<usize>)]
+    unscored: usize,
+    #[command(flatten)]
+    kv: KvArgs,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -76,6 +84,11 @@ pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
         common,
     )?;
     let window = window(args.ctx, loaded.model.config())?;
+    let scoring = Scoring {
+        ctx: window,
+        unscored: args.unscored,
+        kv: args.kv.options(),
+    };
     let mut all = Prediction::default();
     let mut files = Vec::with_capacity(texts.len());
     for (index, (file, text)) in texts.iter().enumerate() {
@@ -84,7 +97,7 @@ pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
             count => format!("scoring file {} of {count}", index + 1),
         };
         let measured =
-            measure(loaded.ready(), text, window, title, common).context(file.clone())?;
+            measure(loaded.ready(), text, &scoring, title, common).context(file.clone())?;
         all += measured;
         let figures = measured.perplexity();
         if !common.json {
@@ -162,7 +175,7 @@ pub fn read_text(path: &Path) -> Result<String> {
 pub fn measure(
     ready: Ready<'_>,
     text: &str,
-    window: usize,
+    scoring: &Scoring,
     title: String,
     common: Common,
 ) -> Result<Prediction> {
@@ -172,7 +185,7 @@ pub fn measure(
         ready.model,
         ready.tokenizer,
         text,
-        window,
+        scoring,
         &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);

@@ -9,12 +9,14 @@ use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use sparamx_engine::{
-    ChatTemplate, Event, FinishReason, GenerateParams, Message, Outcome, Session,
+    ChatTemplate, EngineOptions, Event, FinishReason, GenerateParams, Message, Outcome, Session,
+    Speculation,
 };
 use sparamx_kernels::catalog;
 
 use crate::cli::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
+use crate::kv::KvArgs;
 use crate::loading::{self, Loaded};
 use crate::sampling::SamplingArgs;
 use crate::{interrupt, output, source};
@@ -52,6 +54,11 @@ pub struct RunArgs {
     /// Continue the prompt as it is, though the model has a chat template
     #[arg(long)]
     no_chat_template: bool,
+    /// Choose every token before running the next; the text is the same, only slower where it repeats itself
+    #[arg(long)]
+    no_speculation: bool,
+    #[command(flatten)]
+    kv: KvArgs,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -91,7 +98,16 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         sampling,
         stop: args.stop.clone(),
     };
-    let session = Session::new(&loaded.runtime, &loaded.model, &loaded.tokenizer, None)?;
+    let options = EngineOptions {
+        max_running: 1,
+        speculation: match args.no_speculation {
+            true => Speculation::Off,
+            false => Speculation::Auto,
+        },
+        kv: args.kv.options(),
+        ..EngineOptions::default()
+    };
+    let session = Session::new(&loaded.runtime, &loaded.model, &loaded.tokenizer, options)?;
     let mut talk = Talk {
         loaded: &loaded,
         session,
@@ -251,10 +267,9 @@ impl Talk<'_> {
         let outcome = self.session.generate(ids, &self.params, &mut |event| {
             // Only now is it certain that the prompt can be run.
             let text = before.take().unwrap_or_default();
-            let more = if let Event::Text(more) = event {
-                more
-            } else {
-                ""
+            let more = match event {
+                Event::Token { text, .. } | Event::Finished { text, .. } => text,
+                Event::Prompt { .. } => "",
             };
             written = write!(out, "{text}{more}").and_then(|()| out.flush());
             if written.is_err() {
@@ -278,8 +293,16 @@ impl Talk<'_> {
         let format = self.loaded.model.weight_format();
         let forced = runtime.forced_kernel().filter(|spec| spec.weight == format);
         let kernel = forced.unwrap_or_else(|| catalog::select(runtime.cpu().features(), format, 1));
+        let cached = match outcome.cached_tokens {
+            0 => String::new(),
+            tokens => format!(" ({tokens} cached)"),
+        };
+        let guesses = match outcome.drafted_tokens {
+            0 => String::new(),
+            drafted => format!(", {} of {drafted} guesses right", outcome.accepted_tokens),
+        };
         output::complain(&format!(
-            "{} prompt tokens at {:.1} tokens/s, {} tokens at {:.1} tokens/s ({}); {} threads, {}, {}",
+            "{} prompt tokens{cached} at {:.1} tokens/s, {} tokens at {:.1} tokens/s ({}{guesses}); {} threads, {}, {}",
             outcome.prompt_ids.len(),
             outcome.prefill_tokens_per_s,
             outcome.ids.len(),

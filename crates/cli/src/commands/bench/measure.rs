@@ -3,13 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use sparamx_engine::{PagedCache, Sampler, SamplingParams};
-use sparamx_kernels::Runtime;
+use sparamx_engine::{KvOptions, KvPrecision, PagePool, PagedCache, Sampler, SamplingParams};
 use sparamx_kernels::bandwidth::{Bandwidth, uncached_bytes};
+use sparamx_kernels::{Rows, Runtime};
 use sparamx_model::{Input, KvCache, Model, Profile, Spent, Want, Workspace};
 
+use crate::kv::KvSparsity;
+
 /// Tokens of a sequence that go through the model at a time.
-const CHUNK_TOKENS: usize = 512;
+pub const CHUNK_TOKENS: usize = 512;
 
 /// A model to measure.
 pub struct Subject {
@@ -59,8 +61,19 @@ impl Test {
     }
 }
 
-/// One combination; subject and runtime are indices into [`Bench`].
-#[derive(Clone, Copy, Debug)]
+/// A way to keep keys and values.
+#[derive(Clone, Debug)]
+pub struct Kv {
+    /// What the engine is told.
+    pub options: KvOptions,
+    /// What they are once they leave the window.
+    pub precision: KvPrecision,
+    /// Shares of zeros then.
+    pub sparsity: KvSparsity,
+}
+
+/// One combination; subject, runtime and kv are indices into [`Bench`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// The model.
     pub subject: usize,
@@ -70,6 +83,8 @@ pub struct Setting {
     pub batch: usize,
     /// Tokens that each of them already has.
     pub depth: usize,
+    /// How their keys and values are kept.
+    pub kv: usize,
     /// What is timed.
     pub test: Test,
 }
@@ -80,6 +95,8 @@ pub struct Bench {
     pub runtimes: Vec<Runtime>,
     /// The models.
     pub subjects: Vec<Subject>,
+    /// Ways to keep keys and values; the first is dense bf16.
+    pub kvs: Vec<Kv>,
     /// The combinations.
     pub settings: Vec<Setting>,
     /// Seconds that every combination took, round by round.
@@ -103,23 +120,24 @@ pub struct Passes {
     pub time: Duration,
 }
 
-/// Keys and values of as many sequences as are ever needed, at one depth. What they hold decides no speed, so that all
-/// models share them.
+/// Sequences at one depth, as many as are ever needed, kept in one way. What they hold decides no speed, so that all models
+/// share them.
 struct Caches {
     depth: usize,
+    kv: usize,
     sequences: Vec<PagedCache>,
 }
 
 impl Bench {
-    /// Makes the caches and fills them to their depths; `tokens` more fit in each.
+    /// Makes the caches and fills them to their depths.
     ///
     /// # Errors
-    /// There is no memory for the caches, or the model cannot run.
+    /// There is no memory for the caches.
     pub fn new(
         runtimes: Vec<Runtime>,
         subjects: Vec<Subject>,
+        kvs: Vec<Kv>,
         settings: Vec<Setting>,
-        tokens: usize,
     ) -> Result<Self> {
         let mut bench = Bench {
             seconds: vec![Vec::new(); settings.len()],
@@ -131,27 +149,57 @@ impl Bench {
                 .collect::<Result<_, _>>()?,
             runtimes,
             subjects,
+            kvs,
             settings,
             caches: Vec::new(),
             workspace: Workspace::new(),
         };
-        let batch = bench
-            .settings
-            .iter()
-            .map(|setting| setting.batch)
-            .max()
-            .unwrap_or(1);
-        let mut depths: Vec<usize> = bench.settings.iter().map(|setting| setting.depth).collect();
-        depths.sort_unstable();
-        depths.dedup();
-        for depth in depths {
-            let config = bench.subjects[0].model.config();
-            let cache = || PagedCache::new(config, depth + tokens);
-            let sequences = (0..batch).map(|_| cache()).collect::<Result<Vec<_>, _>>()?;
-            bench.caches.push(Caches { depth, sequences });
-            bench.fill(depth)?;
+        let most = bench.settings.iter().map(|setting| setting.batch).max();
+        for kv in 0..bench.kvs.len() {
+            let pool = PagePool::new(bench.subjects[0].model.config(), &bench.kvs[kv].options)?;
+            let mut depths: Vec<usize> = bench.settings.iter().map(|s| s.depth).collect();
+            depths.sort_unstable();
+            depths.dedup();
+            for depth in depths {
+                let sequences = (0..most.unwrap_or(1))
+                    .map(|_| bench.filled(&pool, depth))
+                    .collect::<Result<_>>()?;
+                bench.caches.push(Caches {
+                    depth,
+                    kv,
+                    sequences,
+                });
+            }
         }
         Ok(bench)
+    }
+
+    /// A sequence with so many tokens. Their keys and values are made up: to compute them would take as long as the prompt.
+    fn filled(&self, pool: &PagePool, depth: usize) -> Result<PagedCache> {
+        let rt = &self.runtimes[self.runtimes.len() - 1];
+        let config = self.subjects[0].model.config();
+        let mut sequence = pool.sequence();
+        let rows = |tokens: usize, width: usize| -> Vec<f32> {
+            (0..tokens * width).map(made_up).collect()
+        };
+        let (q_width, kv_width) = (config.q_width(), config.kv_width());
+        for start in (0..depth).step_by(CHUNK_TOKENS) {
+            let tokens = CHUNK_TOKENS.min(depth - start);
+            sequence.reserve(tokens)?;
+            let (q, k, v) = (
+                rows(tokens, q_width),
+                rows(tokens, kv_width),
+                rows(tokens, kv_width),
+            );
+            for layer in 0..config.num_hidden_layers {
+                let q = Rows::new(&q, tokens, q_width);
+                let k = Rows::new(&k, tokens, kv_width);
+                let v = Rows::new(&v, tokens, kv_width);
+                sequence.append(rt, layer, q, k, v)?;
+            }
+            sequence.advance(tokens);
+        }
+        Ok(sequence)
     }
 
     /// Runs every combination for a moment: pages are touched and buffers grown.
@@ -203,6 +251,13 @@ impl Bench {
         Ok(())
     }
 
+    /// Seconds that the same combination took with dense bf16 keys and values, round by round.
+    pub fn seconds_with_dense_kv(&self, setting: &Setting) -> &[f64] {
+        let dense = Setting { kv: 0, ..*setting };
+        let index = self.settings.iter().position(|other| *other == dense);
+        &self.seconds[index.expect("dense is always measured")]
+    }
+
     /// The read bandwidth in GB/s for every number of threads.
     fn measure_bandwidth(&self) -> Vec<f64> {
         let all = self.buffers.iter().zip(&self.runtimes);
@@ -214,14 +269,16 @@ impl Bench {
     fn time(&mut self, setting: &Setting) -> Result<(Duration, Spent)> {
         let rt = &self.runtimes[setting.runtime];
         let model = &self.subjects[setting.subject].model;
-        let at = self
-            .caches
+        let of_setting =
+            |caches: &&Caches| caches.depth == setting.depth && caches.kv == setting.kv;
+        let caches = self.caches.iter().find(of_setting);
+        let caches = caches.expect("caches for every depth and way to keep them");
+        // What they share with the originals is read, and nothing of it written.
+        let mut sequences: Vec<PagedCache> = caches.sequences[..setting.batch]
             .iter()
-            .position(|caches| caches.depth == setting.depth);
-        let caches = &mut self.caches[at.expect("caches for every depth")];
-        let sequences = &mut caches.sequences[..setting.batch];
-        for sequence in sequences.iter_mut() {
-            sequence.truncate(setting.depth);
+            .map(PagedCache::fork)
+            .collect();
+        for sequence in &mut sequences {
             sequence.reserve(setting.test.tokens())?;
         }
         let tokens = token_ids(setting.test.tokens(), model.config().vocab_size);
@@ -233,7 +290,7 @@ impl Bench {
         let (mut passes, mut sampling) = (Duration::ZERO, Spent::default());
         for chunk in tokens.chunks(step) {
             let start = Instant::now();
-            let logits = forward(rt, model, chunk, sequences, Want::Last, &mut self.workspace)?;
+            let logits = forward(rt, model, chunk, &mut sequences, &mut self.workspace)?;
             passes += start.elapsed();
             let start = Instant::now();
             for logits in logits.chunks_exact(model.config().vocab_size) {
@@ -245,27 +302,12 @@ impl Bench {
         }
         Ok((passes, sampling))
     }
+}
 
-    /// Brings the sequences of a depth to it.
-    fn fill(&mut self, depth: usize) -> Result<()> {
-        let rt = &self.runtimes[self.runtimes.len() - 1];
-        let model = &self.subjects[0].model;
-        let caches = self.caches.iter_mut().find(|caches| caches.depth == depth);
-        for sequence in &mut caches.expect("caches for every depth").sequences {
-            sequence.reserve(depth)?;
-            for chunk in token_ids(depth, model.config().vocab_size).chunks(CHUNK_TOKENS) {
-                forward(
-                    rt,
-                    model,
-                    chunk,
-                    std::slice::from_mut(sequence),
-                    Want::None,
-                    &mut self.workspace,
-                )?;
-            }
-        }
-        Ok(())
-    }
+/// Numbers between -0.5 and 0.5 that look like nothing in particular.
+fn made_up(index: usize) -> f32 {
+    let scattered = (index as u32).wrapping_mul(0x9e37_79b1);
+    scattered as f32 / u32::MAX as f32 - 0.5
 }
 
 /// The same tokens for every sequence: they are of no matter for the speed.
@@ -274,13 +316,12 @@ fn forward<'w>(
     model: &Model,
     tokens: &[u32],
     sequences: &mut [PagedCache],
-    logits: Want,
     workspace: &'w mut Workspace,
 ) -> Result<&'w [f32]> {
     let input = |cache| Input {
         tokens,
         cache,
-        logits,
+        logits: Want::Last,
     };
     let mut inputs: Vec<Input<'_>> = sequences
         .iter_mut()

@@ -11,31 +11,34 @@ mod stats;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use sparamx_engine::PagePool;
+use sparamx_engine::{KvPrecision, PagePool};
 use sparamx_format::container::PackedFormat;
 use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, plan, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, Memory, UsageError};
+use crate::kv::{KvPageArgs, KvSparsity};
 use crate::{loading, memory, output, progress, runtime, source, units};
-use measure::{Bench, Setting, Subject, Test};
+use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Subject, Test};
 
 /// Random weights are the same in every run.
 const SEED: u64 = 1;
 
 /// Options of `bench`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
   sparamx bench --shape tinyllama-1.1b --sparsity 0,0.5
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 64 -b 1,4,16 -t 16,32
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 16 --profile
+  sparamx bench --depth 512,2048,8192,16384 --kv-sparsity 0.3,0.5
   sparamx bench llama-8b-50 -o json
   sparamx bench --kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
 
 Columns: t/s is the median of the rounds and the largest deviation from it; GB/s is bytes of stored weights over the time
-of a forward pass, and the last column its share of the read bandwidth measured in the same rounds. With --kernels: us is the
+of a forward pass, and the last column its share of the read bandwidth measured in the same rounds. The time of attention is in
+the passes: with --kv-sparsity, a column has the speed over that with dense keys and values. With --kernels: us is the
 median of the rounds, spread the fastest and the slowest; GB/s is bytes of stored weights over that time; 'chosen' marks the
 kernel that a model would use.")]
 pub struct BenchArgs {
@@ -46,7 +49,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "NAME", value_parser = shape)]
     shape: Option<String>,
     /// Only so many of its layers, with --shape
-    #[arg(long, value_name = "N", requires = "shape", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "model", value_parser = clap::value_parser!(u32).range(1..))]
     layers: Option<u32>,
     /// Break the time of a forward pass down by operation, sampling included
     #[arg(long, conflicts_with = "kernels")]
@@ -63,9 +66,9 @@ pub struct BenchArgs {
     /// [default: 0,0.5; 0,0.5,0.7,0.8 with --kernels]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = cli::sparsity, conflicts_with = "model")]
     sparsity: Vec<f64>,
-    /// Tokens of a prompt; 0 leaves prefill out
-    #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
-    prompt_tokens: usize,
+    /// Tokens of a prompt; 0 leaves prefill out [default: 512, or 0 with --kv-sparsity]
+    #[arg(short = 'p', long, value_name = "N")]
+    prompt_tokens: Option<usize>,
     /// Tokens to generate; 0 leaves decode out
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     new_tokens: usize,
@@ -81,6 +84,17 @@ pub struct BenchArgs {
         default_value = "0"
     )]
     depth: Vec<usize>,
+    /// Fractions of zeros in keys and values once they leave the window, each as K:V or one for both; dense bf16 is measured too.
+    /// Without MODEL and --shape: 8 layers of llama3-8b with half of the weights
+    #[arg(
+        long = "kv-sparsity",
+        value_name = "LIST",
+        value_delimiter = ',',
+        conflicts_with = "kernels"
+    )]
+    kv_sparsity: Vec<KvSparsity>,
+    #[command(flatten)]
+    kv_pages: KvPageArgs,
     /// Numbers of threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = threads)]
     threads: Vec<usize>,
@@ -180,6 +194,12 @@ fn threads(text: &str) -> Result<usize, String> {
     }
 }
 
+/// What `--kv-sparsity` is measured with if nothing is named: attention of the usual size, and as many layers as leave every
+/// cache of a CPU.
+const KV_SHAPE: (&str, u32) = ("llama3-8b", 8);
+/// And the share of zeros in its weights.
+const KV_WEIGHT_SPARSITY: f64 = 0.5;
+
 /// Measures and prints.
 ///
 /// # Errors
@@ -189,6 +209,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     if args.kernel_args.kernels {
         return kernels::run(args, common);
     }
+    let args = &args.completed();
     let tests = args.tests()?;
     if args.profile && args.output == Format::Csv && !common.json {
         bail!(UsageError(
@@ -217,13 +238,9 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         args.memory,
         common,
     )?;
-    let settings = args.settings(&tests, threads.len(), subjects.len());
-    let mut bench = Bench::new(
-        runtimes,
-        subjects,
-        settings,
-        args.prompt_tokens.max(args.new_tokens),
-    )?;
+    let kvs = args.kvs();
+    let settings = args.settings(&tests, threads.len(), subjects.len(), kvs.len());
+    let mut bench = Bench::new(runtimes, subjects, kvs, settings)?;
     let total = u64::from(args.rounds) * bench.settings.len() as u64;
     let bar = progress::count_bar(common, total, "measurements", "measuring");
     bench
@@ -273,9 +290,30 @@ impl Variant {
 }
 
 impl BenchArgs {
+    /// With a shape if there is neither a model nor a shape, but keys and values are to be compared.
+    fn completed(&self) -> Self {
+        let mut args = self.clone();
+        let nothing_named = self.model.is_none() && self.shape.is_none();
+        if nothing_named && !self.kv_sparsity.is_empty() {
+            let (shape, layers) = KV_SHAPE;
+            args.shape = Some(shape.to_owned());
+            args.layers.get_or_insert(layers);
+            if args.sparsity.is_empty() {
+                args.sparsity = vec![KV_WEIGHT_SPARSITY];
+            }
+        }
+        args
+    }
+
+    /// Tokens of a prompt to measure.
+    fn prompt_tokens(&self) -> usize {
+        let usual = if self.kv_sparsity.is_empty() { 512 } else { 0 };
+        self.prompt_tokens.unwrap_or(usual)
+    }
+
     fn tests(&self) -> Result<Vec<Test>> {
         let tests = [
-            Test::Prefill(self.prompt_tokens),
+            Test::Prefill(self.prompt_tokens()),
             Test::Decode(self.new_tokens),
         ];
         let tests: Vec<Test> = tests.into_iter().filter(|test| test.tokens() > 0).collect();
@@ -317,6 +355,11 @@ impl BenchArgs {
                 config.windows.truncate(layers as usize);
                 name = format!("{shape}/{layers} layers");
             }
+            // Random weights were made for any context.
+            let depth = self.depth.iter().copied().max().unwrap_or(0);
+            let tokens = self.prompt_tokens().max(self.new_tokens);
+            let needed = depth.saturating_add(tokens);
+            config.max_position_embeddings = config.max_position_embeddings.max(needed);
             return Ok(Source {
                 name,
                 config,
@@ -345,7 +388,7 @@ impl BenchArgs {
 
     fn check_context(&self, config: &Config) -> Result<()> {
         let depth = self.depth.iter().copied().max().unwrap_or(0);
-        let tokens = self.prompt_tokens.max(self.new_tokens);
+        let tokens = self.prompt_tokens().max(self.new_tokens);
         let context = config.context_length();
         if depth.saturating_add(tokens) > context {
             bail!(UsageError(format!(
@@ -381,17 +424,43 @@ impl BenchArgs {
         Ok(variants.collect())
     }
 
+    /// Ways to keep keys and values: dense bf16, then what is asked for.
+    fn kvs(&self) -> Vec<Kv> {
+        let kv = |precision, sparsity| Kv {
+            options: self
+                .kv_pages
+                .kept
+                .options(sparsity, precision, self.kv_pages.rule),
+            precision,
+            sparsity,
+        };
+        let mut all = vec![kv(KvPrecision::Bf16, KvSparsity::default())];
+        let dense = [KvSparsity::default()];
+        let asked = match self.kv_sparsity.is_empty() {
+            true => &dense[..],
+            false => &self.kv_sparsity,
+        };
+        for &sparsity in asked {
+            let precision = self.kv_pages.precision;
+            let same = |kv: &Kv| kv.precision == precision && kv.sparsity == sparsity;
+            if !all.iter().any(same) {
+                all.push(kv(precision, sparsity));
+            }
+        }
+        all
+    }
+
     /// Refuses what will not fit before anything is built, and says what all of it takes.
     fn check_memory(&self, source: &Source, models: &[Variant], threads: usize) -> Result<u64> {
         let config = &source.config;
         let batch = self.batches().iter().copied().max().unwrap_or(1) as u64;
-        let extra = self.prompt_tokens.max(self.new_tokens);
-        let pool = PagePool::new(config);
-        let caches: u64 = self
-            .depth
-            .iter()
-            .map(|&depth| batch * pool.sequence_bytes(depth + extra))
-            .sum();
+        let extra = self.prompt_tokens().max(self.new_tokens);
+        let mut caches = 0u64;
+        for kv in self.kvs() {
+            let pool = PagePool::new(config, &kv.options)?;
+            let bytes = |&depth: &usize| pool.sequence_bytes(depth + extra, CHUNK_TOKENS);
+            caches += batch * self.depth.iter().map(bytes).sum::<u64>();
+        }
         let weights: u64 = match &source.checkpoint {
             Some(checkpoint) => Model::required_bytes(checkpoint),
             None => models
@@ -412,19 +481,28 @@ impl BenchArgs {
     }
 
     /// All combinations, those next to each other that are compared most.
-    fn settings(&self, tests: &[Test], runtimes: usize, subjects: usize) -> Vec<Setting> {
+    fn settings(
+        &self,
+        tests: &[Test],
+        runtimes: usize,
+        subjects: usize,
+        kvs: usize,
+    ) -> Vec<Setting> {
         let mut settings = Vec::new();
         for &test in tests {
             for runtime in 0..runtimes {
                 for &depth in &self.depth {
                     for &batch in self.batches() {
-                        settings.extend((0..subjects).map(|subject| Setting {
-                            subject,
-                            runtime,
-                            batch,
-                            depth,
-                            test,
-                        }));
+                        for subject in 0..subjects {
+                            settings.extend((0..kvs).map(|kv| Setting {
+                                subject,
+                                runtime,
+                                batch,
+                                depth,
+                                kv,
+                                test,
+                            }));
+                        }
                     }
                 }
             }

@@ -6,6 +6,7 @@ use sparamx_cpu::topology;
 use super::measure::{Bench, Setting};
 use super::profile::Breakdown;
 use super::stats::{median, median_ratio};
+use crate::kv::KvSparsity;
 use crate::output::Table;
 use crate::units;
 
@@ -31,8 +32,14 @@ struct Row {
     shape: String,
     weights: &'static str,
     sparsity: f64,
-    /// Keys and values are dense.
+    /// Numbers of keys and values once they leave the window.
+    kv_type: String,
+    /// Share of zeros in them, keys and values together.
     kv_sparsity: f64,
+    key_sparsity: f64,
+    value_sparsity: f64,
+    /// Speed over that with dense bf16 keys and values: the median of the rounds.
+    over_dense_kv: f64,
     depth: usize,
     batch: usize,
     threads: usize,
@@ -80,8 +87,10 @@ impl Report {
             "params",
             "threads",
             "batch",
+            "kv cache",
             "test",
             "t/s",
+            "over dense kv",
             "GB/s",
             "of bandwidth",
         ]);
@@ -94,11 +103,13 @@ impl Report {
                 format!("{:.2} B", row.parameters as f64 / 1e9),
                 row.threads.to_string(),
                 row.batch.to_string(),
+                row.kv(),
                 row.test_at_depth(),
                 format!(
                     "{:.2} ± {:.2}",
                     row.tokens_per_s, row.tokens_per_s_deviation
                 ),
+                format!("{:.2}", row.over_dense_kv),
                 format!("{:.2}", row.packed_gb_s),
                 format!("{:.2}", row.bandwidth_share),
             ]);
@@ -125,7 +136,9 @@ impl Report {
             "shape",
             "weights",
             "sparsity",
+            "kv_type",
             "kv_sparsity",
+            "over_dense_kv",
             "depth",
             "batch",
             "test",
@@ -143,7 +156,9 @@ impl Report {
                 row.shape.clone(),
                 row.weights.to_owned(),
                 row.sparsity.to_string(),
+                row.kv_type.clone(),
                 row.kv_sparsity.to_string(),
+                row.over_dense_kv.to_string(),
                 row.depth.to_string(),
                 row.batch.to_string(),
                 row.test.clone(),
@@ -160,7 +175,7 @@ impl Report {
 
 impl Row {
     fn new(bench: &Bench, setting: &Setting, seconds: &[f64]) -> Self {
-        let subject = &bench.subjects[setting.subject];
+        let (subject, kv) = (&bench.subjects[setting.subject], &bench.kvs[setting.kv]);
         let tokens = (setting.test.tokens() * setting.batch) as f64;
         let speeds: Vec<f64> = seconds.iter().map(|seconds| tokens / seconds).collect();
         let tokens_per_s = median(&speeds);
@@ -176,7 +191,11 @@ impl Row {
             shape: subject.shape.clone(),
             weights: subject.weights,
             sparsity: subject.sparsity,
-            kv_sparsity: 0.0,
+            kv_type: kv.precision.to_string(),
+            kv_sparsity: kv.sparsity.mean(),
+            key_sparsity: kv.sparsity.keys,
+            value_sparsity: kv.sparsity.values,
+            over_dense_kv: median_ratio(bench.seconds_with_dense_kv(setting), seconds),
             depth: setting.depth,
             batch: setting.batch,
             threads: bench.runtimes[setting.runtime].threads(),
@@ -196,14 +215,27 @@ impl Row {
     /// What is measured, in a line.
     fn title(&self) -> String {
         format!(
-            "{}, {}, {} at sparsity {:.2}, batch {}, {} threads",
+            "{}, {}, {} at sparsity {:.2}, kv cache {}, batch {}, {} threads",
             self.test_at_depth(),
             self.shape,
             self.weights,
             self.sparsity,
+            self.kv(),
             self.batch,
             self.threads
         )
+    }
+
+    /// `bf16`, or `int8 0.3:0.5`.
+    fn kv(&self) -> String {
+        let sparsity = KvSparsity {
+            keys: self.key_sparsity,
+            values: self.value_sparsity,
+        };
+        match self.kv_sparsity {
+            0.0 => self.kv_type.clone(),
+            _ => format!("{} {sparsity}", self.kv_type),
+        }
     }
 
     /// `tg128`, or `tg128 @ d4096` as llama-bench writes it.

@@ -1,7 +1,7 @@
 //! `sparamx report`: how much quality is left at how many bytes.
 
 mod plot;
-mod results;
+pub mod results;
 mod setting;
 mod table;
 
@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_compress::layer::{LayerSpec, Pattern};
 use sparamx_compress::{Calibration, Scope, layer_errors};
-use sparamx_engine::{Prediction, Questions, Tokenizer};
+use sparamx_engine::{Prediction, Questions, Scoring, Tokenizer};
 use sparamx_format::GROUP_ELEMS;
 use sparamx_kernels::Runtime;
 use sparamx_model::Checkpoint;
@@ -164,32 +164,24 @@ fn inputs(
     sample: &Sample,
     ctx: usize,
 ) -> Result<Inputs> {
-    let file = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or(path.as_os_str());
-        let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(File {
-            name: name.to_string_lossy().into_owned(),
-            bytes: size.len(),
-        })
-    };
-    // The name of a directory, wherever it lies; a hub id is a name already.
-    let full = directory.canonicalize().ok();
-    let name = match Path::new(&args.model).is_dir() {
-        true => full.as_deref().and_then(Path::file_name),
-        false => None,
-    };
     Ok(Inputs {
-        model: name.map_or(args.model.clone(), |name| {
-            name.to_string_lossy().into_owned()
-        }),
+        model: source::name(&args.model, directory),
         parameters: checkpoint
             .plan()
             .iter()
             .map(|tensor| tensor.elements())
             .sum(),
-        texts: args.texts.iter().map(file).collect::<Result<_>>()?,
+        texts: args
+            .texts
+            .iter()
+            .map(|path| File::of(path))
+            .collect::<Result<_>>()?,
         ctx,
-        questions: args.questions.iter().map(file).collect::<Result<_>>()?,
+        questions: args
+            .questions
+            .iter()
+            .map(|path| File::of(path))
+            .collect::<Result<_>>()?,
         limit: args.limit,
         calibration: sample.source.clone(),
         calibration_windows: sample.windows.len(),
@@ -359,9 +351,14 @@ impl Study<'_> {
         let mut all = Prediction::default();
         let mut text_perplexities = Vec::with_capacity(self.texts.len());
         for (path, text) in self.args.texts.iter().zip(self.texts) {
-            let measured =
-                perplexity::measure(ready, text, self.ctx, "scoring".to_owned(), self.common)
-                    .with_context(|| path.display().to_string())?;
+            let measured = perplexity::measure(
+                ready,
+                text,
+                &Scoring::windows_of(self.ctx),
+                "scoring".to_owned(),
+                self.common,
+            )
+            .with_context(|| path.display().to_string())?;
             text_perplexities.push(measured.perplexity().perplexity);
             all += measured;
             stop_if_asked()?;

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::setting::{Method, Setting, Weights};
@@ -128,29 +129,12 @@ impl Results {
     /// # Errors
     /// The folder cannot be made; what is there cannot be read, or is of other inputs.
     pub fn open(folder: &Path, inputs: Inputs) -> Result<Self> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let path = folder.join(FILE);
-        if !path.exists() {
-            return Ok(Results {
-                inputs,
-                layers: Vec::new(),
-                rows: Vec::new(),
-            });
-        }
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let found: Results = serde_json::from_slice(&bytes).with_context(|| {
-            format!(
-                "{}: not results of this version; remove it or choose another --output",
-                path.display()
-            )
-        })?;
-        if found.inputs != inputs {
-            bail!(
-                "{}: results of another model, text, calibration or window; remove it or choose another --output",
-                path.display()
-            );
-        }
-        Ok(found)
+        let found = open(folder, |found: &Self| found.inputs == inputs)?;
+        Ok(found.unwrap_or(Results {
+            inputs,
+            layers: Vec::new(),
+            rows: Vec::new(),
+        }))
     }
 
     /// Writes them: complete, or not at all.
@@ -158,8 +142,7 @@ impl Results {
     /// # Errors
     /// The folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        write(folder, FILE, &text).map(drop)
+        save(folder, self)
     }
 
     /// The row of a setting.
@@ -239,6 +222,56 @@ impl Inputs {
         }
         lines
     }
+}
+
+impl File {
+    /// The file at `path`.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be looked at.
+    pub fn of(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or(path.as_os_str());
+        let size = fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(File {
+            name: name.to_string_lossy().into_owned(),
+            bytes: size.len(),
+        })
+    }
+}
+
+/// Makes the folder, and reads the results in it if there are any.
+///
+/// # Errors
+/// The folder cannot be made; what is there cannot be read, or is not `wanted` because it is of other inputs.
+pub fn open<T: DeserializeOwned>(folder: &Path, wanted: impl Fn(&T) -> bool) -> Result<Option<T>> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let path = folder.join(FILE);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let found: T = serde_json::from_slice(&bytes).with_context(|| {
+        format!(
+            "{}: not results of this version; remove it or choose another --output",
+            path.display()
+        )
+    })?;
+    if !wanted(&found) {
+        bail!(
+            "{}: results of another model, text or setting; remove it or choose another --output",
+            path.display()
+        );
+    }
+    Ok(Some(found))
+}
+
+/// Writes results: complete, or not at all.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn save(folder: &Path, results: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(results)? + "\n";
+    write(folder, FILE, &text).map(drop)
 }
 
 /// Writes a file under a temporary name and renames it.

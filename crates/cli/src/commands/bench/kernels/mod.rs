@@ -31,7 +31,7 @@ const SPARSITIES: [f64; 3] = [0.5, 0.7, 0.8];
 const NOMINAL_FLOPS: f64 = 1e11;
 
 /// Options of `bench --kernels`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct KernelArgs {
     /// Measure every kernel of the catalog that this CPU can run
     #[arg(long, conflicts_with_all = ["model", "shape", "prompt_tokens", "new_tokens", "depth"])]

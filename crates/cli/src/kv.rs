@@ -1,0 +1,162 @@
+//! Options of the KV cache, the same for all commands that have one.
+
+use std::fmt;
+use std::str::FromStr;
+
+use clap::Args;
+use sparamx_engine::{KvOptions, KvPrecision, KvRule};
+
+use crate::{cli, units};
+
+/// How keys and values are kept.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "KV cache")]
+pub struct KvArgs {
+    /// Fractions of zeros in keys and in values once they leave the window: K,V or one for both
+    #[arg(long = "kv-sparsity", value_name = "K,V", default_value = "0")]
+    sparsity: KvSparsity,
+    #[command(flatten)]
+    pages: KvPageArgs,
+    /// Memory for the KV cache, such as 2G: what a prompt leaves there serves later ones that begin alike
+    /// [default: half of what is available]
+    #[arg(long = "kv-memory", value_name = "SIZE", value_parser = units::parse_bytes)]
+    memory_bytes: Option<u64>,
+}
+
+/// How old keys and values are kept, but for their sparsity.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct KvPageArgs {
+    /// Numbers of keys and values once they leave the window: bf16 or int8
+    #[arg(long = "kv-type", value_name = "TYPE", default_value = "bf16", value_parser = precision)]
+    pub precision: KvPrecision,
+    #[command(flatten)]
+    pub kept: KvKeptArgs,
+    /// Which of them stay: magnitude (the largest of 64 tokens), token (the largest of each token) or query (keys times the
+    /// mean magnitude of the queries)
+    #[arg(long = "kv-rule", value_name = "RULE", default_value = "query", value_parser = rule)]
+    pub rule: KvRule,
+}
+
+/// Which tokens stay as they are.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct KvKeptArgs {
+    /// The most recent tokens that stay dense bf16, rounded up to pages of 64, at least one page
+    #[arg(long = "kv-window", value_name = "N", default_value = "64", value_parser = cli::whole::<usize>)]
+    pub window: usize,
+    /// The first tokens that stay dense bf16, rounded up to pages of 64
+    #[arg(long = "kv-sinks", value_name = "N", default_value = "0", value_parser = cli::whole::<usize>)]
+    pub sinks: usize,
+}
+
+/// Shares of zeros in keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct KvSparsity {
+    /// In keys.
+    pub keys: f64,
+    /// In values.
+    pub values: f64,
+}
+
+/// Reads the numbers of old keys and values.
+///
+/// # Errors
+/// It is none of them.
+pub fn precision(text: &str) -> Result<KvPrecision, String> {
+    by_name(text, &KvPrecision::ALL)
+}
+
+/// Reads the rule by which elements are chosen.
+///
+/// # Errors
+/// It is none of them.
+pub fn rule(text: &str) -> Result<KvRule, String> {
+    by_name(text, &KvRule::ALL)
+}
+
+fn by_name<T: Copy + fmt::Display>(text: &str, all: &[T]) -> Result<T, String> {
+    let found = all.iter().find(|one| one.to_string() == text);
+    let names: Vec<String> = all.iter().map(T::to_string).collect();
+    found
+        .copied()
+        .ok_or_else(|| format!("one of {} is needed", names.join(", ")))
+}
+
+impl KvSparsity {
+    /// The mean of both: they have equally many elements.
+    pub fn mean(self) -> f64 {
+        (self.keys + self.values) / 2.0
+    }
+}
+
+impl FromStr for KvSparsity {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (keys, values) = text.split_once([',', ':']).unwrap_or((text, text));
+        Ok(Self {
+            keys: cli::sparsity(keys)?,
+            values: cli::sparsity(values)?,
+        })
+    }
+}
+
+impl fmt::Display for KvSparsity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.keys == self.values {
+            true => write!(f, "{}", self.keys),
+            false => write!(f, "{}:{}", self.keys, self.values),
+        }
+    }
+}
+
+impl KvArgs {
+    /// What the engine is told.
+    pub fn options(&self) -> KvOptions {
+        KvOptions {
+            budget_bytes: self.memory_bytes,
+            ..self.pages.options(self.sparsity)
+        }
+    }
+}
+
+impl KvPageArgs {
+    /// What the engine is told, for one sparsity.
+    pub fn options(&self, sparsity: KvSparsity) -> KvOptions {
+        self.kept.options(sparsity, self.precision, self.rule)
+    }
+}
+
+impl KvKeptArgs {
+    /// What the engine is told, with the rest.
+    pub fn options(&self, sparsity: KvSparsity, precision: KvPrecision, rule: KvRule) -> KvOptions {
+        KvOptions {
+            precision,
+            key_sparsity: sparsity.keys as f32,
+            value_sparsity: sparsity.values as f32,
+            window: self.window,
+            sinks: self.sinks,
+            rule,
+            ..KvOptions::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sparsity_is_a_pair_or_one_number() {
+        let read = |text: &str| text.parse::<KvSparsity>();
+        let pair = |keys, values| Ok(KvSparsity { keys, values });
+        assert_eq!(read("0.5"), pair(0.5, 0.5));
+        assert_eq!(read("0.3,0.5"), pair(0.3, 0.5));
+        assert_eq!(read("0:0.7"), pair(0.0, 0.7));
+        for text in ["", "1", "0.5,", "0.1,0.2,0.3", "-0.1,0", "NaN"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        for text in ["0.5", "0.3:0.5"] {
+            assert_eq!(read(text).map(|pair| pair.to_string()), Ok(text.to_owned()));
+        }
+    }
+}
