@@ -211,40 +211,49 @@ fn decode(name: &str, params: &Params, depth: usize, runtimes: &[Runtime], memor
         )
         .expect("shapes fit");
     };
-    let mut dense = vec![0.0; runtimes.len()];
-    for (form, packing) in FORMS {
-        let cpu = runtimes[0].cpu();
+    let cpu = runtimes[0].cpu();
+    let forms = FORMS.map(|(form, packing)| {
         let packed = packing.map(|(precision, sparsity)| layers.pack(cpu, precision, sparsity));
-        let layer = |layer| Pages {
-            layers: &layers,
-            packed: packed.as_ref(),
+        (form, packed)
+    });
+    let seen = forms.each_ref().map(|(_, packed)| {
+        let layers = &layers;
+        let packed = packed.as_ref();
+        move |layer| Pages {
+            layers,
+            packed,
             layer,
-        };
-        for rt in runtimes {
+        }
+    });
+    for rt in runtimes {
+        for layer in &seen {
             step(rt, layer(0), &mut out);
             check(rt, params, layer(0), depth - 1, &q, &out);
         }
-        let (mut seconds, mut bandwidth) = (vec![Vec::new(); runtimes.len()], Vec::new());
-        for _ in 0..ROUNDS {
-            bandwidth.push(memory.measure(runtimes.last().expect("at least AVX2")));
-            for (rt, seconds) in runtimes.iter().zip(&mut seconds) {
+    }
+    let mut seconds = vec![vec![Vec::new(); forms.len()]; runtimes.len()];
+    let mut bandwidth = Vec::new();
+    for _ in 0..ROUNDS {
+        bandwidth.push(memory.measure(runtimes.last().expect("at least AVX2")));
+        for (rt, seconds) in runtimes.iter().zip(&mut seconds) {
+            for (layer, seconds) in seen.iter().zip(seconds) {
                 let start = Instant::now();
                 (0..layers.count).for_each(|i| step(rt, layer(i), &mut out));
                 seconds.push(start.elapsed().as_secs_f64() / layers.count as f64);
             }
         }
-        let bandwidth = median(&mut bandwidth);
-        for ((rt, seconds), dense) in runtimes.iter().zip(&mut seconds).zip(&mut dense) {
+    }
+    let bandwidth = median(&mut bandwidth);
+    for (rt, seconds) in runtimes.iter().zip(&mut seconds) {
+        let dense = median(&mut seconds[0]);
+        for ((form, _), (layer, seconds)) in forms.iter().zip(seen.iter().zip(seconds)) {
             let seconds = median(seconds);
-            if packing.is_none() {
-                *dense = seconds;
-            }
             let (us, rate) = (seconds * 1e6, layer(0).bytes() as f64 / seconds * 1e-9);
             let isa = rt.cpu().isa();
             println!(
                 "{name:<15} {isa:<7} decode at {depth:>5} {form:<10} {us:>8.0} us {rate:>6.1} GB/s, {:.2} of memory, {:.2} times dense",
                 rate / bandwidth,
-                *dense / seconds
+                dense / seconds
             );
         }
     }

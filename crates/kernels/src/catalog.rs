@@ -127,20 +127,20 @@ const ANY: RangeInclusive<usize> = 1..=usize::MAX;
 ///
 /// | M | f32 by bf16 | bf16 | int8 | int4 |
 /// |---|---|---|---|---|
-/// | 8 | 1528 / 1984 | 876 / 1423 | 461 / 734 | 501 / 585 |
-/// | 16 | 3037 / 3224 | 1744 / 2103 | 928 / 1061 | 1064 / 943 |
-/// | 24 | 4525 / 4345 | 2428 / 2660 | 1280 / 1367 | 1545 / 1267 |
-/// | 32 | 6153 / 5507 | 3289 / 3250 | 1643 / 1647 | 2071 / 1573 |
-/// | 48 | 8917 / 7787 | 4800 / 4399 | 2459 / 2247 | 2952 / 2161 |
-const AVX512_DIRECT: RangeInclusive<usize> = 1..=31;
-const AVX512_DIRECT_F32: RangeInclusive<usize> = 1..=16;
+/// | 8 | 1559 / 1801 | 994 / 1234 | 461 / 734 | 501 / 585 |
+/// | 16 | 3016 / 2843 | 1718 / 1673 | 928 / 1061 | 1064 / 943 |
+/// | 24 | 4573 / 4085 | 2555 / 2306 | 1280 / 1367 | 1545 / 1267 |
+/// | 32 | 6116 / 5362 | 3604 / 3598 | 1643 / 1647 | 2071 / 1573 |
+/// | 48 | 9320 / 7731 | 5514 / 4227 | 2459 / 2247 | 2952 / 2161 |
+const AVX512_DIRECT_BF16: RangeInclusive<usize> = 1..=15;
+const AVX512_DIRECT_I8: RangeInclusive<usize> = 1..=31;
 const AVX512_DIRECT_I4: RangeInclusive<usize> = 1..=8;
 /// AMX: a tile takes 16 rows at the price of one; below, AVX-512 reads as fast and waits for no tile (the peers switch here too).
 const AMX_MANY: RangeInclusive<usize> = 5..=usize::MAX;
 /// AMX: more rows than one block has would expand again.
 const AMX_ONE_BLOCK: RangeInclusive<usize> = 5..=32;
-const AVX512_PANEL: RangeInclusive<usize> = 32..=usize::MAX;
-const AVX512_PANEL_F32: RangeInclusive<usize> = 17..=usize::MAX;
+const AVX512_PANEL_BF16: RangeInclusive<usize> = 16..=usize::MAX;
+const AVX512_PANEL_I8: RangeInclusive<usize> = 32..=usize::MAX;
 const AVX512_PANEL_I4: RangeInclusive<usize> = 9..=usize::MAX;
 const AMX_PANEL: RangeInclusive<usize> = 33..=usize::MAX;
 
@@ -220,7 +220,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::Bf16,
         mr: 8,
         nr: 16,
-        best_m: AVX512_DIRECT,
+        best_m: AVX512_DIRECT_BF16,
         reason: DIRECT,
         class: NumericClass::Bf16Dot,
         scratch_bytes: no_bytes,
@@ -235,7 +235,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::Bf16,
         mr: 8,
         nr: 16,
-        best_m: AVX512_PANEL,
+        best_m: AVX512_PANEL_BF16,
         reason: PANEL,
         class: NumericClass::Bf16Dot,
         scratch_bytes: panel_bytes,
@@ -265,7 +265,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::F32,
         mr: 8,
         nr: 16,
-        best_m: AVX512_DIRECT_F32,
+        best_m: AVX512_DIRECT_BF16,
         reason: DIRECT,
         class: NumericClass::F32Fma,
         scratch_bytes: no_bytes,
@@ -280,7 +280,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::F32,
         mr: 8,
         nr: 16,
-        best_m: AVX512_PANEL_F32,
+        best_m: AVX512_PANEL_BF16,
         reason: PANEL,
         class: NumericClass::F32Fma,
         scratch_bytes: panel_bytes,
@@ -458,7 +458,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::I8,
         mr: 8,
         nr: 16,
-        best_m: AVX512_DIRECT,
+        best_m: AVX512_DIRECT_I8,
         reason: DIRECT,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
@@ -473,7 +473,7 @@ static CATALOG: &[KernelSpec] = &[
         activation: Activation::I8,
         mr: 8,
         nr: 16,
-        best_m: AVX512_PANEL,
+        best_m: AVX512_PANEL_I8,
         reason: PANEL,
         class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,

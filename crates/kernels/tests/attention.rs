@@ -342,7 +342,7 @@ fn cases() -> Vec<Case> {
     let dims: &[usize] = if fast() {
         &[8, 40]
     } else {
-        &[1, 8, 40, 64, 80, 96, 128, 160, 256]
+        &[1, 8, 40, 64, 80, 96, 128, 160, 256, 300]
     };
     for &dim in dims {
         cases.push(Case::new(
@@ -386,7 +386,7 @@ fn packed_cases() -> Vec<Case> {
     let dims: &[usize] = if fast() {
         &[20, 64]
     } else {
-        &[1, 20, 64, 80, 128, 256]
+        &[1, 20, 64, 80, 128, 256, 300]
     };
     let sparsities: &[[f32; 2]] = if fast() {
         &[[0.5, 0.7], [0.0, 0.5]]

@@ -129,7 +129,7 @@ pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) 
             n,
             bias: None,
         },
-        next: next.map(distance),
+        page: Some(next.map_or(0, distance)),
     };
     // SAFETY: `Plan::new` takes kernels that the CPU has; the page was checked, and the sizes of x and y are; y is borrowed for
     // it.

@@ -14,6 +14,7 @@ use std::marker::PhantomData;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
+use super::avx2_page;
 use super::chunk::Chunk;
 use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
@@ -219,7 +220,12 @@ impl Lines for Kept {
 /// AVX2 level; a chunk as its documentation says.
 pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise.
-    unsafe { blocked(chunk, chunk.lines(), &Widened::<Dense>::new(chunk, scratch)) }
+    unsafe {
+        if let Some(ahead) = chunk.page {
+            return avx2_page::dense(chunk, ahead);
+        }
+        blocked(chunk, chunk.lines(), &Widened::<Dense>::new(chunk, scratch))
+    }
 }
 
 /// Packed bf16 weights.
@@ -229,6 +235,9 @@ pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 pub(crate) unsafe fn sparse_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise.
     unsafe {
+        if let Some(ahead) = chunk.page {
+            return avx2_page::sparse(chunk, scratch, ahead);
+        }
         blocked(
             chunk,
             chunk.lines(),

@@ -305,7 +305,7 @@ impl<L: Strip> Words<'_, L> {
             let x = self.chunk.i16_rows::<R>(i);
             let mut kept = self.keep.cast_const();
             let mut next = next.places();
-            if let Some(ahead) = self.chunk.next {
+            if let Some(ahead) = self.chunk.page {
                 // The same lines of the page to come; of values about half are there.
                 let lines = span.to - span.from;
                 let element_bytes = if next[0] == next[1] {

@@ -15,7 +15,7 @@ use super::chunk::Chunk;
 use super::schedule::{dense, panels};
 
 /// How far ahead of use weights are asked for; see avx2.rs.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: isize = 4096;
 
 /// Most rows at a time: 8 rows x 2 sums take 16 of the 32 registers, enough to keep two FMA units of 4 cycles busy twice over.
 const MR: usize = 8;
@@ -30,16 +30,20 @@ trait Source: Copy {
 }
 
 #[derive(Clone, Copy)]
-struct DenseLines(*const u16);
+struct DenseLines {
+    line: *const u16,
+    /// Bytes from a line to the one to ask memory for.
+    ahead: isize,
+}
 
 impl Source for DenseLines {
     #[inline(always)]
     unsafe fn next(&mut self) -> __m512i {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-            let line = _mm512_loadu_si512(self.0.cast());
-            self.0 = self.0.add(LINE_ELEMS_BF16);
+            _mm_prefetch::<_MM_HINT_T1>(self.line.cast::<i8>().wrapping_offset(self.ahead));
+            let line = _mm512_loadu_si512(self.line.cast());
+            self.line = self.line.add(LINE_ELEMS_BF16);
             line
         }
     }
@@ -49,19 +53,20 @@ impl Source for DenseLines {
 pub(crate) struct SparseLines {
     mask: *const u32,
     value: *const u16,
+    /// Bytes from masks and values to those to ask memory for.
+    ahead: isize,
 }
 
 impl Source for SparseLines {
-    /// The register form of the expansion after a plain load of 64 bytes: the memory form is microcoded on Zen and no faster on
-    /// Intel.
+    /// The register form of the expansion after a plain load of 64 bytes, see [`load`].
     #[inline(always)]
     unsafe fn next(&mut self) -> __m512i {
         // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-            _mm_prefetch::<_MM_HINT_T0>(self.value.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T1>(self.mask.cast::<i8>().wrapping_offset(self.ahead));
+            _mm_prefetch::<_MM_HINT_T1>(self.value.cast::<i8>().wrapping_offset(self.ahead));
             let mask = *self.mask;
-            let line = _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(self.value.cast()));
+            let line = _mm512_maskz_expand_epi16(mask, load(self.value.cast()));
             self.mask = self.mask.add(1);
             self.value = self.value.add(mask.count_ones() as usize);
             line
@@ -69,17 +74,43 @@ impl Source for SparseLines {
     }
 }
 
+avx512_fns!(
+    /// 64 bytes, loaded by an instruction of their own. The compiler would make the intrinsic's load an operand of `vpexpandw`,
+    /// which in that form takes Zen 4 several times as long, and Intel as long as both.
+    ///
+    /// # Safety
+    /// They are there.
+    #[inline]
+    unsafe fn load(from: *const u8) -> __m512i {
+        let bytes;
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::arch::asm!(
+                "vmovdqu64 {}, zmmword ptr [{}]",
+                out(zmm_reg) bytes,
+                in(reg) from,
+                options(pure, readonly, nostack, preserves_flags)
+            );
+        }
+        bytes
+    }
+);
+
 pub(crate) fn sparse_source(chunk: &Chunk<'_>, s: usize) -> SparseLines {
     let (masks, values) = chunk.sparse_strip(s);
     SparseLines {
         mask: masks.as_ptr(),
         value: values.as_ptr(),
+        ahead: chunk.ahead(PREFETCH_BYTES),
     }
 }
 
 fn dense_source(chunk: &Chunk<'_>, lines: &[u16]) -> DenseLines {
     assert_eq!(lines.len(), chunk.strip_elems());
-    DenseLines(lines.as_ptr())
+    DenseLines {
+        line: lines.as_ptr(),
+        ahead: chunk.ahead(PREFETCH_BYTES),
+    }
 }
 
 /// Calls `$rows::<_, R>(chunk, source, s, i)` for blocks of at most [`MR`] rows. A macro because a function cannot take another
@@ -200,23 +231,9 @@ avx512_fns!(
                 }
             }
         }
-        put(chunk, acc, s, i);
+        // SAFETY: rows and strip are the chunk's.
+        unsafe { put(chunk, acc, s, i) };
         R
-    }
-
-    /// Writes the two sums of each row, added.
-    fn put<const R: usize>(chunk: &Chunk<'_>, acc: [[__m512; 2]; R], s: usize, i: usize) {
-        for (r, acc) in acc.iter().enumerate() {
-            let sum = _mm512_add_ps(acc[0], acc[1]);
-            // SAFETY: a register holds 16 floats. Row and strip are the chunk's.
-            unsafe {
-                chunk.out.put(
-                    i + r,
-                    s,
-                    std::mem::transmute::<__m512, [f32; STRIP_ROWS]>(sum),
-                )
-            };
-        }
     }
 
     /// [`super::schedule::Expand`]
@@ -228,6 +245,7 @@ avx512_fns!(
         let source = SparseLines {
             mask: masks.as_ptr(),
             value: values.as_ptr(),
+            ahead: PREFETCH_BYTES,
         };
         // SAFETY: as many lines as masks.
         unsafe { expand_lines(source, panel) };
@@ -245,6 +263,23 @@ avx512_fns!(
         source
     }
 );
+
+/// Writes the two sums of each row, added. Part of its callers: as a function it takes the sums from memory, a third of the time
+/// with strips as short as those of a page.
+///
+/// # Safety
+/// AVX-512 level; rows and strip are the chunk's.
+#[inline(always)]
+unsafe fn put<const R: usize>(chunk: &Chunk<'_>, acc: [[__m512; 2]; R], s: usize, i: usize) {
+    for (r, acc) in acc.iter().enumerate() {
+        // SAFETY: the caller's promise. A register holds 16 floats.
+        unsafe {
+            let sum = _mm512_add_ps(acc[0], acc[1]);
+            let sum = std::mem::transmute::<__m512, [f32; STRIP_ROWS]>(sum);
+            chunk.out.put(i + r, s, sum);
+        }
+    }
+}
 
 avx512_bf16_fns!(
     /// `R` rows from `i` on times strip `s`; returns `R`. `vdpbf16ps` adds both products of a k-pair to a lane; lines of even
@@ -278,7 +313,8 @@ avx512_bf16_fns!(
                 }
             }
         }
-        put(chunk, acc, s, i);
+        // SAFETY: rows and strip are the chunk's.
+        unsafe { put(chunk, acc, s, i) };
         R
     }
 );

@@ -12,7 +12,7 @@ use sparamx_format::{LINE_ELEMS_I8, STRIP_ROWS};
 use super::chunk::{Chunk, I8Row, StripScales};
 
 /// How far ahead of use weights are asked for; see avx2.rs.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: isize = 4096;
 
 /// Most rows at a time: 8 rows x 2 sums take 16 of the 32 registers and keep the multiplier busy (latency 4 or 5 cycles).
 const MR: usize = 8;
@@ -50,11 +50,18 @@ impl<const OFFSET: i32> Lines for Bytes<OFFSET> {
 
 /// Dense int8 levels, with OFFSET 128, or 0 to leave them signed.
 #[derive(Clone, Copy)]
-pub(crate) struct DenseI8<const OFFSET: i32>(*const i8);
+pub(crate) struct DenseI8<const OFFSET: i32> {
+    line: *const i8,
+    /// Bytes from a line to the one to ask memory for.
+    ahead: isize,
+}
 
 impl<const OFFSET: i32> DenseI8<OFFSET> {
     pub fn new(chunk: &Chunk<'_>, s: usize) -> Self {
-        Self(chunk.dense_i8_strip(s).as_ptr())
+        Self {
+            line: chunk.dense_i8_strip(s).as_ptr(),
+            ahead: chunk.ahead(PREFETCH_BYTES),
+        }
     }
 }
 
@@ -65,16 +72,16 @@ impl<const OFFSET: i32> Lines for DenseI8<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            let odd = self.0.add(LINE_ELEMS_I8);
-            _mm_prefetch::<_MM_HINT_T0>(self.0.wrapping_add(PREFETCH_BYTES));
-            _mm_prefetch::<_MM_HINT_T0>(odd.wrapping_add(PREFETCH_BYTES));
+            let odd = self.line.add(LINE_ELEMS_I8);
+            _mm_prefetch::<_MM_HINT_T1>(self.line.wrapping_offset(self.ahead));
+            _mm_prefetch::<_MM_HINT_T1>(odd.wrapping_offset(self.ahead));
             // Adding 128 to a byte is turning over its highest bit.
             let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
             let lines = [
-                _mm512_xor_si512(_mm512_loadu_si512(self.0.cast()), turn),
+                _mm512_xor_si512(_mm512_loadu_si512(self.line.cast()), turn),
                 _mm512_xor_si512(_mm512_loadu_si512(odd.cast()), turn),
             ];
-            self.0 = self.0.add(2 * LINE_ELEMS_I8);
+            self.line = self.line.add(2 * LINE_ELEMS_I8);
             lines
         }
     }
@@ -85,6 +92,8 @@ impl<const OFFSET: i32> Lines for DenseI8<OFFSET> {
 pub(crate) struct SparseI8<const OFFSET: i32> {
     mask: *const u64,
     value: *const i8,
+    /// Bytes from masks and values to those to ask memory for.
+    ahead: isize,
 }
 
 impl<const OFFSET: i32> SparseI8<OFFSET> {
@@ -93,6 +102,7 @@ impl<const OFFSET: i32> SparseI8<OFFSET> {
         Self {
             mask: masks.as_ptr(),
             value: values.as_ptr(),
+            ahead: chunk.ahead(PREFETCH_BYTES),
         }
     }
 
@@ -104,7 +114,7 @@ impl<const OFFSET: i32> SparseI8<OFFSET> {
     unsafe fn line(&mut self) -> __m512i {
         // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.value.wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T1>(self.value.wrapping_offset(self.ahead));
             let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
             let values = _mm512_xor_si512(_mm512_loadu_si512(self.value.cast()), turn);
             let mask = *self.mask;
@@ -122,7 +132,7 @@ impl<const OFFSET: i32> Lines for SparseI8<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T1>(self.mask.cast::<i8>().wrapping_offset(self.ahead));
             [self.line(), self.line()]
         }
     }
@@ -145,7 +155,7 @@ impl<const OFFSET: i32> Lines for DenseI4<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_offset(PREFETCH_BYTES));
             let both = _mm512_loadu_si512(self.0.cast());
             self.0 = self.0.add(LINE_ELEMS_I8);
             let low = _mm512_set1_epi8(15);
@@ -234,11 +244,11 @@ impl<const OFFSET: i32> Lines for SparseI4<OFFSET> {
     unsafe fn next(&mut self) -> [__m512i; 2] {
         // SAFETY: the caller's promise. A prefetch may name any address.
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_offset(PREFETCH_BYTES));
             _mm_prefetch::<_MM_HINT_T0>(
                 self.values
                     .cast::<i8>()
-                    .wrapping_add(self.at / 2 + PREFETCH_BYTES),
+                    .wrapping_offset((self.at / 2) as isize + PREFETCH_BYTES),
             );
             [self.line(), self.line()]
         }

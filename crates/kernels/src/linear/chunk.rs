@@ -308,9 +308,9 @@ pub(crate) struct Chunk<'a> {
     pub weight: Strips<'a>,
     pub strips: Range<usize>,
     pub out: Out<'a>,
-    /// If the weight is short: how many bytes after it what is read next begins, a weight of the same form. A kernel then asks
-    /// memory for that, not for what follows a strip.
-    pub next: Option<isize>,
+    /// If the weight is a page of keys or values: how many bytes after it the page begins that is read next, of the same form;
+    /// 0 if none is. A kernel then asks memory for that, not for what follows a strip.
+    pub page: Option<isize>,
 }
 
 // SAFETY: the pointers of a chunk are to activations that nobody writes during a call and to outputs of which each strip
@@ -326,6 +326,11 @@ impl<'a> Chunk<'a> {
     /// Lines of an int8 or int4 strip.
     pub fn int_lines(&self) -> usize {
         self.k_padded / 4
+    }
+
+    /// Bytes from what is read to what memory is to be asked for: `bytes`, or as far as the next page is.
+    pub fn ahead(&self, bytes: isize) -> isize {
+        self.page.unwrap_or(bytes)
     }
 
     /// Elements of a dense strip.

@@ -19,6 +19,8 @@ pub(crate) mod avx2_i8;
 #[cfg(target_arch = "x86_64")]
 mod avx2_int;
 #[cfg(target_arch = "x86_64")]
+mod avx2_page;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512_int;

@@ -44,7 +44,7 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
                 bias: job.linear.bias.as_deref(),
                 ptr: job.y.as_mut_ptr(),
             },
-            next: None,
+            page: None,
         })
         .collect();
     let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
