@@ -5,6 +5,7 @@
 
 mod kernels;
 mod measure;
+mod plot;
 mod profile;
 mod report;
 mod stats;
@@ -171,6 +172,8 @@ enum Format {
     Json,
     /// Comma-separated values
     Csv,
+    /// A chart of the speed by depth or batch
+    Svg,
 }
 
 fn shape(text: &str) -> Result<String, String> {
@@ -211,7 +214,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     }
     let args = &args.completed();
     let tests = args.tests()?;
-    if args.profile && args.output == Format::Csv && !common.json {
+    if args.profile && matches!(args.output, Format::Csv | Format::Svg) && !common.json {
         bail!(UsageError(
             "--profile is printed as a table or as JSON: use -o md or -o json".to_owned()
         ));
@@ -261,6 +264,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         Format::Json => output::json(&report),
         Format::Md => output::text_out(&report.markdown()),
         Format::Csv => output::text_out(&report.csv()),
+        Format::Svg => output::text_out(&report.svg().unwrap_or_default()),
     }
 }
 

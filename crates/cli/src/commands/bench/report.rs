@@ -4,6 +4,7 @@ use serde::Serialize;
 use sparamx_cpu::topology;
 
 use super::measure::{Bench, Setting};
+use super::plot;
 use super::profile::Breakdown;
 use super::stats::{median, median_ratio};
 use crate::kv::KvSparsity;
@@ -27,9 +28,9 @@ pub struct Report {
 
 /// One combination. Speeds are medians over the rounds.
 #[derive(Serialize)]
-struct Row {
-    test: String,
-    shape: String,
+pub struct Row {
+    pub test: String,
+    pub shape: String,
     weights: &'static str,
     sparsity: f64,
     /// Numbers of keys and values once they leave the window.
@@ -40,10 +41,10 @@ struct Row {
     value_sparsity: f64,
     /// Speed over that with dense bf16 keys and values: the median of the rounds.
     over_dense_kv: f64,
-    depth: usize,
-    batch: usize,
+    pub depth: usize,
+    pub batch: usize,
     threads: usize,
-    tokens_per_s: f64,
+    pub tokens_per_s: f64,
     /// The largest deviation of a round from the median.
     tokens_per_s_deviation: f64,
     /// Bytes of stored weights over the time of a forward pass.
@@ -117,13 +118,22 @@ impl Report {
         let profiles = self.profile.iter().zip(&self.rows);
         let profiles = profiles.map(|(profile, row)| profile.markdown(&row.title()));
         format!(
-            "{}, {}, {} threads, read bandwidth {:.1} GB/s\n\n{}{}",
-            self.cpu,
-            self.isa,
-            self.threads,
-            self.read_bandwidth_gb_s,
+            "{}\n\n{}{}",
+            self.machine(),
             table.markdown(),
             profiles.collect::<String>()
+        )
+    }
+
+    /// A chart by depth or batch; nothing if nothing was measured.
+    pub fn svg(&self) -> Option<String> {
+        plot::svg(&self.rows, &self.machine())
+    }
+
+    fn machine(&self) -> String {
+        format!(
+            "{}, {}, {} threads, read bandwidth {:.1} GB/s",
+            self.cpu, self.isa, self.threads, self.read_bandwidth_gb_s
         )
     }
 
@@ -224,6 +234,19 @@ impl Row {
             self.batch,
             self.threads
         )
+    }
+
+    /// What it is apart from depth, and from batch if that varies.
+    pub fn series(&self, by_batch: bool) -> String {
+        let zeros = match self.sparsity {
+            0.0 => "dense".to_owned(),
+            sparsity => format!("{:.0} %", 100.0 * sparsity),
+        };
+        let batch = match (by_batch, self.batch) {
+            (true, _) | (false, 1) => String::new(),
+            (false, batch) => format!(", batch {batch}"),
+        };
+        format!("{} {zeros}, kv {}{batch}", self.weights, self.kv())
     }
 
     /// `bf16`, or `int8 0.3:0.5`.

@@ -112,6 +112,11 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
             "--kernels takes one number of threads".to_owned()
         )),
     };
+    if args.output == Format::Svg && !common.json {
+        bail!(UsageError(
+            "--kernels is printed as a table, CSV or JSON: use -o md, csv or json".to_owned()
+        ));
+    }
     let plan = Plan::new(args, &Cpu::detect()?)?;
     plan.check_memory()?;
     // The loading threads start before this one is pinned: they would inherit the pin.
@@ -125,6 +130,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         Format::Json => output::json(&report),
         Format::Md => output::text_out(&report.markdown()),
         Format::Csv => output::text_out(&report.csv()),
+        Format::Svg => unreachable!("refused above"),
     }
 }
 
