@@ -18,10 +18,10 @@ use sparamx_model::{
     Checkpoint, DecoderLayer, DecoderWorkspace, LayerInput, ModelError, head_input,
 };
 
-use crate::compact::{self, Compact, Content};
+use crate::compact::{Compact, Content};
 use crate::layer::{self, LayerSpec, Moments, Note, Pattern};
 use crate::progress::{Reporter, Step};
-use crate::{CompressError, Options, Rounding};
+use crate::{CompressError, Options, Rounding, weights};
 
 /// Rows that moments are added up from at a time: enough for products of matrices.
 const ROWS: usize = 512;
@@ -172,7 +172,7 @@ impl<'a> Calibrator<'a> {
             let tensor = &self.checkpoint.plan()[tensor];
             let [n, k] = matrix(tensor);
             let module = tensor.module().expect("it is in a layer");
-            pruned.set_weight(module, compact::read(&file, &tensor.name, n, k)?);
+            pruned.set_weight(module, weights::read(&file, &tensor.name, n, k)?);
         }
         self.advance(&pruned, &dense, reporter)
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use sparamx_format::container::{self, Dtype, PackedFormat, TensorFile, TensorOut};
+use sparamx_format::container::{Dtype, TensorOut};
 use sparamx_format::{
     DenseBf16, DenseI4, DenseI8, FormatError, Scales, SparseBf16, SparseI4, SparseI8,
 };
@@ -10,7 +10,7 @@ use sparamx_kernels::Weight;
 use sparamx_model::Precision;
 
 use crate::layer::Solved;
-use crate::quantize;
+use crate::{quantize, weights};
 
 /// What is written for a tensor.
 pub(crate) enum Content<'a> {
@@ -27,7 +27,7 @@ impl Content<'_> {
     pub(crate) fn tensors(&self, name: &str, shape: &[usize]) -> Vec<TensorOut<'_>> {
         let plain = |dtype, bytes| vec![TensorOut::new(name, dtype, shape.to_vec(), bytes)];
         match self {
-            Content::Compact(compact) => compact.tensors(name),
+            Content::Compact(compact) => weights::tensors(name, &compact.weight),
             Content::Bf16(bits) => plain(Dtype::BF16, bytemuck::cast_slice(bits)),
             Content::Raw(dtype, bytes) => plain(*dtype, bytes),
         }
@@ -42,43 +42,18 @@ impl Content<'_> {
     /// If it is no matrix.
     pub(crate) fn weight(&self, n: usize, k: usize) -> Result<Weight, FormatError> {
         match self {
-            Content::Compact(compact) => Ok(compact.weight()),
+            Content::Compact(compact) => Ok(compact.weight.clone()),
             Content::Bf16(bits) => DenseBf16::from_rows(bits, n, k).map(Weight::DenseBf16),
             Content::Raw(..) => panic!("a vector is no weight"),
         }
     }
 }
 
-/// The weight `[n, k]` that [`Content`] wrote to a file.
-///
-/// # Errors
-/// [`FormatError`] if it is damaged.
-pub(crate) fn read(
-    file: &TensorFile,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<Weight, FormatError> {
-    let Some(packed) = container::packed_weight(file, name)? else {
-        let bits = file.storage::<u16>(name)?;
-        return DenseBf16::from_rows(&bits, n, k).map(Weight::DenseBf16);
-    };
-    Ok(match packed.format {
-        PackedFormat::SparseBf16 => Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?),
-        PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
-        PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
-        PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
-        PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
-    })
-}
-
-/// A matrix in fewer bytes than as bf16. The dense ones come with the number of their levels that are not 0.
-pub(crate) enum Compact {
-    SparseBf16(SparseBf16),
-    SparseI8(SparseI8),
-    DenseI8(DenseI8, usize),
-    SparseI4(SparseI4),
-    DenseI4(DenseI4, usize),
+/// A matrix in fewer bytes than as bf16.
+pub(crate) struct Compact {
+    weight: Weight,
+    /// Elements that are not zero.
+    pub(crate) nnz: usize,
 }
 
 impl Compact {
@@ -94,7 +69,9 @@ impl Compact {
             Precision::Bf16 => {
                 let packed = SparseBf16::pack(rows, n, k)?;
                 let gains = packed.packed_bytes() < size_of_val(rows);
-                Ok(gains.then_some(Compact::SparseBf16(packed)))
+                let nnz = packed.nnz();
+                let weight = Weight::SparseBf16(packed);
+                Ok(gains.then_some(Compact { weight, nnz }))
             }
             Precision::Int8 => {
                 let quantized = quantize::int8(rows, k);
@@ -115,7 +92,8 @@ impl Compact {
         let zeros = rows.iter().filter(|&&bits| bits == 0).count();
         // A mask takes a quarter of what the levels take, so with fewer zeros there is no use in trying.
         if zeros * 4 < rows.len() {
-            return Ok(Compact::DenseI4(dense, nnz));
+            let weight = Weight::DenseI4(dense);
+            return Ok(Compact { weight, nnz });
         }
         let quantized = quantize::int4(rows, k, group, quantize::Int4::Sparse);
         let scales = Scales::group(&quantized.scales, n, k, group)?;
@@ -152,54 +130,30 @@ impl Compact {
         let scales = Scales::row(scales, n)?;
         let sparse = SparseI8::pack(levels, n, k, scales.clone())?;
         let dense = DenseI8::from_rows(levels, n, k, scales)?;
-        Ok(if sparse.packed_bytes() < dense.bytes() {
-            Compact::SparseI8(sparse)
+        let nnz = sparse.nnz();
+        let weight = if sparse.packed_bytes() < dense.bytes() {
+            Weight::SparseI8(sparse)
         } else {
-            Compact::DenseI8(dense, sparse.nnz())
-        })
+            Weight::DenseI8(dense)
+        };
+        Ok(Compact { weight, nnz })
     }
 
+    /// `nnz` is that of the dense weight.
     fn smaller_int4(sparse: SparseI4, dense: DenseI4, nnz: usize) -> Self {
         if sparse.packed_bytes() < dense.bytes() {
-            Compact::SparseI4(sparse)
+            let nnz = sparse.nnz();
+            let weight = Weight::SparseI4(sparse);
+            Compact { weight, nnz }
         } else {
-            Compact::DenseI4(dense, nnz)
-        }
-    }
-
-    fn tensors<'a>(&'a self, name: &str) -> Vec<TensorOut<'a>> {
-        match self {
-            Compact::SparseBf16(weight) => container::sparse_bf16_tensors(name, weight),
-            Compact::SparseI8(weight) => container::sparse_i8_tensors(name, weight),
-            Compact::DenseI8(weight, _) => container::dense_i8_tensors(name, weight),
-            Compact::SparseI4(weight) => container::sparse_i4_tensors(name, weight),
-            Compact::DenseI4(weight, _) => container::dense_i4_tensors(name, weight),
-        }
-    }
-
-    fn weight(&self) -> Weight {
-        match self {
-            Compact::SparseBf16(weight) => Weight::SparseBf16(weight.clone()),
-            Compact::SparseI8(weight) => Weight::SparseI8(weight.clone()),
-            Compact::DenseI8(weight, _) => Weight::DenseI8(weight.clone()),
-            Compact::SparseI4(weight) => Weight::SparseI4(weight.clone()),
-            Compact::DenseI4(weight, _) => Weight::DenseI4(weight.clone()),
+            let weight = Weight::DenseI4(dense);
+            Compact { weight, nnz }
         }
     }
 
     /// Whether zeros are left out.
     pub(crate) fn is_sparse(&self) -> bool {
-        !matches!(self, Compact::DenseI8(..) | Compact::DenseI4(..))
-    }
-
-    /// Elements that are not zero.
-    pub(crate) fn nnz(&self) -> usize {
-        match self {
-            Compact::SparseBf16(weight) => weight.nnz(),
-            Compact::SparseI8(weight) => weight.nnz(),
-            Compact::SparseI4(weight) => weight.nnz(),
-            Compact::DenseI8(_, nnz) | Compact::DenseI4(_, nnz) => *nnz,
-        }
+        self.weight.format().is_sparse()
     }
 }
 

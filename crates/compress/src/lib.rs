@@ -26,6 +26,7 @@ pub mod quantize;
 mod select;
 mod staging;
 mod state;
+pub mod weights;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -253,6 +253,16 @@ pub enum FormatError {
 }
 
 impl FormatError {
+    /// The error itself, without the tensor and the file that it is about.
+    pub fn root(&self) -> &FormatError {
+        match self {
+            FormatError::InTensor { source, .. } | FormatError::InFile { source, .. } => {
+                source.root()
+            }
+            error => error,
+        }
+    }
+
     /// Says which tensor the error is about.
     #[must_use]
     pub fn in_tensor(self, tensor: impl Into<String>) -> Self {

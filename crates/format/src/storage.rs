@@ -97,6 +97,14 @@ impl<T: Pod> Storage<T> {
         Self::copy_of_bytes(bytemuck::cast_slice(values))
     }
 
+    /// A copy of the elements whose bytes are `bytes`, at any alignment. Bytes after the last whole element are left out.
+    ///
+    /// # Errors
+    /// As [`Storage::zeroed`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
+        Self::copy_of_bytes(&bytes[..bytes.len() / size_of::<T>() * size_of::<T>()])
+    }
+
     /// A copy of the elements whose bytes are `bytes`, a whole number of elements at any alignment.
     pub(crate) fn copy_of_bytes(bytes: &[u8]) -> Result<Self, FormatError> {
         let (region, start) = Region::copy_of(bytes)?;

@@ -150,7 +150,7 @@ impl Model {
         let mut linears: Vec<_> = self.linears().map(|(_, linear)| linear).collect();
         pool.install(|| {
             linears.par_iter_mut().try_for_each(|linear| {
-                linear.weight = in_memory(&linear.weight)?;
+                linear.weight = linear.weight.in_memory()?;
                 Ok(())
             })
         })
@@ -271,18 +271,6 @@ fn time<'a>(
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// The same weight in the program's own memory.
-fn in_memory(weight: &Weight) -> Result<Weight, ModelError> {
-    Ok(match weight {
-        Weight::DenseBf16(w) => Weight::DenseBf16(w.in_memory()?),
-        Weight::SparseBf16(w) => Weight::SparseBf16(w.in_memory()?),
-        Weight::DenseI8(w) => Weight::DenseI8(w.in_memory()?),
-        Weight::SparseI8(w) => Weight::SparseI8(w.in_memory()?),
-        Weight::DenseI4(w) => Weight::DenseI4(w.in_memory()?),
-        Weight::SparseI4(w) => Weight::SparseI4(w.in_memory()?),
-    })
 }
 
 /// The same weight with every element there. int4 levels that dense int4 weights cannot have become bytes.

@@ -45,6 +45,21 @@ impl<'a> TensorOut<'a> {
         &self.name
     }
 
+    /// The type of its elements.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Its sizes, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Its elements, little endian.
+    pub fn data(&self) -> &'a [u8] {
+        self.data
+    }
+
     /// Bytes of the tensor.
     pub fn bytes(&self) -> usize {
         self.data.len()
