@@ -1,0 +1,71 @@
+"""The part that is Rust. Private: addresses are trusted."""
+
+from typing import TypeAlias
+
+__version__: str
+
+_Tensor: TypeAlias = tuple[str, str, list[int], int]
+
+def isa() -> str: ...
+def after_fork() -> None: ...
+def write_checkpoint(
+    path: str,
+    plain: list[_Tensor],
+    packed: list[tuple[str, Weight]],
+    metadata: dict[str, str],
+) -> None: ...
+
+class Moments:
+    def __init__(self, k: int) -> None: ...
+    def add(self, x: int, rows: int, num_threads: int) -> None: ...
+    @property
+    def tokens(self) -> int: ...
+
+class Weight:
+    @staticmethod
+    def solve(
+        rows: int,
+        n: int,
+        k: int,
+        *,
+        method: str,
+        sparsity: float,
+        numbers: str,
+        group: int,
+        reconstruct: bool,
+        moments: Moments | None,
+        num_threads: int,
+    ) -> tuple[Weight, float, float, str | None]: ...
+    @staticmethod
+    def from_parts(n: int, k: int, parts: list[_Tensor], num_threads: int) -> Weight: ...
+    def parts(self) -> list[_Tensor]: ...
+    def unpack(self, out: int, dtype: int) -> None: ...
+    def multiply(
+        self,
+        x: int,
+        rows: int,
+        stride: int,
+        bias: int,
+        bias_dtype: int,
+        y: int,
+        dtype: int,
+        num_threads: int,
+    ) -> None: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def group_size(self) -> int | None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def nnz(self) -> int: ...
+
+class Checkpoint:
+    def __init__(self, path: str) -> None: ...
+    def packed(self) -> list[tuple[str, int, int]]: ...
+    def plain(self) -> list[_Tensor]: ...
+    def weight(self, name: str, num_threads: int) -> Weight: ...

@@ -1,0 +1,54 @@
+//! `sparamx._native`: packed weights, the calls that multiply with them, and packed files, for the Python code beside it.
+//!
+//! Private to that code, which hands over the addresses of tensors that it has checked: every function with an address trusts
+//! that there is what its documentation says. The interpreter is released while Rust works.
+
+mod checkpoint;
+mod memory;
+mod moments;
+mod runtime;
+mod weight;
+
+use pyo3::exceptions::{PyMemoryError, PyOSError, PyValueError};
+use pyo3::prelude::*;
+use sparamx_compress::CompressError;
+use sparamx_format::FormatError;
+use sparamx_kernels::KernelError;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<weight::Weight>()?;
+    module.add_class::<moments::Moments>()?;
+    module.add_class::<checkpoint::Checkpoint>()?;
+    module.add_function(wrap_pyfunction!(checkpoint::write_checkpoint, module)?)?;
+    module.add_function(wrap_pyfunction!(runtime::after_fork, module)?)?;
+    module.add_function(wrap_pyfunction!(runtime::isa, module)?)
+}
+
+/// The exception that Python users expect for what went wrong.
+trait IntoPython {
+    fn into_python(self) -> PyErr;
+}
+
+impl IntoPython for FormatError {
+    fn into_python(self) -> PyErr {
+        match self.root() {
+            FormatError::Io { .. } => PyOSError::new_err(self.to_string()),
+            FormatError::OutOfMemory { .. } => PyMemoryError::new_err(self.to_string()),
+            _ => PyValueError::new_err(self.to_string()),
+        }
+    }
+}
+
+impl IntoPython for CompressError {
+    fn into_python(self) -> PyErr {
+        PyValueError::new_err(self.to_string())
+    }
+}
+
+impl IntoPython for KernelError {
+    fn into_python(self) -> PyErr {
+        PyValueError::new_err(self.to_string())
+    }
+}
