@@ -334,7 +334,7 @@ def test_tensors_outlive_their_layer():
     copies = [t if t is None else t.clone() for t in tensors]
     del made
     gc.collect()
-    for tensor, clone in zip(tensors, copies):
+    for tensor, clone in zip(tensors, copies, strict=True):
         assert tensor is None or torch.equal(tensor.view(torch.uint8), clone.view(torch.uint8))
     torch.testing.assert_close(torch.ops.sparamx.linear(x, *tensors, None, 64, 128), want)
 

@@ -128,6 +128,33 @@ def test_conv1d_is_reported():
     assert "Conv1D" in str(report)
 
 
+def test_layers_of_other_libraries_are_reported():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), torch.ao.nn.quantized.dynamic.Linear(64, 32))
+    report = sparsify(model, progress=False)
+    assert [layer.name for layer in report.packed] == ["0"]
+    assert report.left[0].shape == (32, 64) and "quantized" in report.left[0].note
+
+
+def test_weights_that_are_not_there_are_refused_by_name():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, device="meta"))
+    with pytest.raises(ValueError, match="of 1 is on device meta"):
+        sparsify(model, progress=False)
+    assert isinstance(model[0], nn.Linear)
+    with pytest.raises(ValueError, match="0 has no weight yet"):
+        sparsify(nn.Sequential(nn.LazyLinear(64)), progress=False)
+
+
+def test_half_precision_models():
+    for dtype in (torch.bfloat16, torch.float16):
+        model, twin = llama().to(dtype), llama().to(dtype)
+        twin.load_state_dict(model.state_dict())
+        sparsify(model, progress=False)
+        dense_twin(model, twin)
+        want, got = logits(twin), logits(model)
+        assert got.dtype == dtype
+        assert (got - want).norm() <= 5e-2 * want.norm()
+
+
 def test_include_exclude_and_what_is_left():
     model = llama()
     report = sparsify(model, include=("q_proj", "model.layers.1.mlp.*"), exclude=("layers.0.self_attn.q_proj",), progress=False)

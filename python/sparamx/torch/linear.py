@@ -180,6 +180,8 @@ def check_linear(linear: nn.Module, what: str) -> None:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{what} is a {type(linear).__name__}, not a torch.nn.Linear")
     weight = linear.weight
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"{what} has no weight yet: call the model once first")
     if type(weight) not in (Tensor, nn.Parameter):
         raise TypeError(f"the weight of {what} is a {type(weight).__name__}: that of another library cannot be packed")
     if weight.device.type != "cpu":

@@ -65,7 +65,8 @@ class Report:
         zeros = sum(layer.sparsity * layer.shape[0] * layer.shape[1] for layer in packed)
         text = f"{len(packed)} layers packed"
         if packed:
-            text += f": {before / 1e6:.1f} MB became {after / 1e6:.1f} MB, {zeros / weights:.1%} of {weights / 1e6:.1f} M weights are zero"
+            text += f": {before / 1e6:.1f} MB became {after / 1e6:.1f} MB, "
+            text += f"{zeros / weights:.1%} of {weights / 1e6:.1f} M weights are zero"
         for layer in self.left:
             text += f"\n  left: {layer.name} {list(layer.shape)}: {layer.note}"
         for layer in packed:
@@ -171,6 +172,10 @@ def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[
             report.layers.append(Layer(name, (n, k), False, note))
             continue
         if not isinstance(child, nn.Linear):
+            if type(child).__name__.endswith("Linear"):
+                sizes = (getattr(child, "out_features", 0), getattr(child, "in_features", 0))
+                note = f"a {type(child).__module__}.{type(child).__name__} is no torch.nn.Linear"
+                report.layers.append(Layer(name, sizes, False, note))
             continue
         shape = (child.out_features, child.in_features)
         if isinstance(parent, _READERS):
