@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{at_each_level, bits};
+use common::{at_each_level, bits, cpus};
 use half::bf16;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_format::DenseBf16;
@@ -448,14 +448,6 @@ fn attention_agrees_with_the_oracle() {
     });
 }
 
-fn levels() -> impl Iterator<Item = Cpu> {
-    let cpu = Cpu::detect().unwrap();
-    Isa::ALL
-        .into_iter()
-        .filter(move |isa| *isa <= cpu.isa())
-        .map(move |isa| cpu.at_most(isa))
-}
-
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
     let long = if fast() { 1100 } else { 4000 };
@@ -475,7 +467,7 @@ fn any_number_of_threads_gives_the_same_bits() {
             PruneRule::Token,
         ),
     ];
-    for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
+    for (cpu, case) in cpus(&Isa::ALL).flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
         let inputs = Inputs::new(case);
         let results = [1, 2, 3, 8].map(|threads| {
             let rt = Runtime::new(cpu, threads).unwrap();
@@ -505,7 +497,7 @@ fn a_row_has_the_same_bits_in_any_company() {
             PruneRule::Token,
         ),
     ];
-    for (cpu, case) in levels().flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
+    for (cpu, case) in cpus(&Isa::ALL).flat_map(|cpu| cases.iter().map(move |case| (cpu, case))) {
         let rt = Runtime::new(cpu, 3).unwrap();
         let inputs = Inputs::new(case);
         let whole = compute(&rt, case, &inputs, &inputs.tasks(case));
@@ -579,7 +571,7 @@ fn rows_of_no_task_are_left_alone() {
 
 #[test]
 fn a_row_without_a_finite_score_is_nan() {
-    for cpu in levels() {
+    for cpu in cpus(&Isa::ALL) {
         let rt = Runtime::new(cpu, 1).unwrap();
         let case = Case::new(1, 1, 8, &[(2, 70)]);
         let mut inputs = Inputs::new(&case);

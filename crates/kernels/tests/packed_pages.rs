@@ -1,7 +1,10 @@
 //! What stays of a page that is packed, against a selection by sorting.
 
+mod common;
+
 use std::collections::HashSet;
 
+use common::cpus;
 use half::bf16;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_kernels::attention::{
@@ -133,14 +136,6 @@ fn read(page: Page<'_>, rows: &Rows) -> Vec<f32> {
     back
 }
 
-fn levels() -> impl Iterator<Item = Cpu> {
-    let cpu = Cpu::detect().unwrap();
-    Isa::ALL
-        .into_iter()
-        .filter(move |isa| *isa <= cpu.isa())
-        .map(move |isa| cpu.at_most(isa))
-}
-
 #[test]
 fn what_matters_most_stays() {
     let mut random = Random::new(11);
@@ -168,7 +163,7 @@ fn what_matters_most_stays() {
                         Precision::Int8 => rows.to_levels(pruned),
                     }
                 });
-            for cpu in levels() {
+            for cpu in cpus(&Isa::ALL) {
                 // The pages between two others, packed twice, so that what is left of the first time would show.
                 let mut pages = PackedPages::new(packing, 3).unwrap();
                 for mut pair in pages.pairs_mut() {

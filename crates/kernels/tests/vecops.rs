@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{at_each_level, bits};
+use common::{at_each_level, bits, cpus};
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_kernels::vecops::{add, rms_norm, rms_norm_heads, rope, silu_mul, softmax_in_place};
 use sparamx_kernels::{KernelError, Rows, RowsMut, Runtime};
@@ -15,13 +15,6 @@ const LEVELS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
 fn lengths() -> Vec<usize> {
     let most = if fast() { 35 } else { 131 };
     (1..=most).chain([255, 1000]).collect()
-}
-
-/// This CPU at each of them that it has.
-fn levels() -> impl Iterator<Item = Cpu> {
-    let cpu = Cpu::detect().unwrap();
-    let here = LEVELS.into_iter().filter(move |isa| *isa <= cpu.isa());
-    here.map(move |isa| cpu.at_most(isa))
 }
 
 fn runtime(cpu: Cpu) -> Runtime {
@@ -302,7 +295,7 @@ fn softmax_agrees_with_the_oracle() {
 
 #[test]
 fn softmax_of_nothing_and_of_no_choice() {
-    for cpu in levels() {
+    for cpu in cpus(&LEVELS) {
         let rt = runtime(cpu);
         softmax_in_place(&rt, &mut []);
         let mut masked = [f32::NEG_INFINITY; 21];
@@ -320,7 +313,7 @@ fn any_number_of_threads_gives_the_same_bits() {
     let (rows, cols) = (259, 320);
     let (x, y) = (Input::new(rows, cols, 0, 1), Input::new(rows, cols, 0, 2));
     let angles = activations(rows, 20, &mut Random::new(3));
-    for cpu in levels() {
+    for cpu in cpus(&LEVELS) {
         let mut first = None;
         for threads in [1, 2, 3, 5] {
             let rt = Runtime::new(cpu, threads).unwrap();

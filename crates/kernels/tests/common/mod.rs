@@ -10,6 +10,13 @@ use sparamx_testkit::{
     Density, Random, RowReport, activations, levels, round_bf16, to_f32, weights,
 };
 
+/// This CPU limited to each of `isas` that it reaches.
+pub fn cpus(isas: &[Isa]) -> impl Iterator<Item = Cpu> {
+    let cpu = Cpu::detect().unwrap();
+    let here = isas.iter().filter(move |isa| **isa <= cpu.isa());
+    here.map(move |isa| cpu.at_most(*isa))
+}
+
 /// Runs `test` on this CPU limited to each of `levels` and reports it as row `<operation>_<level>`.
 ///
 /// # Panics
