@@ -120,6 +120,15 @@ def test_greedy_generation_is_that_of_the_dense_twin(make):
     assert model.generate(IDS, **ask).tolist() == twin.generate(IDS, **ask).tolist()
 
 
+def test_a_whole_model_compiles_to_one_graph():
+    model = llama()
+    sparsify(model, progress=False)
+    with torch.no_grad():
+        want = model(IDS, use_cache=False).logits
+        got = torch.compile(model, fullgraph=True)(IDS, use_cache=False).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
 def test_conv1d_is_reported():
     report = sparsify(gpt2(), progress=False)
     assert not report.packed
