@@ -59,7 +59,7 @@ pub use chat::{ChatTemplate, Message};
 pub use error::EngineError;
 pub use eval::{Answer, Choice, Evaluation, Question, Questions, Task, evaluate};
 pub use generate::{FinishReason, GenerateParams, Outcome, Session};
-pub use kv::{KvOptions, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
+pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use perplexity::{Perplexity, Prediction, Scoring, perplexity};
 pub use sampler::{Sampler, SamplingParams};
 pub use sparamx_kernels::attention::{Precision as KvPrecision, PruneRule as KvRule};

@@ -6,6 +6,30 @@ use sparamx_kernels::attention::{PAGE_TOKENS, PageShape};
 use sparamx_kernels::{KernelError, Rows};
 use sparamx_model::Config;
 
+/// What a [`PagePool`](crate::PagePool) has to know of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers that have keys and values.
+    pub layers: usize,
+    /// Query heads of a layer.
+    pub heads: usize,
+    /// Key and value heads of a layer; divides `heads`.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+impl From<&Config> for KvShape {
+    fn from(config: &Config) -> Self {
+        Self {
+            layers: config.num_hidden_layers,
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        }
+    }
+}
+
 /// Sizes of a dense block, `[layers][kv_heads]` of
 ///
 /// 1. a key page,
@@ -22,14 +46,18 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub fn new(config: &Config, keeps_queries: bool) -> Self {
+    pub fn new(shape: KvShape, keeps_queries: bool) -> Self {
+        let KvShape {
+            layers,
+            heads,
+            kv_heads,
+            head_dim,
+        } = shape;
         Self {
-            layers: config.num_hidden_layers,
-            heads: config.num_attention_heads,
-            kv_heads: config.num_key_value_heads,
-            shape: PageShape {
-                head_dim: config.head_dim,
-            },
+            layers,
+            heads,
+            kv_heads,
+            shape: PageShape { head_dim },
             keeps_queries,
         }
     }

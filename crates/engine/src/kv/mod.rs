@@ -16,6 +16,7 @@ mod sequence;
 mod slot;
 mod write;
 
+pub use layout::KvShape;
 pub use options::KvOptions;
 pub use pool::{PagePool, PoolUsage};
 pub use sequence::{PagedCache, UNDO_TOKENS};

@@ -7,10 +7,9 @@ use serde::Serialize;
 use sparamx_cpu::topology;
 use sparamx_format::Storage;
 use sparamx_kernels::attention::{PAGE_TOKENS, PackedPages, PageShape};
-use sparamx_model::Config;
 
 use super::KvOptions;
-use super::layout::{Layout, pages};
+use super::layout::{KvShape, Layout, pages};
 use super::options::Forms;
 use super::prefix::{Evicted, Node, NodeId, Tree};
 use super::sequence::{PagedCache, UNDO_TOKENS};
@@ -130,18 +129,19 @@ pub(super) struct Taken {
 }
 
 impl PagePool {
-    /// A pool without blocks yet, for the layers and heads of `config`.
+    /// A pool without blocks yet, for the layers and heads of a model: its `&Config`, or a [`KvShape`].
     ///
     /// # Errors
     /// [`EngineError::Parameter`] for what [`KvOptions::check`] refuses, and a budget that is too small for a single token.
-    pub fn new(config: &Config, options: &KvOptions) -> Result<Self, EngineError> {
+    pub fn new(model: impl Into<KvShape>, options: &KvOptions) -> Result<Self, EngineError> {
         options.check()?;
+        let model = model.into();
         let shape = PageShape {
-            head_dim: config.head_dim,
+            head_dim: model.head_dim,
         };
         let forms = Forms::new(options, shape);
         let keeps_queries = forms.packing.is_some_and(|packing| packing.needs_query());
-        let layout = Layout::new(config, keeps_queries);
+        let layout = Layout::new(model, keeps_queries);
         let available = || topology::available_memory_bytes().map_or(u64::MAX, |b| b / 4 * 3);
         let budget = options.budget_bytes.unwrap_or_else(available);
         let pair_bytes = forms.packing.map_or(0, |packing| packing.pair_bytes());

@@ -6,7 +6,7 @@ use sparamx_kernels::KernelError;
 use sparamx_kernels::attention::{PageShape, read_key, read_value};
 
 use super::*;
-use crate::PoolUsage;
+use crate::{KvShape, PoolUsage};
 
 const LAYERS: usize = 2;
 const HEADS: usize = 3;
@@ -282,6 +282,19 @@ fn a_budget_below_a_page_is_refused() {
             PAGE_BYTES - 1
         )
     );
+}
+
+#[test]
+fn a_shape_says_as_much_as_a_config() {
+    let shape = KvShape {
+        layers: LAYERS,
+        heads: 2 * HEADS,
+        kv_heads: HEADS,
+        head_dim: HEAD_DIM,
+    };
+    assert_eq!(KvShape::from(&config()), shape);
+    let pool = PagePool::new(shape, &KvOptions::default()).unwrap();
+    assert_eq!(pool.sequence_bytes(65, 1), 2 * PAGE_BYTES);
 }
 
 #[test]
