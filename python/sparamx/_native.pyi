@@ -69,3 +69,40 @@ class Checkpoint:
     def packed(self) -> list[tuple[str, int, int]]: ...
     def plain(self) -> list[_Tensor]: ...
     def weight(self, name: str, num_threads: int) -> Weight: ...
+
+class KvCache:
+    UNDO_TOKENS: int
+    def __init__(
+        self,
+        *,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        batch: int,
+        key_sparsity: float,
+        value_sparsity: float,
+        numbers: str,
+        rule: str,
+        window: int,
+        sinks: int,
+        memory: int | None,
+    ) -> None: ...
+    def attend(
+        self,
+        layer: int,
+        q: int,
+        k: int,
+        v: int,
+        out: int,
+        counts: list[int],
+        scale: float,
+        window: int | None,
+        num_threads: int,
+    ) -> None: ...
+    def advance(self, counts: list[int]) -> None: ...
+    def truncate(self, lengths: list[int]) -> bool: ...
+    def select(self, indices: list[int]) -> None: ...
+    def fork(self) -> KvCache: ...
+    @property
+    def nbytes(self) -> int: ...

@@ -4,6 +4,7 @@
 //! that there is what its documentation says. The interpreter is released while Rust works.
 
 mod checkpoint;
+mod kv;
 mod memory;
 mod moments;
 mod runtime;
@@ -21,6 +22,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<weight::Weight>()?;
     module.add_class::<moments::Moments>()?;
     module.add_class::<checkpoint::Checkpoint>()?;
+    module.add_class::<kv::KvCache>()?;
     module.add_function(wrap_pyfunction!(checkpoint::write_checkpoint, module)?)?;
     module.add_function(wrap_pyfunction!(runtime::after_fork, module)?)?;
     module.add_function(wrap_pyfunction!(runtime::isa, module)?)
