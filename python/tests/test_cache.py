@@ -1,5 +1,6 @@
 """The KV cache: what models compute with it, what it remembers, and what it refuses."""
 
+import concurrent.futures
 import copy
 import inspect
 import itertools
@@ -23,6 +24,15 @@ CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.fo
 BF16 = 2.0**-8
 #: Bytes of a dense page of a layer and a kv head of the models here: keys are padded to 32 columns, values need no padding.
 PAGE_BYTES = (32 + 16) * 64 * 2
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # These models are too small for more: threads that wait for each other take a hundred times as long on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def rounded_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
@@ -296,6 +306,36 @@ def test_options_are_used(rule, dtype):
     assert len({x.sum().item() for x in (kept, keys, values, sinks, found)}) == 5
 
 
+def attend(cache, tokens, heads=8, head_dim=64):
+    module = SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=1), is_causal=True)
+    q, k, v = torch.randn(3, 1, heads, tokens, head_dim)
+    return attention(module, q, *cache.update(k, v, 0), None)[0]
+
+
+def test_the_number_of_threads_does_not_matter():
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        cache = SparseCache(0.5)
+        results.append(torch.cat([attend(cache, tokens) for tokens in (700, 1, 1)], 1))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_caches_work_side_by_side():
+    torch.set_num_threads(2)
+    states = [torch.randn(4, 2, 300, 16) for _ in range(6)]
+
+    def run(states):
+        cache, module = SparseCache(0.5), SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=1))
+        parts = [attention(module, x, *cache.update(x, x, 0), None)[0] for x in states.split([150, 1, 149], 2)]
+        return torch.cat(parts, 1)
+
+    want = [run(x) for x in states]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(*pair) for pair in zip(pool.map(run, states), want))
+
+
 # What it remembers
 
 
@@ -365,14 +405,20 @@ def test_beam_search(family):
 
 def test_sequences_are_chosen_and_repeated():
     model, ids = llama(), prompt(3, 70)
+    attention_mask = torch.ones(3, 70, dtype=torch.long)
+    attention_mask[1, :9], attention_mask[2, :30] = 0, 0
     cache = SparseCache()
-    logits(model, ids, cache=cache)
+    logits(model, ids, cache=cache, attention_mask=attention_mask, position_ids=positions(attention_mask))
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
     assert cache.batch_size == 4
-    more = prompt(4, 5)
-    want, tolerance = dense_and_tolerance(model, torch.cat((ids[[2, 2, 0, 0]], more), 1))
-    assert (logits(model, more, cache=cache) - want[:, 70:]).abs().max() <= tolerance
+    more, order = prompt(4, 5), [2, 2, 0, 0]
+    ids = torch.cat((ids[order], more), 1)
+    attention_mask = torch.cat((attention_mask[order], torch.ones(4, 5, dtype=torch.long)), 1)
+    options = {"attention_mask": attention_mask, "position_ids": positions(attention_mask)}
+    want, tolerance = dense_and_tolerance(model, ids, **options)
+    options["position_ids"] = options["position_ids"][:, 70:]
+    assert (logits(model, more, cache=cache, **options) - want[:, 70:]).abs().max() <= tolerance
     cache.batch_select_indices(torch.tensor([True, False, False, True]))
     assert cache.batch_size == 2
     with pytest.raises(IndexError):
@@ -523,6 +569,18 @@ def test_masks_that_do_not_fit_are_refused():
     assert (found - want[:, 10:]).abs().max() <= tolerance
 
 
+def test_models_that_cannot_use_it_say_so():
+    bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=64, n_layer=2, n_head=4))
+    with pytest.raises(RuntimeError, match="in its own way"):
+        logits(bloom.eval(), prompt(1, 5), "eager", SparseCache())
+    model = llama()
+    # As one whose second layer has no attention.
+    model.model.layers[1] = model.model.layers[0]
+    cache = SparseCache()
+    with pytest.raises(RuntimeError, match="layers without keys of their own"):
+        logits(model, prompt(1, 5), cache=cache)
+
+
 def test_attention_that_is_not_causal_is_refused():
     model, ids = llama(), prompt(1, 10)
     model.config.is_causal = False
@@ -590,6 +648,14 @@ def test_memory_is_limited():
     more = prompt(2, 28)
     want, tolerance = dense_and_tolerance(model, torch.cat((ids, more), 1))
     assert (logits(model, more, cache=cache) - want[:, 100:]).abs().max() <= tolerance
+    # Too much at first, then less; and another batch when all is gone.
+    cache = SparseCache(memory_bytes=2 * 2 * 2 * 2 * PAGE_BYTES)
+    with pytest.raises(MemoryError, match="choose a smaller context"):
+        logits(model, prompt(3, 100), cache=cache)
+    logits(model, ids, cache=cache)
+    cache.crop(-100)
+    want, tolerance = dense_and_tolerance(model, ids[:1])
+    assert (logits(model, ids[:1], cache=cache) - want).abs().max() <= tolerance
     with pytest.raises(ValueError, match="memory of the KV cache is 100"):
         logits(model, ids, cache=SparseCache(memory_bytes=100))
 

@@ -44,7 +44,7 @@ class SparseCache(Cache):
     (Older versions of Transformers call the argument ``past_key_values``.)
 
     Pages that are not packed hold bf16. Padding is not kept: it takes no memory, and does not count in a sliding window.
-    Copies (``copy.deepcopy``, beams) share pages until they differ.
+    Copies (``copy.deepcopy``, beams) share pages until they differ. It is for inference, without ``torch.compile``.
 
     Args:
         sparsity: the share of zeros in packed keys and values, from 0 to below 1.
@@ -138,7 +138,7 @@ class SparseCache(Cache):
         elif layer in step.done:
             raise RuntimeError(
                 f"layer {layer} comes again before all {self._layers} layers had the tokens: the last forward pass was cut "
-                "short, or the model's layers share keys; crop(0) forgets the pass"
+                "short (crop(0) forgets it), or the model has layers without keys of their own and cannot use a SparseCache"
             )
         elif (batch, tokens) != (step.batch, step.tokens):
             raise ValueError(
@@ -173,12 +173,14 @@ class SparseCache(Cache):
         return attended
 
     def _prepare(self, module: torch.nn.Module, layer: int, query: Tensor, key: Tensor) -> _native.KvCache:
-        """The native cache, made for the model at its first layer."""
+        """The native cache, made for the model when the first tokens come to its first layer."""
         batch, heads, _, head_dim = query.shape
         kv_heads = key.shape[1]
         if (batch, head_dim) != (key.shape[0], key.shape[3]) or query.shape[2] != key.shape[2] or heads % kv_heads:
             raise ValueError(f"queries of shape {list(query.shape)} do not go with keys of shape {list(key.shape)}")
-        if self._native is None:
+        if self._length == 0 and not (self._pass and self._pass.done):
+            # Nothing is kept yet, whatever a pass that failed may have wanted.
+            self.reset()
             layers = module.config.get_text_config(decoder=True).num_hidden_layers
             self._shape = (layers, heads, kv_heads, head_dim)
             self._native = _native.KvCache(
@@ -367,8 +369,8 @@ class _Stored(Tensor):
                 return result
         raise RuntimeError(
             f"a SparseCache needs the attention implementation {IMPLEMENTATION!r}, and the model uses another: "
-            f"call model.set_attn_implementation({IMPLEMENTATION!r}) first. If it was, this model works on cached keys "
-            "and values in its own way and cannot use a SparseCache"
+            f"call model.set_attn_implementation({IMPLEMENTATION!r}) first. If it was, the model is under torch.compile or "
+            "works on cached keys and values in its own way, and cannot use a SparseCache"
         )
 
 
