@@ -35,7 +35,9 @@ impl KvCache {
 impl KvCache {
     /// Empty caches for `batch` sequences. `numbers` of packed pages are `bf16` or `int8`; `memory` is in bytes.
     #[new]
-    #[pyo3(signature = (*, layers, heads, kv_heads, head_dim, batch, key_sparsity, value_sparsity, numbers, rule, window, sinks, memory))]
+    #[pyo3(signature = (
+        *, layers, heads, kv_heads, head_dim, batch, key_sparsity, value_sparsity, numbers, rule, window, sinks, memory
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments")]
     fn new(
         layers: usize,

@@ -312,6 +312,32 @@ def attend(cache, tokens, heads=8, head_dim=64):
     return attention(module, q, *cache.update(k, v, 0), None)[0]
 
 
+@pytest.mark.parametrize("head_dim", [1, 5, 80, 256])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+def test_heads_of_any_size_and_passes_without_tokens(head_dim, dtype):
+    cache = SparseCache(0.3, dtype=dtype)
+    for tokens in (0, 200, 0, 1):
+        out = attend(cache, tokens, 2, head_dim)
+        assert out.shape == (1, tokens, 2, head_dim) and out.isfinite().all()
+    assert cache.get_seq_length() == 201
+
+
+@pytest.mark.parametrize("rule", ["query", "magnitude", "token"])
+@pytest.mark.parametrize("dtype", ["bf16", "int8"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])
+def test_numbers_that_are_not_finite_stay_in_their_sequence(rule, dtype, bad):
+    module = SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=1))
+    q, k, v = torch.randn(3, 2, 2, 300, 16)
+    results = []
+    for bad in (bad, 1.0):
+        for states in (q, k, v):
+            states[1, :, 5] = bad
+        cache = SparseCache(0.5, dtype=dtype, rule=rule)
+        parts = [x.split([200, 100], 2) for x in (q, k, v)]
+        results.append([attention(module, q, *cache.update(k, v, 0), None)[0][0] for q, k, v in zip(*parts)])
+    assert all(torch.equal(*pair) for pair in zip(*results))
+
+
 def test_the_number_of_threads_does_not_matter():
     results = []
     for threads in (1, 2, 3):
@@ -567,6 +593,22 @@ def test_masks_that_do_not_fit_are_refused():
     want, tolerance = dense_and_tolerance(model, torch.cat((ids, more), 1), attention_mask=both)
     found = logits(model, more, cache=cache, attention_mask=both)
     assert (found - want[:, 10:]).abs().max() <= tolerance
+
+
+def test_layers_must_agree_on_padding():
+    module = SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=2), is_causal=True)
+    q, k, v = torch.randn(3, 2, 2, 4, 16)
+    padding = [[[0, 1, 1, 1], [1, 1, 1, 1]], [[1, 1, 1, 1], [0, 1, 1, 1]], [[0, 1, 1, 1], [1, 1, 1, 1]]]
+    first, other, same = (mask(2, 4, 4, attention_mask=torch.tensor(rows).bool()) for rows in padding)
+    cache = SparseCache()
+    attention(module, q, *cache.update(k, v, 0), first)
+    for wrong in (other, None):
+        with pytest.raises(ValueError, match="layer 1 has other padding"):
+            attention(module, q, *cache.update(k, v, 1), wrong)
+    out, _ = attention(module, q, *cache.update(k, v, 1), same)
+    assert cache.get_seq_length() == 4 and (out[0, 0] == 0).all() and (out[1, 0] != 0).all()
+    with pytest.raises(ValueError, match="the model changed the attention mask"):
+        attention(module, q, k, v, first[:, :3])
 
 
 def test_models_that_cannot_use_it_say_so():

@@ -145,9 +145,9 @@ class SparseCache(Cache):
                 f"layer {layer} adds {tokens} tokens to {batch} sequences, the layers before it {step.tokens} to {step.batch}"
             )
         elif mask is not step.mask:
-            # A model that has several masks has the same padding in all of them.
+            if not _equal(self._padding(mask, batch, tokens), step.columns):
+                raise ValueError(f"layer {layer} has other padding than the layers before it")
             step.mask = mask
-            self._padding(mask, batch, tokens)
         columns = step.columns
         # The tensors must outlive the call.
         q, k, v = (_rows(states, columns) for states in (query, key, value))
@@ -193,7 +193,9 @@ class SparseCache(Cache):
                 + f"layer {layer} has {heads}, {kv_heads} and {head_dim}"
             )
         if batch != self._batch:
-            raise ValueError(f"the SparseCache holds {self._batch} sequences and the model got {batch}: reset() it, or take a new one")
+            raise ValueError(
+                f"the SparseCache holds {self._batch} sequences and the model got {batch}: reset() it, or take a new one"
+            )
         return self._native
 
     def _padding(self, mask: Tensor | None, batch: int, tokens: int) -> Tensor | None:
@@ -211,7 +213,9 @@ class SparseCache(Cache):
                 f"{list(expected)}, and the model must attend causally, to all tokens or to a sliding window"
             )
         if mask.shape != expected:
-            raise ValueError(f"attention_mask has shape {list(mask.shape)} and should have {list(expected)}, for all tokens so far")
+            raise ValueError(
+                f"attention_mask has shape {list(mask.shape)} and should have {list(expected)}, for all tokens so far"
+            )
         before, columns = mask.split((self._length, tokens), dim=1)
         if not (before.all() if self._kept is None else torch.equal(before, self._kept)):
             raise ValueError(
@@ -482,7 +486,9 @@ def attention(
         if isinstance(attention_mask, _Mask):
             attention_mask = attention_mask.description.full()
         elif attention_mask is not None and attention_mask.dim() != 4:
-            raise ValueError(f"the model changed the attention mask to shape {list(attention_mask.shape)}: it cannot use {IMPLEMENTATION!r}")
+            raise ValueError(
+                f"the model changed the attention mask to shape {list(attention_mask.shape)}: it cannot use {IMPLEMENTATION!r}"
+            )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -500,6 +506,10 @@ def attention(
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise RuntimeError("a SparseCache gives no gradients: call the model under torch.no_grad()")
     return cache.attend(module, layer, query, key, value, attention_mask, scaling), None
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one, other)
 
 
 def _rows(states: Tensor, columns: Tensor | None) -> Tensor:
