@@ -71,10 +71,10 @@ def gpt2(**options):
 
 
 def make(model, config, **options):
-    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
-    ids = dict(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=None, pad_token_id=0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ids = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
     # Large weights: attention is far from even.
-    rest = dict(initializer_range=0.06, max_position_embeddings=1024)
+    rest = {"initializer_range": 0.06, "max_position_embeddings": 1024}
     options = {**sizes, **ids, **rest, **options}
     if config is transformers.GPT2Config:
         names = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
@@ -157,7 +157,7 @@ def test_attention_is_exact_but_for_rounding(heads, kv_heads, head_dim, window, 
             q, k, v = (torch.randn(2, tokens, n, head_dim).to(dtype).transpose(1, 2) for n in (heads, kv_heads, kv_heads))
             out, _ = attention(module, q, *cache.update(k, v, layer), made, scaling=scaling)
             assert out.dtype == dtype and out.shape == (2, tokens, heads, head_dim)
-            keys, values = past[layer] = [torch.cat((old, new.float()), 2) for old, new in zip(past[layer], (k, v))]
+            keys, values = past[layer] = [torch.cat((old, new.float()), 2) for old, new in zip(past[layer], (k, v), strict=True)]
             q, keys, values = (x.double() for x in (q, keys, values))
             keys, values = (x.repeat_interleave(heads // kv_heads, 1) for x in (keys, values))
             scores = (q @ keys.mT * scaling).masked_fill(~visible, -math.inf)
@@ -202,7 +202,7 @@ def trained():
     pattern = torch.randperm(VOCABULARY - 1)[:17] + 1
     text = pattern.repeat(20)
     model.train()
-    for step in range(60):
+    for _step in range(60):
         batch = torch.stack([text[i : i + 200] for i in torch.randint(0, 17, (4,)).tolist()])
         loss = model(batch, labels=batch).loss
         optimizer.zero_grad()
@@ -329,13 +329,13 @@ def test_numbers_that_are_not_finite_stay_in_their_sequence(rule, dtype, bad):
     module = SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=1))
     q, k, v = torch.randn(3, 2, 2, 300, 16)
     results = []
-    for bad in (bad, 1.0):
+    for number in (bad, 1.0):
         for states in (q, k, v):
-            states[1, :, 5] = bad
+            states[1, :, 5] = number
         cache = SparseCache(0.5, dtype=dtype, rule=rule)
         parts = [x.split([200, 100], 2) for x in (q, k, v)]
-        results.append([attention(module, q, *cache.update(k, v, 0), None)[0][0] for q, k, v in zip(*parts)])
-    assert all(torch.equal(*pair) for pair in zip(*results))
+        results.append([attention(module, q, *cache.update(k, v, 0), None)[0][0] for q, k, v in zip(*parts, strict=True)])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
 
 
 def test_the_number_of_threads_does_not_matter():
@@ -359,7 +359,7 @@ def test_caches_work_side_by_side():
 
     want = [run(x) for x in states]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(*pair) for pair in zip(pool.map(run, states), want))
+        assert all(torch.equal(*pair) for pair in zip(pool.map(run, states), want, strict=True))
 
 
 # What it remembers
@@ -401,7 +401,7 @@ def test_copies_share_pages_until_they_differ():
     copies = [copy.deepcopy(cache), copy.copy(cache)]
     assert cache.nbytes == copies[0].nbytes == size
     texts = [torch.cat((ids[:, :100], prompt(1, 30)), 1) for _ in copies]
-    for text, other in zip([*texts, ids], [*copies, cache]):
+    for text, other in zip([*texts, ids], [*copies, cache], strict=True):
         want, tolerance = dense_and_tolerance(model, text)
         assert (logits(model, text[:, 100:], cache=other) - want[:, 100:]).abs().max() <= tolerance
         assert other.get_seq_length() == 130
@@ -544,7 +544,7 @@ def test_other_attention_implementations_say_what_to_do(family, implementation):
     model = family()
     model.set_attn_implementation(implementation)
     cache = SparseCache()
-    with pytest.raises(RuntimeError, match=r'model.set_attn_implementation\(.sparamx.\)'):
+    with pytest.raises(RuntimeError, match=r"model.set_attn_implementation\(.sparamx.\)"):
         generate(model, prompt(1, 5), cache)
     model.set_attn_implementation("sparamx")
     check_greedy(model, generate(model, prompt(1, 5), cache), 5)

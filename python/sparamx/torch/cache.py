@@ -97,9 +97,7 @@ class SparseCache(Cache):
         self._kept: Tensor | None = None
         self._pass: _Pass | None = None
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Hands keys and values ``[batch, kv heads, tokens, head size]`` on to the attention function, which stores them.
 
         Raises:
@@ -213,9 +211,7 @@ class SparseCache(Cache):
                 f"{list(expected)}, and the model must attend causally, to all tokens or to a sliding window"
             )
         if mask.shape != expected:
-            raise ValueError(
-                f"attention_mask has shape {list(mask.shape)} and should have {list(expected)}, for all tokens so far"
-            )
+            raise ValueError(f"attention_mask has shape {list(mask.shape)} and should have {list(expected)}, for all tokens so far")
         before, columns = mask.split((self._length, tokens), dim=1)
         if not (before.all() if self._kept is None else torch.equal(before, self._kept)):
             raise ValueError(
@@ -489,9 +485,7 @@ def attention(
             raise ValueError(
                 f"the model changed the attention mask to shape {list(attention_mask.shape)}: it cannot use {IMPLEMENTATION!r}"
             )
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     cache, layer, key, value = key.entry
     asked = [option for option in _UNSUPPORTED if kwargs.get(option) is not None]
     if dropout:
