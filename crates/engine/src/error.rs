@@ -135,6 +135,29 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The same for `more` bytes, which were to be had and are wanted too.
+    pub(crate) fn with_bytes(self, more: u64) -> Self {
+        match self {
+            Self::CacheMemory {
+                needed_bytes,
+                available_bytes,
+            } => Self::CacheMemory {
+                needed_bytes: needed_bytes + more,
+                available_bytes: available_bytes + more,
+            },
+            Self::PoolFull {
+                needed_bytes,
+                free_bytes,
+                budget_bytes,
+            } => Self::PoolFull {
+                needed_bytes: needed_bytes + more,
+                free_bytes: free_bytes + more,
+                budget_bytes,
+            },
+            other => other,
+        }
+    }
+
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),

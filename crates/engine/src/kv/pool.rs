@@ -99,7 +99,7 @@ impl Content for PackedPages {
 
 /// All that the lock protects.
 pub(super) struct Books {
-    in_use: u64,
+    pub(super) in_use: u64,
     cached: u64,
     free: u64,
     dense: Shelf<Storage<u16>>,

@@ -124,10 +124,12 @@ impl PagedCache {
         let mut taken = match self.pool.take(&mut books, dense, packed) {
             Ok(taken) => taken,
             Err(error) => {
+                let held = books.in_use;
                 known
                     .into_iter()
                     .for_each(|(_, packed)| packed.release(&mut books));
-                return Err(error);
+                // Pages that were only cached would have been in use too.
+                return Err(error.with_bytes(held - books.in_use));
             }
         };
         if let Some(page) = copied
