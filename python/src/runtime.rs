@@ -1,23 +1,63 @@
 //! The threads that Rust works on.
 
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::ffi::{c_uint, c_void};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::ThreadPool;
 use sparamx_cpu::Cpu;
+use sparamx_kernels::{Pool, Runtime};
 
 use crate::IntoPython;
 
 /// The threads of kernels and those of everything else, for one number of threads.
 pub(crate) struct Threads {
-    pub kernels: sparamx_kernels::Runtime,
+    pub kernels: Runtime,
     /// Of its own, as rayon's global threads do not survive a fork.
     pub work: ThreadPool,
 }
 
 type Slot = Mutex<Option<Arc<Threads>>>;
+
+/// `GOMP_parallel(function, data, threads, flags)` of GNU's OpenMP, which others have too.
+type Parallel =
+    unsafe extern "C" fn(unsafe extern "C" fn(*mut c_void), *mut c_void, c_uint, c_uint);
+
+/// Where it is in this process, if PyTorch or another has loaded it.
+static PARALLEL: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Whether this is a child process: OpenMP's threads are not to be had any more.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// Has PyTorch's own threads run a kernel. They spin for a while after each of its operators, so that others would have to wait
+/// for the processors.
+fn on_openmp(threads: usize, work: &(dyn Fn() + Sync)) {
+    unsafe extern "C" fn call(work: *mut c_void) {
+        // SAFETY: what is passed below, which lives until all calls have returned. It does not unwind: see `Pool::run`.
+        unsafe { (*work.cast::<&(dyn Fn() + Sync)>())() }
+    }
+    // SAFETY: the symbol of that name has this type; `openmp` found it.
+    unsafe {
+        let parallel = PARALLEL.load(Ordering::Relaxed);
+        let parallel = std::mem::transmute::<*mut c_void, Parallel>(parallel);
+        parallel(
+            call,
+            (&raw const work).cast_mut().cast(),
+            threads as c_uint,
+            0,
+        );
+    }
+}
+
+/// Whether there is OpenMP to run on.
+fn openmp() -> bool {
+    // SAFETY: a name that ends with 0; asking for a symbol has no effect.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"GOMP_parallel".as_ptr()) };
+    PARALLEL.store(found, Ordering::Relaxed);
+    !found.is_null() && !FORKED.load(Ordering::Relaxed)
+}
 
 /// The threads last used. Behind a pointer, because a child process cannot unlock what another thread held at the fork.
 static SLOT: AtomicPtr<Slot> = AtomicPtr::new(std::ptr::null_mut());
@@ -48,7 +88,12 @@ pub(crate) fn threads(threads: usize) -> PyResult<Arc<Threads>> {
         return Ok(Arc::clone(found));
     }
     let cpu = Cpu::detect().map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
-    let kernels = sparamx_kernels::Runtime::new(cpu, threads).map_err(IntoPython::into_python)?;
+    let pool = match openmp() {
+        true => Pool::of_lent(threads, on_openmp),
+        false => Pool::new(threads),
+    };
+    let kernels = pool.and_then(|pool| Runtime::with_pool(cpu, pool));
+    let kernels = kernels.map_err(IntoPython::into_python)?;
     let work = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let work = work.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
     let new = Arc::new(Threads { kernels, work });
@@ -59,6 +104,7 @@ pub(crate) fn threads(threads: usize) -> PyResult<Arc<Threads>> {
 /// To be called in a child process: threads do not survive a fork, so the child starts its own. The old ones are forgotten.
 #[pyfunction]
 pub(crate) fn after_fork() {
+    FORKED.store(true, Ordering::Relaxed);
     SLOT.store(std::ptr::null_mut(), Ordering::Release);
 }
 

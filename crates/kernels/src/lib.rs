@@ -29,6 +29,6 @@ pub mod vecops;
 
 pub use error::KernelError;
 pub use linear::{Linear, LinearJob, Weight, linear};
-pub use pool::Pool;
+pub use pool::{Lender, Pool};
 pub use rows::{Rows, RowsMut};
 pub use runtime::{Runtime, Scratch};

@@ -24,10 +24,15 @@ const SPINS_PER_LOOK: u32 = 64;
 
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
+/// Calls a function on up to so many threads at once, the caller's among them, and returns when all calls have.
+pub type Lender = fn(usize, &(dyn Fn() + Sync));
+
 /// Threads that run one function together, again and again.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The threads are another's: their number, and how they are had.
+    lent: Option<(usize, Lender)>,
     /// Held during a run: one run at a time.
     running: Mutex<()>,
 }
@@ -99,6 +104,7 @@ impl Pool {
         let mut pool = Self {
             shared,
             workers: Vec::new(),
+            lent: None,
             running: Mutex::new(()),
         };
         for index in 1..threads {
@@ -112,9 +118,20 @@ impl Pool {
         Ok(pool)
     }
 
+    /// A pool without threads of its own, for a program whose own threads would be in their way: they spin for work too.
+    ///
+    /// # Errors
+    /// [`KernelError::Thread`] if `threads` is 0.
+    pub fn of_lent(threads: usize, lender: Lender) -> Result<Self, KernelError> {
+        let mut pool = Self::new(threads.min(1))?;
+        pool.lent = Some((threads, lender));
+        Ok(pool)
+    }
+
     /// Number of threads, the caller's included.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.lent
+            .map_or(self.workers.len() + 1, |(threads, _)| threads)
     }
 
     /// Runs `job(i)` for each thread `i` and returns when all are done. Calls from several threads take turns.
@@ -127,6 +144,11 @@ impl Pool {
             "Pool::run called from inside a job of a pool"
         );
         let _turn = lock(&self.running);
+        if let Some((threads, lender)) = self.lent
+            && threads > 1
+        {
+            return self.run_lent(threads, lender, job);
+        }
         if self.workers.is_empty() {
             return inside(|| job(0));
         }
@@ -135,6 +157,26 @@ impl Pool {
         self.wait();
         let others = lock(&self.shared.panic).take();
         if let Some(panic) = own.err().or(others) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// However many threads there are, each takes what is left to do.
+    fn run_lent(&self, threads: usize, lender: Lender, job: &Job<'_>) {
+        let next = AtomicUsize::new(0);
+        lender(threads, &|| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= threads {
+                    return;
+                }
+                let done = catch_unwind(AssertUnwindSafe(|| inside(|| job(index))));
+                if let Err(panic) = done {
+                    lock(&self.shared.panic).get_or_insert(panic);
+                }
+            }
+        });
+        if let Some(panic) = lock(&self.shared.panic).take() {
             resume_unwind(panic);
         }
     }
@@ -268,6 +310,31 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn lent_threads_do_all_there_is() {
+        fn one(_: usize, f: &(dyn Fn() + Sync)) {
+            f();
+        }
+        fn more(threads: usize, f: &(dyn Fn() + Sync)) {
+            thread::scope(|scope| (0..threads + 2).for_each(|_| drop(scope.spawn(f))));
+        }
+        for lender in [one, more] {
+            let pool = Pool::of_lent(3, lender).unwrap();
+            assert_eq!(pool.threads(), 3);
+            for _ in 0..100 {
+                let sum = AtomicU64::new(0);
+                pool.run(&|i| {
+                    sum.fetch_add(1 << (8 * i), Ordering::Relaxed);
+                });
+                assert_eq!(sum.into_inner(), 0x10101);
+            }
+            let fails = || pool.run(&|i| assert_ne!(i, 1, "job 1"));
+            assert!(catch_unwind(AssertUnwindSafe(fails)).is_err());
+            pool.run(&|_| {});
+        }
+        assert!(Pool::of_lent(0, one).is_err());
     }
 
     #[test]

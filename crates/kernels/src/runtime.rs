@@ -50,14 +50,22 @@ impl Runtime {
     /// [`KernelError::Thread`] without threads, [`KernelError::UnknownKernel`] and [`KernelError::Unsuitable`] for a forced
     /// kernel that does not exist or needs another CPU.
     pub fn new(cpu: Cpu, threads: usize) -> Result<Self, KernelError> {
+        Self::with_pool(cpu, Pool::new(threads)?)
+    }
+
+    /// On the threads of `pool`.
+    ///
+    /// # Errors
+    /// As [`Runtime::new`], but for threads.
+    pub fn with_pool(cpu: Cpu, pool: Pool) -> Result<Self, KernelError> {
         let forced = match std::env::var("SPARAMX_KERNEL") {
             Ok(name) if !name.is_empty() => Some(catalog::by_name(&name)?.on(&cpu)?),
             _ => None,
         };
         Ok(Self {
             cpu,
-            pool: Pool::new(threads)?,
-            scratch: (0..threads).map(|_| Mutex::default()).collect(),
+            scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
+            pool,
             shared_scratch: Mutex::default(),
             forced,
         })
