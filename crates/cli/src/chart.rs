@@ -10,6 +10,8 @@ const RIGHT: f64 = 16.0;
 /// Room for the legend and the titles of the panels.
 const TOP: f64 = 92.0;
 const BOTTOM: f64 = 54.0;
+/// About that of a character of the text.
+const CHAR_WIDTH: f64 = 6.6;
 /// Room around the points, as a share of the axis.
 const MARGIN: f64 = 0.05;
 
@@ -132,7 +134,9 @@ impl Chart {
     pub fn svg(&self) -> Option<String> {
         let axes = Axes::of(self)?;
         let panels = self.panels.len() as f64;
-        let width = LEFT + panels * PANEL_WIDTH + (panels - 1.0) * GAP + RIGHT;
+        let (legend, legend_end) = self.legend();
+        let panels_end = LEFT + panels * PANEL_WIDTH + (panels - 1.0) * GAP;
+        let width = (panels_end.max(legend_end) + RIGHT).round();
         let height = TOP + PANEL_HEIGHT + BOTTOM;
         let title = escape(&self.title);
         let mut out = format!(
@@ -141,7 +145,7 @@ impl Chart {
              <rect width=\"{width}\" height=\"{height}\" class=\"page\"/>\n\
              <text x=\"{LEFT}\" y=\"20\" class=\"title\">{title}</text>\n"
         );
-        self.legend(&mut out);
+        out.push_str(&legend);
         for (index, panel) in self.panels.iter().enumerate() {
             let left = LEFT + index as f64 * (PANEL_WIDTH + GAP);
             axes.frame(&mut out, &panel.title, index, left);
@@ -150,7 +154,7 @@ impl Chart {
             }
             out.push_str("</g>\n");
         }
-        let middle = LEFT + (width - LEFT - RIGHT) / 2.0;
+        let middle = (LEFT + panels_end) / 2.0;
         let _ = writeln!(
             out,
             "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n</svg>",
@@ -160,8 +164,9 @@ impl Chart {
         Some(out)
     }
 
-    /// What lines mean, in a row under the title, and the note.
-    fn legend(&self, out: &mut String) {
+    /// What lines mean, in a row under the title, and the note; and how far they reach to the right.
+    fn legend(&self) -> (String, f64) {
+        let mut out = String::new();
         let mut known: Vec<&Series> = Vec::new();
         for series in self.panels.iter().flat_map(|panel| &panel.series) {
             if known.iter().all(|other| other.name != series.name) {
@@ -180,13 +185,14 @@ impl Chart {
                 x + 32.0,
                 escape(&series.name)
             );
-            x += 48.0 + 6.6 * series.name.len() as f64;
+            x += 48.0 + CHAR_WIDTH * series.name.len() as f64;
         }
         let _ = writeln!(
             out,
             "<text x=\"{LEFT}\" y=\"62\">{}</text>",
             escape(&self.note)
         );
+        (out, x.max(LEFT + CHAR_WIDTH * self.note.len() as f64))
     }
 }
 

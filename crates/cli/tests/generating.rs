@@ -553,4 +553,7 @@ fn benchmarks_report_all_combinations() {
     );
     let csv = stdout(&output(sparamx().args(args).args(["-o", "csv"])));
     assert_eq!(csv.lines().count(), 1 + rows.len());
+    let svg = stdout(&output(sparamx().args(args).args(["-o", "svg"])));
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+    assert_eq!(svg.matches("<circle").count(), rows.len(), "{svg}");
 }

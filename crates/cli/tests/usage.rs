@@ -115,6 +115,10 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["--profile", "-o json"],
         ),
         (
+            &["bench", "--kernels", "-o", "svg"],
+            &["--kernels", "-o md"],
+        ),
+        (
             &["bench", "--kernels", "--shapes", "16,0"],
             &["'16,0'", "--shapes", "N,K"],
         ),
