@@ -75,7 +75,7 @@ class SparseCache(Cache):
     ) -> None:
         super().__init__(layers=[])
         _check_share("sparsity", sparsity)
-        self._options = {
+        self._options: dict[str, Any] = {
             "key_sparsity": _check_share("key_sparsity", sparsity if key_sparsity is None else key_sparsity),
             "value_sparsity": _check_share("value_sparsity", sparsity if value_sparsity is None else value_sparsity),
             "numbers": _check_name("dtype", dtype, _DTYPES),
@@ -88,9 +88,10 @@ class SparseCache(Cache):
 
     def reset(self) -> None:
         """Forgets all tokens and gives their memory back. The next ones may be of another model."""
-        self._native: _native.KvCache | None = None
+        #: A _native.KvCache once there are tokens.
+        self._native: Any = None
         #: Layers, heads, kv heads and head size.
-        self._shape: tuple[int, int, int, int] | None = None
+        self._shape: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._batch = -1
         self._length = 0
         #: Which of the tokens are no padding, ``[batch, length]``; all if None. Never written to.
@@ -158,7 +159,7 @@ class SparseCache(Cache):
             out.data_ptr(),
             step.counts,
             1 / math.sqrt(head_dim) if scaling is None else scaling,
-            None if mask is None else mask.description.window,
+            mask.description.window if isinstance(mask, _Mask) else None,
             threads(),
         )
         step.done.add(layer)
@@ -179,7 +180,8 @@ class SparseCache(Cache):
         if self._length == 0 and not (self._pass and self._pass.done):
             # Nothing is kept yet, whatever a pass that failed may have wanted.
             self.reset()
-            layers = module.config.get_text_config(decoder=True).num_hidden_layers
+            config: Any = module.config
+            layers = config.get_text_config(decoder=True).num_hidden_layers
             self._shape = (layers, heads, kv_heads, head_dim)
             self._native = _native.KvCache(
                 layers=layers, heads=heads, kv_heads=kv_heads, head_dim=head_dim, batch=batch, **self._options
@@ -330,7 +332,7 @@ class SparseCache(Cache):
 
     @property
     def _layers(self) -> int:
-        return 0 if self._shape is None else self._shape[0]
+        return self._shape[0]
 
     def __len__(self) -> int:
         return self._layers
@@ -381,7 +383,7 @@ class _Description:
         #: So many of the last tokens are seen.
         self.window = window
         self._arguments = arguments
-        self._full: Tensor | None = None
+        self._full: Any = None
 
     def full(self) -> Tensor:
         """The mask by query and key, ``[batch, 1, queries, keys]``."""
@@ -395,7 +397,7 @@ class _Mask(Tensor):
 
     description: _Description
     #: What is computed from it is a plain tensor.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 def mask(
