@@ -163,6 +163,15 @@ def test_hostile_tensors_are_refused():
             call(x, *bad, None, None, 64, 128)
     with pytest.raises(ValueError):
         call(x, mask, values.clone(), offsets, None, None, 1 << 40, 128)
+    # Known values beside other tensors, and a shape that is another's.
+    with pytest.raises(ValueError):
+        call(x, ones, *made.weight.tensors()[1:], None, 64, 128)
+    for n, k in [(16, 128), (128, 128), (64, 96)]:
+        with pytest.raises(ValueError, match=f"64 x 128, not {n} x {k}"):
+            call(torch.randn(2, k), *made.weight.tensors(), None, n, k)
+    with pytest.raises(ValueError, match="the bias has shape"):
+        call(x, *made.weight.tensors(), torch.zeros(7), 64, 128)
+    assert torch.equal(made(x), made(x.clone()))
     made.weight.mask.view(torch.int32).fill_(-1)
     with pytest.raises(ValueError, match="changed in place"):
         made(x)

@@ -19,42 +19,21 @@ transformers = pytest.importorskip("transformers")
 IDS = torch.tensor([[5, 17, 3, 90, 41, 7, 7, 60]])
 
 
+SIZES = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 def llama(**more):
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        **more,
-    )
+    config = transformers.LlamaConfig(**SIZES, intermediate_size=160, num_key_value_heads=2, max_position_embeddings=256, **more)
     return transformers.LlamaForCausalLM(config).eval()
 
 
 def qwen2():
-    config = transformers.Qwen2Config(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = transformers.Qwen2Config(**SIZES, intermediate_size=160, num_key_value_heads=2)
     return transformers.Qwen2ForCausalLM(config).eval()
 
 
 def opt():
-    config = transformers.OPTConfig(
-        vocab_size=128,
-        hidden_size=64,
-        ffn_dim=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        word_embed_proj_dim=32,
-        max_position_embeddings=256,
-    )
+    config = transformers.OPTConfig(**SIZES, ffn_dim=160, word_embed_proj_dim=32, max_position_embeddings=256)
     return transformers.OPTForCausalLM(config).eval()
 
 
@@ -64,14 +43,7 @@ def gpt2():
 
 
 def bert():
-    config = transformers.BertConfig(
-        vocab_size=128,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=160,
-    )
-    return transformers.BertModel(config).eval()
+    return transformers.BertModel(transformers.BertConfig(**SIZES, intermediate_size=160)).eval()
 
 
 def dense_twin(model, twin):

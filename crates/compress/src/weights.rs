@@ -60,52 +60,37 @@ pub fn read(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Weight,
 /// [`FormatError`] if one is missing, has another type or length, or fails the checks of a file.
 pub fn from_tensors(n: usize, k: usize, tensors: &[TensorOut<'_>]) -> Result<Weight, FormatError> {
     let parts = Parts(tensors);
-    let values = parts.get(".values")?;
+    let scales = || parts.scales(k);
+    let offsets = || parts.array(".offsets", Dtype::U64);
+    let masks = || parts.array(".mask", Dtype::U64);
     let packed = parts.get(".mask").is_ok();
-    Ok(match (values.dtype(), packed) {
-        (Dtype::I8, false) => Weight::DenseI8(DenseI8::from_parts(
-            n,
-            k,
-            parts.array(".values", Dtype::I8)?,
-            parts.scales(k)?,
-        )?),
-        (Dtype::I8, true) => {
-            let masks = parts.array(".mask", Dtype::U64)?;
+    Ok(match parts.get(".values")?.dtype() {
+        Dtype::I8 => {
             let values = parts.array(".values", Dtype::I8)?;
-            let offsets = parts.array(".offsets", Dtype::U64)?;
-            Weight::SparseI8(SparseI8::from_parts(
-                n,
-                k,
-                masks,
-                values,
-                offsets,
-                parts.scales(k)?,
-            )?)
+            match packed {
+                true => {
+                    let weight =
+                        SparseI8::from_parts(n, k, masks()?, values, offsets()?, scales()?);
+                    Weight::SparseI8(weight?)
+                }
+                false => Weight::DenseI8(DenseI8::from_parts(n, k, values, scales()?)?),
+            }
         }
-        (Dtype::U8, false) => Weight::DenseI4(DenseI4::from_parts(
-            n,
-            k,
-            parts.array(".values", Dtype::U8)?,
-            parts.scales(k)?,
-        )?),
-        (Dtype::U8, true) => {
-            let masks = parts.array(".mask", Dtype::U64)?;
+        Dtype::U8 => {
             let values = parts.array(".values", Dtype::U8)?;
-            let offsets = parts.array(".offsets", Dtype::U64)?;
-            Weight::SparseI4(SparseI4::from_parts(
-                n,
-                k,
-                masks,
-                values,
-                offsets,
-                parts.scales(k)?,
-            )?)
+            match packed {
+                true => {
+                    let weight =
+                        SparseI4::from_parts(n, k, masks()?, values, offsets()?, scales()?);
+                    Weight::SparseI4(weight?)
+                }
+                false => Weight::DenseI4(DenseI4::from_parts(n, k, values, scales()?)?),
+            }
         }
         _ => {
             let masks = parts.array(".mask", Dtype::U32)?;
             let values = parts.array(".values", Dtype::BF16)?;
-            let offsets = parts.array(".offsets", Dtype::U64)?;
-            Weight::SparseBf16(SparseBf16::from_parts(n, k, masks, values, offsets)?)
+            Weight::SparseBf16(SparseBf16::from_parts(n, k, masks, values, offsets()?)?)
         }
     })
 }

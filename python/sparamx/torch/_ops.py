@@ -31,15 +31,18 @@ _library.define(
 )
 
 
-#: By the id of the tensor of values: that tensor, the weight, the version of its tensors, and whether it is their memory.
-_known: dict[int, tuple[weakref.ref[Tensor], _native.Weight, int, bool]] = {}
+#: Mask, offsets and scale.
+_Others = tuple[Tensor | None, Tensor | None, Tensor | None]
+#: By the id of the tensor of values: that tensor, the others, the weight, the version of values and mask, and whether they are
+#: its memory.
+_known: dict[int, tuple[weakref.ref[Tensor], _Others, _native.Weight, int, bool]] = {}
 
 
-def remember(values: Tensor, mask: Tensor | None, weight: _native.Weight, shared: bool) -> None:
-    """Makes a weight that of its tensors, whose memory is the weight's own if ``shared``."""
+def remember(values: Tensor, others: _Others, weight: _native.Weight, shared: bool) -> None:
+    """Makes a weight that of its tensors, values and mask, offsets, scale, whose memory is the weight's own if ``shared``."""
     key = id(values)
     gone = weakref.ref(values, lambda _: _known.pop(key, None))
-    _known[key] = (gone, weight, _version(values, mask), shared)
+    _known[key] = (gone, others, weight, _version(values, others[0]), shared)
 
 
 def _version(values: Tensor, mask: Tensor | None) -> int:
@@ -59,19 +62,20 @@ def weight_of(
     """The weight of these tensors.
 
     Raises:
-        ValueError: if they are none, or were changed, or require grad.
+        ValueError: if they are none of that shape, or were changed, or require grad.
     """
-    found = _known.get(id(values))
-    if found is not None and found[0]() is values:
-        _, weight, version, shared = found
-        if values.requires_grad:
-            raise ValueError("a packed weight is frozen: its values cannot require grad")
-        if version == _version(values, mask):
-            return weight
-        if shared:
-            raise ValueError("the tensors of a packed weight were changed in place; they are read-only")
     if values.requires_grad:
         raise ValueError("a packed weight is frozen: its values cannot require grad")
+    found = _known.get(id(values))
+    if found is not None and found[0]() is values:
+        _, others, weight, version, shared = found
+        same = others[0] is mask and others[1] is offsets and others[2] is scale
+        if same and (weight.n, weight.k) != (n, k):
+            raise ValueError(f"the packed weight is {weight.n} x {weight.k}, not {n} x {k}")
+        if same and version == _version(values, mask):
+            return weight
+        if shared and version != _version(values, others[0]):
+            raise ValueError("the tensors of a packed weight were changed in place; they are read-only")
     parts = {".mask": mask, ".values": values, ".offsets": offsets, ".scale": scale}
     present = {suffix: tensor.contiguous() for suffix, tensor in parts.items() if tensor is not None}
     for suffix, tensor in present.items():
@@ -79,7 +83,7 @@ def weight_of(
             raise ValueError(f"tensor {suffix} of a packed weight is on {tensor.device}, and must be on the CPU")
     described = [(suffix, *describe(tensor)) for suffix, tensor in present.items()]
     weight = _native.Weight.from_parts(n, k, described, threads())
-    remember(values, mask, weight, shared=False)
+    remember(values, (mask, offsets, scale), weight, shared=False)
     return weight
 
 
@@ -90,30 +94,31 @@ def _check(x: Tensor, features: int, what: str) -> None:
         raise ValueError(f"{what} has shape {list(x.shape)}; its last dimension should be {features}")
 
 
-def multiply(x: Tensor, weight: _native.Weight, bias: Tensor | None, n: int, k: int) -> Tensor:
+def multiply(x: Tensor, weight: _native.Weight, bias: Tensor | None) -> Tensor:
     """``x W^T + bias`` on the CPU."""
+    n, k = weight.n, weight.k
     _check(x, k, "the input")
+    if bias is not None and bias.shape != (n,):
+        raise ValueError(f"the bias has shape {list(bias.shape)} and should have [{n}]")
     y = torch.empty((*x.shape[:-1], n), dtype=x.dtype)
     rows = y.numel() // n
     if rows == 0:
         return y
-    flat = x.reshape(rows, k)
-    if flat.stride(1) != 1 or x.is_neg():
-        flat = flat.clone(memory_format=torch.contiguous_format)
+    flat = x.resolve_neg().reshape(rows, k)
+    if flat.stride(1) != 1 or (rows > 1 and flat.stride(0) < k):
+        flat = flat.contiguous()
     address, bias_dtype = 0, 0
     if bias is not None:
         if bias.dtype not in FLOATS or not bias.is_contiguous():
             bias = bias.to(torch.float32).contiguous()
         address, bias_dtype = bias.data_ptr(), FLOATS[bias.dtype]
     stride = flat.stride(0) if rows > 1 else k
-    if stride < k:
-        flat, stride = flat.contiguous(), k
     weight.multiply(flat.data_ptr(), rows, stride, address, bias_dtype, y.data_ptr(), FLOATS[x.dtype], threads())
     return y
 
 
 def _linear(x, mask, values, offsets, scale, bias, n, k):
-    return multiply(x, weight_of(mask, values, offsets, scale, n, k), bias, n, k)
+    return multiply(x, weight_of(mask, values, offsets, scale, n, k), bias)
 
 
 def _linear_grad(grad, mask, values, offsets, scale, n, k):

@@ -39,7 +39,8 @@ class PackedWeight(nn.Module):
         tensors = {part[1:]: view(dtype, shape, at, weight) for part, dtype, shape, at in weight.parts()}
         for part in PARTS:
             self._buffers[part] = tensors.get(part)
-        _ops.remember(tensors["values"], tensors.get("mask"), weight, shared=True)
+        others = (tensors.get("mask"), tensors.get("offsets"), tensors.get("scale"))
+        _ops.remember(tensors["values"], others, weight, shared=True)
         self.format = weight.format
         self.group_size = weight.group_size
         self.nbytes = weight.nbytes
