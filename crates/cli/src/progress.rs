@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 
-use hf_hub::api::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::Common;
@@ -68,37 +67,4 @@ fn bar(
     ProgressBar::with_draw_target(Some(total), target)
         .with_style(style)
         .with_message(message)
-}
-
-/// The bar of one download, which also takes down the size that the hub announced.
-pub struct DownloadBar<'a> {
-    bar: ProgressBar,
-    expected: &'a mut Option<u64>,
-}
-
-impl<'a> DownloadBar<'a> {
-    /// A bar whose length is known when the download starts.
-    pub fn new(common: Common, expected: &'a mut Option<u64>) -> Self {
-        DownloadBar {
-            bar: byte_bar(common, 0, ""),
-            expected,
-        }
-    }
-}
-
-impl Progress for DownloadBar<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        *self.expected = Some(size as u64);
-        self.bar.set_length(size as u64);
-        self.bar.set_message(output::one_line(filename));
-        self.bar.reset();
-    }
-
-    fn update(&mut self, size: usize) {
-        self.bar.inc(size as u64);
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish();
-    }
 }
