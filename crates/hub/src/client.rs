@@ -3,12 +3,12 @@
 //! Redirections are followed here and not by the HTTP library, so that the token is seen by the hub alone and the headers of each answer
 //! by us. A request runs on a thread of its own: whoever waits for it can be interrupted, whatever the network does.
 
-use std::path::Path;
+use std::env;
+use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use rustls_native_certs::CertificateResult;
 use ureq::http::{HeaderMap, Response, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
@@ -95,7 +95,7 @@ impl<'a> Client<'a> {
             return Err((&settings.token_source, Fault::Setting(wrong.to_owned())));
         }
         let roots = roots(&settings.certificates)
-            .map_err(|why| ("REQUESTS_CA_BUNDLE", Fault::Setting(why)))?;
+            .map_err(|(variable, why)| (variable, Fault::Setting(why)))?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -136,13 +136,14 @@ impl<'a> Client<'a> {
                 body,
             };
             let location = match answer.status {
-                301 | 302 | 303 | 307 | 308 => answer.header("location"),
+                301 | 302 | 303 | 307 | 308 => answer.headers.get("location"),
                 _ => None,
             };
             let Some(location) = location else {
                 return Ok(answer);
             };
-            let next = address::join(&address, location)?;
+            let location = String::from_utf8_lossy(location.as_bytes());
+            let next = address::join(&address, &location)?;
             let named = answer.header("x-linked-etag").is_some()
                 || (answer.header("etag").is_some()
                     && Origin::of(&next).is_some_and(|next| next != origin));
@@ -259,30 +260,32 @@ fn unreachable(error: &ureq::Error, limit: Duration) -> Fault {
     }
 }
 
-/// The roots of trust: those of the system or of `SSL_CERT_FILE` and `SSL_CERT_DIR`, and the files and directories given. If there are
-/// none at all, as in a small container, those of Mozilla.
-fn roots(files: &[impl AsRef<Path>]) -> Result<RootCerts, String> {
-    let mut found: Vec<CertificateResult> = vec![rustls_native_certs::load_native_certs()];
-    for path in files.iter().map(AsRef::as_ref) {
-        let (file, directory) = if path.is_dir() {
-            (None, Some(path))
-        } else {
-            (Some(path), None)
-        };
-        let more = rustls_native_certs::load_certs_from_paths(file, directory);
-        if more.certs.is_empty() {
-            return Err(format!("no certificates in {}", path.display()));
+/// The roots of trust: those of the system or of `SSL_CERT_FILE` and `SSL_CERT_DIR`, and the files and directories given. If the system has
+/// none at all, as a small container, those of Mozilla. An error comes with the variable that is wrong.
+fn roots(paths: &[PathBuf]) -> Result<RootCerts, (&'static str, String)> {
+    let mut found = rustls_native_certs::load_native_certs().certs;
+    for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+        if let (true, Some(path)) = (found.is_empty(), env::var_os(variable)) {
+            return Err((variable, format!("no certificates in {}", path.display())));
         }
-        found.push(more);
     }
-    let certificates: Vec<Certificate<'static>> = found
+    for path in paths {
+        let (file, directory) = match path.is_dir() {
+            true => (None, Some(path.as_path())),
+            false => (Some(path.as_path()), None),
+        };
+        let more = rustls_native_certs::load_certs_from_paths(file, directory).certs;
+        if more.is_empty() {
+            let why = format!("no certificates in {}", path.display());
+            return Err(("REQUESTS_CA_BUNDLE", why));
+        }
+        found.extend(more);
+    }
+    let certificates = found
         .iter()
-        .flat_map(|result| &result.certs)
-        .map(|certificate| Certificate::from_der(certificate).to_owned())
-        .collect();
-    Ok(if certificates.is_empty() {
-        RootCerts::WebPki
-    } else {
-        RootCerts::from(certificates.into_iter())
+        .map(|found| Certificate::from_der(found).to_owned());
+    Ok(match found.is_empty() {
+        true => RootCerts::WebPki,
+        false => RootCerts::from(certificates),
     })
 }

@@ -10,6 +10,14 @@ use std::time::Duration;
 pub struct Error {
     /// The model, and the file if it is about one; the variable of the environment if that is wrong.
     pub what: String,
+    /// What it is.
+    pub fault: Fault,
+    pub(crate) place: Box<Place>,
+}
+
+/// What a message names.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
     /// The address of the hub.
     pub hub: String,
     /// The page of the model.
@@ -18,8 +26,6 @@ pub struct Error {
     pub cache: PathBuf,
     /// Whether a token was sent.
     pub token: bool,
-    /// What it is.
-    pub fault: Fault,
 }
 
 /// The kinds of failures.
@@ -61,7 +67,7 @@ impl Fault {
         match self {
             Fault::Status(status, _) => format!("answered with status {status}"),
             Fault::Unreachable(why, _) => format!("cannot be reached ({why})"),
-            Fault::Broken(why, _) => format!("broke off ({why})"),
+            Fault::Broken(why, _) => format!("broke off the transfer ({why})"),
             Fault::Answer(why) => format!("gave an answer that cannot be used ({why})"),
             _ => "does not help".to_owned(),
         }
@@ -70,9 +76,7 @@ impl Fault {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Error {
-            what, hub, cache, ..
-        } = self;
+        let (what, Place { hub, cache, .. }) = (&self.what, &*self.place);
         let cache = cache.display();
         match &self.fault {
             Fault::Setting(why) => write!(f, "{what}: {why}"),
@@ -124,13 +128,12 @@ impl Error {
         status: u16,
         wait: Option<Duration>,
     ) -> fmt::Result {
-        let Error {
+        let (
             what,
-            hub,
-            page,
-            token,
-            ..
-        } = self;
+            Place {
+                hub, page, token, ..
+            },
+        ) = (&self.what, &*self.place);
         match (status, token) {
             (401, false) => write!(
                 f,

@@ -1,7 +1,7 @@
 //! Models from a Hugging Face hub, kept in the cache that other tools share. No terminal: who calls says what happens to
 //! [`Progress`].
 //!
-//! The cache has the layout of the `huggingface_hub` library, takes its locks and goes on with its partial files:
+//! The cache has the layout and the locks of the `huggingface_hub` library:
 //!
 //! ```text
 //! models--org--name/refs/main                the commit that a branch or tag stands for

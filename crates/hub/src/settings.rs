@@ -142,11 +142,8 @@ fn limit(text: &dyn Fn(&[&str]) -> Option<String>, name: &str) -> Result<Duratio
 fn wrong(name: &str, why: &str) -> Error {
     Error {
         what: name.to_owned(),
-        hub: String::new(),
-        page: String::new(),
-        cache: PathBuf::new(),
-        token: false,
         fault: Fault::Setting(why.to_owned()),
+        place: Box::default(),
     }
 }
 

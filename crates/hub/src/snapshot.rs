@@ -9,7 +9,7 @@ use crate::Progress;
 use crate::address::encoded;
 use crate::cache::Repo;
 use crate::client::{Ask, Client};
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, Place};
 use crate::id::HubId;
 use crate::names;
 use crate::settings::Settings;
@@ -56,13 +56,18 @@ pub fn fetch(
     settings: &Settings,
     progress: &mut dyn Progress,
 ) -> Result<PathBuf, Error> {
-    let error = |what: String, fault: Fault| Error {
-        what,
-        hub: settings.endpoint.clone(),
-        page: format!("{}/{}", settings.endpoint, id.name),
-        cache: settings.cache.clone(),
-        token: settings.token.is_some(),
-        fault,
+    let error = |what: String, fault: Fault| {
+        let place = Place {
+            hub: settings.endpoint.clone(),
+            page: format!("{}/{}", settings.endpoint, id.name),
+            cache: settings.cache.clone(),
+            token: settings.token.is_some(),
+        };
+        Error {
+            what,
+            fault,
+            place: Box::new(place),
+        }
     };
     let repo = Repo::new(&settings.cache, id);
     if settings.offline {

@@ -63,6 +63,10 @@ impl Download<'_> {
         if !self.is_there(&blob, &meta) {
             let _lock = self.lock(name, &meta, &blob)?;
             if !self.is_there(&blob, &meta) {
+                if meta.sha256().is_none() {
+                    // Nobody would notice if what is left of an earlier run were wrong.
+                    let _ = fs::remove_file(incomplete(&blob));
+                }
                 let received = self.persist(TRIES, |download| download.receive(name, &meta, &blob));
                 self.progress.end();
                 received?;
@@ -103,7 +107,7 @@ impl Download<'_> {
     }
 
     fn pause(&mut self, wait: Duration, fault: &Fault) -> Result<(), Fault> {
-        if wait >= LONG_PAUSE || matches!(fault, Fault::Broken(..)) {
+        if wait >= LONG_PAUSE || !matches!(fault, Fault::Status(..)) {
             let line = format!(
                 "{} {}; trying again in {:.0} s",
                 self.settings.endpoint,
@@ -191,6 +195,10 @@ impl Download<'_> {
         if !resumed || meta.bytes != Some(part.bytes) {
             self.append(part, name, meta)?;
         }
+        // On file systems whose locks do nothing somebody else may have written, the same bytes to the same places.
+        if part.file.metadata()?.len() != part.bytes {
+            return Err(Fault::Restart);
+        }
         let (Some(announced), Some(hash)) = (meta.sha256(), part.hash.take()) else {
             return Ok(());
         };
@@ -266,7 +274,7 @@ fn announced(answer: &Answer, part: &mut Part) -> Result<Option<u64>, Fault> {
             if first != Some(part.bytes) || (part.bytes > 0 && !plain) {
                 return Err(Fault::Restart);
             }
-            Ok(total.or_else(|| length.map(|length| length + part.bytes)))
+            Ok(total.or_else(|| length.map(|length| length.saturating_add(part.bytes))))
         }
         416 if part.bytes > 0 => Err(Fault::Restart),
         200..=299 => {
@@ -300,6 +308,7 @@ impl Part {
 
     fn clear(&mut self) -> io::Result<()> {
         self.file.set_len(0)?;
+        self.file.rewind()?;
         self.bytes = 0;
         self.hash = self.hashed.then(Sha256::new);
         Ok(())
@@ -314,24 +323,25 @@ impl Part {
         Ok(())
     }
 
-    /// Hashes what is there from before.
+    /// Hashes what is there from before, and goes to its end.
     fn rehash(&mut self, progress: &dyn Progress) -> Result<(), Fault> {
-        if !self.hashed {
-            return Ok(());
-        }
-        let mut hash = Sha256::new();
-        self.file.seek(SeekFrom::Start(0))?;
-        let mut chunk = vec![0; 1 << 20];
-        loop {
-            if progress.interrupted() {
-                return Err(Fault::Interrupted);
+        if self.hashed {
+            let mut hash = Sha256::new();
+            self.file.rewind()?;
+            let mut before = (&self.file).take(self.bytes);
+            let mut chunk = vec![0; 1 << 20];
+            loop {
+                if progress.interrupted() {
+                    return Err(Fault::Interrupted);
+                }
+                match before.read(&mut chunk)? {
+                    0 => break,
+                    bytes => hash.update(&chunk[..bytes]),
+                }
             }
-            match self.file.read(&mut chunk)? {
-                0 => break,
-                bytes => hash.update(&chunk[..bytes]),
-            }
+            self.hash = Some(hash);
         }
-        self.hash = Some(hash);
+        self.file.seek(SeekFrom::Start(self.bytes))?;
         Ok(())
     }
 }

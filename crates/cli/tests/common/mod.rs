@@ -26,6 +26,8 @@ pub fn sparamx() -> Command {
         "TRANSFORMERS_OFFLINE",
         "REQUESTS_CA_BUNDLE",
         "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
         "XDG_CACHE_HOME",
         "http_proxy",
         "https_proxy",

@@ -254,7 +254,10 @@ impl Files {
         let etag = format!("\"{}\"", self.etag(name));
         if path.contains("/resolve/") && is_large(name) {
             return Reply::new(302)
-                .with("location", &format!("/cdn/{name}?signed=1"))
+                .with(
+                    "location",
+                    &format!("/cdn/{}?signed=1", name.replace('#', "%23")),
+                )
                 .with("x-linked-etag", &etag)
                 .with("x-linked-size", &bytes.len().to_string())
                 .with("x-repo-commit", COMMIT);
