@@ -88,6 +88,7 @@ impl Stream {
                     }
                     return Ok(chunk);
                 }
+                Ok(Err(error)) if is_timeout(&error) => return Err(self.stood_still()),
                 Ok(Err(error)) => return Err(self.broken(&error.to_string())),
                 Err(RecvTimeoutError::Timeout) => self.keeps_up()?,
                 Err(RecvTimeoutError::Disconnected) => {
@@ -119,6 +120,10 @@ impl Stream {
         Fault::Broken(why.to_owned(), self.arrived)
     }
 
+    fn stood_still(&self) -> Fault {
+        self.broken(&format!("it stood still for {} s", self.limit.as_secs()))
+    }
+
     /// Fails if less than a trickle came within the time limit.
     fn keeps_up(&mut self) -> Result<(), Fault> {
         let (since, before) = self.window;
@@ -127,12 +132,14 @@ impl Stream {
         }
         let least = LEAST_BYTES_PER_SECOND * self.limit.as_secs().max(1);
         if self.arrived - before < least {
-            let seconds = self.limit.as_secs();
-            return Err(self.broken(&format!(
-                "it stood still for {seconds} s (HF_HUB_DOWNLOAD_TIMEOUT)"
-            )));
+            return Err(self.stood_still());
         }
         self.window = (Instant::now(), self.arrived);
         Ok(())
     }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(inner, Some(ureq::Error::Timeout(_)))
 }

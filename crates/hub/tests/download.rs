@@ -339,6 +339,15 @@ fn a_transfer_that_always_breaks_ends_and_is_taken_up_by_the_next() {
         &["model.safetensors", "broke off", "run the command again"],
     );
     assert_eq!(broken.count("GET", "?signed=1"), 5);
+    let silent = hub(&files, |request, right, _| {
+        (request.is("GET", "?signed=1")).then(|| right.flow(Flow::Stall(0)))
+    });
+    let mut settings = cache.settings(&silent.endpoint);
+    settings.transfer_limit = Duration::from_millis(300);
+    fails(
+        &settings,
+        &["model.safetensors", "broke off: it stood still"],
+    );
     let part = format!("{}.incomplete", files.etag("model.safetensors"));
     assert!(cache.blobs().contains(&part));
     assert!(!cache.snapshot().join("model.safetensors").exists());
