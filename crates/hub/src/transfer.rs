@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sha2::{Digest, Sha256};
+use ring::digest::{Context, SHA256};
 use ureq::http::Uri;
 
 use crate::Progress;
@@ -202,7 +202,7 @@ impl Download<'_> {
         let (Some(announced), Some(hash)) = (meta.sha256(), part.hash.take()) else {
             return Ok(());
         };
-        match is_digest(&hash.finalize(), announced) {
+        match is_digest(hash.finish().as_ref(), announced) {
             true => Ok(()),
             // Perhaps it was the beginning that was wrong.
             false if resumed => Err(Fault::Restart),
@@ -290,7 +290,7 @@ struct Part {
     file: File,
     bytes: u64,
     /// The hash of what is there, if the hub gives one to compare with.
-    hash: Option<Sha256>,
+    hash: Option<Context>,
     hashed: bool,
 }
 
@@ -310,7 +310,7 @@ impl Part {
         self.file.set_len(0)?;
         self.file.rewind()?;
         self.bytes = 0;
-        self.hash = self.hashed.then(Sha256::new);
+        self.hash = self.hashed.then(|| Context::new(&SHA256));
         Ok(())
     }
 
@@ -326,7 +326,7 @@ impl Part {
     /// Hashes what is there from before, and goes to its end.
     fn rehash(&mut self, progress: &dyn Progress) -> Result<(), Fault> {
         if self.hashed {
-            let mut hash = Sha256::new();
+            let mut hash = Context::new(&SHA256);
             self.file.rewind()?;
             let mut before = (&self.file).take(self.bytes);
             let mut chunk = vec![0; 1 << 20];
