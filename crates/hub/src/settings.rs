@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +15,7 @@ const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the environment says. The variables mean what they mean to the `huggingface_hub` library.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// The address of the hub (`HF_ENDPOINT`), with a path if it lies under one.
     pub endpoint: String,
@@ -116,6 +117,17 @@ impl Settings {
     }
 }
 
+impl fmt::Debug for Settings {
+    /// Without the token.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("offline", &self.offline)
+            .finish_non_exhaustive()
+    }
+}
+
 /// `~` as the home directory, for values that no shell has seen.
 fn expand(path: PathBuf, person: Option<&Path>) -> PathBuf {
     match (path.strip_prefix("~"), person) {
@@ -213,5 +225,6 @@ mod tests {
     fn a_token_is_trimmed() {
         let settings = read(&[("HF_HOME", "/x"), ("HF_TOKEN", " hf_a\r\n")]).expect("settings");
         assert_eq!(settings.token.as_deref(), Some("hf_a"));
+        assert!(!format!("{settings:?}").contains("hf_a"));
     }
 }
