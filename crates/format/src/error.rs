@@ -6,6 +6,31 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
+/// A text from a file, for a message: one line, cut where it is longer than anybody reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Short<'a>(pub &'a str);
+
+impl Short<'_> {
+    /// Characters that are shown.
+    const LONGEST: usize = 200;
+}
+
+impl fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, c) in self.0.chars().enumerate() {
+            if i == Self::LONGEST {
+                return f.write_str("...");
+            }
+            if c.is_control() {
+                write!(f, "{}", c.escape_debug())?;
+            } else {
+                write!(f, "{c}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// One of the arrays of a packed weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -53,6 +78,8 @@ pub enum FormatError {
         /// What is wrong with it.
         reason: String,
     },
+    /// In place of the file there is the pointer that git-lfs left.
+    LfsPointer,
     /// Memory for an array could not be had.
     OutOfMemory {
         /// Size of the array.
@@ -309,15 +336,18 @@ impl fmt::Display for FormatError {
             | E::DataSize { .. } => self.fmt_tensor(f),
             E::Bitmask { part, reason } => write!(
                 f,
-                "sparse-bitmask part '{part}': {reason}; download it or save the model again"
+                "sparse-bitmask part '{part}': {}; download it or save the model again",
+                Short(reason)
             ),
             E::Gguf { at, reason } if at.is_empty() => {
-                write!(f, "not a GGUF file that can be read: {reason}")
+                write!(f, "not a GGUF file that can be read: {}", Short(reason))
             }
             E::Gguf { at, reason } => {
                 write!(
                     f,
-                    "'{at}' in the GGUF file: {reason}; download or convert it again"
+                    "'{}' in the GGUF file: {}; download or convert it again",
+                    Short(at),
+                    Short(reason)
                 )
             }
             E::Io {
@@ -330,13 +360,20 @@ impl fmt::Display for FormatError {
             E::Header { reason } => {
                 write!(
                     f,
-                    "not a valid safetensors file: {reason}; download or pack it again"
+                    "not a valid safetensors file: {}; download or pack it again",
+                    Short(reason)
                 )
             }
+            E::LfsPointer => write!(
+                f,
+                "a pointer of git-lfs in place of the file: run `git lfs pull` in its folder, or download it again"
+            ),
             E::OutOfMemory { bytes } => write!(f, "no memory for an array of {bytes} bytes"),
-            E::MissingTensor { tensor } => write!(f, "tensor {tensor} is missing from the file"),
+            E::MissingTensor { tensor } => {
+                write!(f, "tensor {} is missing from the file", Short(tensor))
+            }
             E::DuplicateTensor => write!(f, "two tensors have this name"),
-            E::InTensor { tensor, source } => write!(f, "tensor {tensor}: {source}"),
+            E::InTensor { tensor, source } => write!(f, "tensor {}: {source}", Short(tensor)),
             E::InFile { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }

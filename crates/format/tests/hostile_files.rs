@@ -89,6 +89,21 @@ fn the_sample_is_valid() {
 }
 
 #[test]
+fn a_pointer_of_git_lfs_is_told_from_a_damaged_file() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+    let error = TensorFile::from_bytes(pointer).err().unwrap();
+    assert!(matches!(error, FormatError::LfsPointer), "{error}");
+    assert!(error.to_string().contains("git lfs pull"), "{error}");
+}
+
+#[test]
+fn a_message_is_a_short_line_whatever_a_tensor_is_called() {
+    let name = "a\n".repeat(30_000);
+    let message = FormatError::LfsPointer.in_tensor(name).to_string();
+    assert!(message.len() < 1000 && !message.contains('\n'), "{message}");
+}
+
+#[test]
 fn cut_short_anywhere() {
     let bytes = sample();
     for length in 0..bytes.len() {

@@ -5,7 +5,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use sparamx_format::FormatError;
-use sparamx_format::gguf::{self, GgufFile, GgufType, GgufValue};
+use sparamx_format::gguf::{self, GgufArray, GgufFile, GgufType, GgufValue};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = read_all(bytes);
@@ -15,10 +15,7 @@ fn read_all(bytes: &[u8]) -> Result<(), FormatError> {
     let file = GgufFile::from_bytes(bytes)?;
     for key in file.keys() {
         if let Some(GgufValue::Array(array)) = file.value(key) {
-            assert_eq!(array.values().count(), array.len());
-            if let Some(texts) = array.texts() {
-                assert_eq!(texts.count(), array.len());
-            }
+            read_array(array);
         }
     }
     for tensor in file.tensors() {
@@ -38,4 +35,16 @@ fn read_all(bytes: &[u8]) -> Result<(), FormatError> {
         assert_eq!(levels, elements);
     }
     Ok(())
+}
+
+fn read_array(array: GgufArray<'_>) {
+    assert_eq!(array.values().count(), array.len());
+    if let Some(texts) = array.texts() {
+        assert_eq!(texts.count(), array.len());
+    }
+    for value in array.values() {
+        if let GgufValue::Array(array) = value {
+            read_array(array);
+        }
+    }
 }

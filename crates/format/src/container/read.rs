@@ -13,7 +13,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{HEADER_LENGTH_BYTES, MAX_HEADER_BYTES};
 use crate::storage::Region;
-use crate::{FormatError, Storage};
+use crate::{FormatError, Storage, lfs};
 
 /// A safetensors file whose header describes every byte of it. A clone shares the map.
 ///
@@ -215,6 +215,9 @@ pub(crate) fn release_pages(map: &Mmap, window: Range<usize>) {
 fn parse_header(file: &[u8]) -> Result<(usize, Metadata), FormatError> {
     let error = |reason: String| FormatError::Header { reason };
     let found = file.len();
+    if lfs::is_pointer(file) {
+        return Err(FormatError::LfsPointer);
+    }
     let Some((length, rest)) = file.split_first_chunk::<HEADER_LENGTH_BYTES>() else {
         return Err(error(format!("{found} bytes are too few for a header")));
     };

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 pub use blocks::{Blocks, q4_0, q6_k, q8_0};
 
-use crate::FormatError;
 use crate::container::read::{map_file, release_pages};
 use crate::storage::Region;
+use crate::{FormatError, lfs};
 use reader::Reader;
 
 /// The first bytes of a file.
@@ -25,6 +25,8 @@ pub const MAGIC: &[u8; 4] = b"GGUF";
 const ALIGNMENT: usize = 32;
 /// More dimensions than ggml has.
 const MAX_DIMS: u32 = 4;
+/// Arrays inside arrays, deeper than any program writes them; a limit so that a damaged file cannot exhaust the stack.
+const MAX_DEPTH: usize = 8;
 
 /// An open file. A clone shares the map.
 ///
@@ -199,6 +201,9 @@ impl GgufFile {
 
     fn parse(path: PathBuf, region: Region, file: Range<usize>) -> Result<Self, FormatError> {
         let bytes = &region.bytes()[file.clone()];
+        if lfs::is_pointer(bytes) {
+            return Err(FormatError::LfsPointer);
+        }
         let mut reader = Reader::new(bytes);
         let (tensor_count, entry_count) = reader.counts()?;
         // No room is made for what the counts promise: every entry has to be there.
@@ -349,15 +354,18 @@ fn place(
 fn value<'a>(entry: &Entry, file: &'a [u8]) -> GgufValue<'a> {
     let bytes = &file[entry.range.clone()];
     match entry.kind {
-        kind::ARRAY => {
-            let kind = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
-            let len = u64::from_le_bytes(bytes[4..12].try_into().expect("eight bytes")) as usize;
-            let bytes = &bytes[12..];
-            GgufValue::Array(GgufArray { kind, len, bytes })
-        }
+        kind::ARRAY => array(bytes),
         kind::TEXT => GgufValue::Text(text(&bytes[8..])),
         kind => scalar(kind, bytes),
     }
+}
+
+/// An array that starts with the type and the number of its values.
+fn array(bytes: &[u8]) -> GgufValue<'_> {
+    let kind = u32::from_le_bytes(bytes[..4].try_into().expect("four bytes"));
+    let len = u64::from_le_bytes(bytes[4..12].try_into().expect("eight bytes")) as usize;
+    let bytes = &bytes[12..];
+    GgufValue::Array(GgufArray { kind, len, bytes })
 }
 
 /// A value of fixed size.
@@ -396,18 +404,14 @@ impl<'a> GgufArray<'a> {
     pub fn values(self) -> impl Iterator<Item = GgufValue<'a>> {
         let mut rest = self.bytes;
         (0..self.len).map(move |_| {
-            let bytes = match kind::bytes(self.kind) {
-                Some(bytes) => bytes,
-                None => {
-                    let length = rest[..8].try_into().expect("eight bytes");
-                    rest = &rest[8..];
-                    u64::from_le_bytes(length) as usize
-                }
-            };
-            let (value, after) = rest.split_at(bytes);
+            let mut reader = Reader::new(rest);
+            let skipped = reader.skip(self.kind, "");
+            skipped.expect("checked when the file was opened");
+            let (value, after) = rest.split_at(reader.position());
             rest = after;
             match self.kind {
-                kind::TEXT => GgufValue::Text(text(value)),
+                kind::ARRAY => array(value),
+                kind::TEXT => GgufValue::Text(text(&value[8..])),
                 kind => scalar(kind, value),
             }
         })

@@ -1,6 +1,6 @@
 //! From the bytes of a header to its entries, every length checked against what is left of the file.
 
-use super::{Entry, MAGIC, MAX_DIMS, bad, kind};
+use super::{Entry, MAGIC, MAX_DEPTH, MAX_DIMS, bad, kind};
 use crate::FormatError;
 
 /// A tensor as the header describes it.
@@ -87,7 +87,12 @@ impl<'a> Reader<'a> {
     }
 
     /// Goes past a value of a type, and checks it.
-    fn skip(&mut self, kind: u32, key: &str) -> Result<(), FormatError> {
+    pub fn skip(&mut self, kind: u32, key: &str) -> Result<(), FormatError> {
+        self.skip_nested(kind, key, 0)
+    }
+
+    /// The same, inside so many arrays.
+    fn skip_nested(&mut self, kind: u32, key: &str, depth: usize) -> Result<(), FormatError> {
         if let Some(bytes) = kind::bytes(kind) {
             self.take(bytes, key)?;
             return Ok(());
@@ -104,10 +109,10 @@ impl<'a> Reader<'a> {
                             .and_then(|len| len.checked_mul(bytes));
                         self.take(bytes.unwrap_or(usize::MAX), key).map(|_| ())
                     }
-                    None if element == kind::TEXT => {
-                        (0..len).try_for_each(|_| self.text(key).map(|_| ()))
+                    None if depth == MAX_DEPTH => {
+                        Err(bad(key, format!("arrays more than {MAX_DEPTH} deep")))
                     }
-                    None => Err(bad(key, format!("an array of type {element}"))),
+                    None => (0..len).try_for_each(|_| self.skip_nested(element, key, depth + 1)),
                 }
             }
             other => Err(bad(key, format!("type {other} is none of GGUF"))),

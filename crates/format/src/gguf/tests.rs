@@ -127,6 +127,26 @@ fn values_and_tensors_are_found() {
 }
 
 #[test]
+fn arrays_of_arrays_are_read() {
+    let row = |bytes: Bytes, values: &[u32]| {
+        let start = bytes.u32(4).u64(values.len() as u64);
+        values.iter().fold(start, |bytes, &value| bytes.u32(value))
+    };
+    let start = Bytes::header(3, 0, 2).text("k").u32(9).u32(9).u64(3);
+    let rows = row(row(row(start, &[1, 2]), &[]), &[3]);
+    let file = rows.text("after").u32(7).raw(&[1]).parse().unwrap();
+    assert_eq!(file.value("after"), Some(GgufValue::Bool(true)));
+    let values = |value| match value {
+        Some(GgufValue::Array(array)) => array.values().collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let rows = values(file.value("k"));
+    let rows: Vec<_> = rows.into_iter().map(|row| values(Some(row))).collect();
+    let int = GgufValue::Int;
+    assert_eq!(rows, [vec![int(1), int(2)], vec![], vec![int(3)]]);
+}
+
+#[test]
 fn no_prefix_of_a_file_is_a_file() {
     let bytes = whole().0;
     for length in 0..bytes.len() {
@@ -180,7 +200,13 @@ fn what_is_wrong_is_named() {
         .u32(9)
         .u32(9)
         .u64(1)
-        .assert_refused("an array of type 9");
+        .assert_refused("'k' in the GGUF file: it is cut off");
+    let deep = (0..20).fold(Bytes::header(3, 0, 1).text("k").u32(9), |bytes, _| {
+        bytes.u32(9).u64(1)
+    });
+    deep.assert_refused("'k' in the GGUF file: arrays more than 8 deep");
+    Bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n".to_vec())
+        .assert_refused("git lfs pull");
     Bytes::header(3, 0, 1)
         .text("k")
         .u32(8)
