@@ -191,6 +191,81 @@ fn the_shipped_tokenizer_survives() {
     assert_eq!(template.render(&[], true).unwrap(), "<s>");
 }
 
+/// How a text is cut into words, by `tokenizer.ggml.pre`: what the Python package tokenizers makes of the models' own definitions (of
+/// llama.cpp's expressions for `default`, `bloom` and `viking`).
+#[test]
+fn texts_are_cut_as_the_models_learned_them() {
+    use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+    const TEXT: &str = "I'LL pay $1234.50 for Straße, Ωmega!\r\n\n  x";
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m");
+    for (name, want) in [
+        (
+            "gpt-2",
+            "I|'|LL|Ġpay|Ġ$|1234|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!|čĊĊĠ|Ġx",
+        ),
+        (
+            "starcoder",
+            "I|'|LL|Ġpay|Ġ$|1|2|3|4|.|5|0|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!|čĊĊĠ|Ġx",
+        ),
+        (
+            "falcon",
+            "I|'|LL|Ġpay|Ġ|$|123|4|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!|čĊĊĠ|Ġx",
+        ),
+        (
+            "default",
+            "I|'|LL|Ġpay|Ġ|$|123|4|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!|čĊĊĠ|Ġx",
+        ),
+        (
+            "smaug-bpe",
+            "I|'LL|Ġpay|Ġ$|123|4|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊ|Ġ|Ġx",
+        ),
+        (
+            "stablelm2",
+            "I|'LL|Ġpay|Ġ$|1|2|3|4|.|5|0|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊ|Ġ|Ġx",
+        ),
+        (
+            "gpt-4o",
+            "I'LL|Ġpay|Ġ$|123|4|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊ|Ġ|Ġx",
+        ),
+        (
+            "deepseek-llm",
+            "I|'|LL|Ġpay|Ġ$|1234|.|50|Ġfor|ĠStra|ÃŁ|e|,|ĠÎ©|mega|!|č|Ċ|Ċ|Ġ|Ġx",
+        ),
+        (
+            "deepseek-coder",
+            "I|'|LL|Ġpay|Ġ$|1|2|3|4|.|5|0|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!|č|Ċ|Ċ|Ġ|Ġx",
+        ),
+        (
+            "deepseek-v3",
+            "I|'LL|Ġpay|Ġ$|123|4|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊ|Ġ|Ġx",
+        ),
+        (
+            "bloom",
+            "I'LL|Ġpay|Ġ$1234|.|50|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊĠ|Ġx",
+        ),
+        (
+            "viking",
+            "I'LL|Ġpay|Ġ$|1|2|3|4|.|5|0|Ġfor|ĠStraÃŁe|,|ĠÎ©mega|!čĊĊĠ|Ġx",
+        ),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        convert(&dir, Some(name)).write(file.path());
+        let json = sparamx_model::model_file(file.path(), "tokenizer.json")
+            .unwrap()
+            .unwrap();
+        let tokenizer = tokenizers::Tokenizer::from_bytes(json).unwrap();
+        let mut text = PreTokenizedString::from(TEXT);
+        tokenizer
+            .get_pre_tokenizer()
+            .unwrap()
+            .pre_tokenize(&mut text)
+            .unwrap();
+        let words = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        let words: Vec<&str> = words.into_iter().map(|(word, ..)| word).collect();
+        assert_eq!(words.join("|"), want, "{name}");
+    }
+}
+
 /// llama.cpp's vectors: texts between separators, a line of ids for each, without BOS. Needs ../shared; skips loudly without.
 #[test]
 fn llama_cpp_vectors() {

@@ -119,6 +119,7 @@ fn first_not_finite(bits: &[u16]) -> Option<usize> {
 /// An element type that weights may have.
 #[derive(Clone, Copy)]
 enum Element {
+    F64,
     F32,
     F16,
     Bf16,
@@ -127,6 +128,7 @@ enum Element {
 impl Element {
     fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
+            Dtype::F64 => Some(Self::F64),
             Dtype::F32 => Some(Self::F32),
             Dtype::F16 => Some(Self::F16),
             Dtype::BF16 => Some(Self::Bf16),
@@ -136,17 +138,27 @@ impl Element {
 
     fn bytes(self) -> usize {
         match self {
+            Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
     }
 
-    /// The value of one element, little-endian.
+    /// The value of one element, little-endian; that of F64 rounded, as PyTorch does on its way to narrower types.
     fn value(self, bytes: &[u8]) -> f32 {
         match self {
+            Self::F64 => self.wide(bytes) as f32,
             Self::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
             Self::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
             Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
+
+    /// The value as it is in the file.
+    fn wide(self, bytes: &[u8]) -> f64 {
+        match self {
+            Self::F64 => f64::from_le_bytes(bytes.try_into().expect("eight bytes")),
+            _ => f64::from(self.value(bytes)),
         }
     }
 }
@@ -240,7 +252,11 @@ impl<'a, 'm> Source<'a, 'm> {
                 let value = self.element.value(bytes);
                 let rounded = bf16::from_f32(value);
                 *out = rounded.to_bits();
-                inexact += usize::from(rounded.to_f32() != value);
+                let changed = match self.element {
+                    Element::F64 => rounded.to_f64() != self.element.wide(bytes),
+                    _ => rounded.to_f32() != value,
+                };
+                inexact += usize::from(changed);
             }
             inexact
         };
@@ -254,7 +270,7 @@ impl<'a, 'm> Source<'a, 'm> {
             path: self.path.to_owned(),
             tensor: self.name.to_owned(),
             element,
-            value: self.element.value(&self.bytes[element * size..]),
+            value: self.element.value(&self.bytes[element * size..][..size]),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use sparamx_format::FormatError;
+use sparamx_format::{FormatError, Short};
 use sparamx_kernels::KernelError;
 
 use crate::Precision;
@@ -17,6 +17,13 @@ pub enum ModelError {
         path: PathBuf,
         /// What the operating system said.
         error: std::io::Error,
+    },
+    /// A file is a link to one that is not there.
+    DanglingLink {
+        /// The link.
+        path: PathBuf,
+        /// What it leads to.
+        target: PathBuf,
     },
     /// A folder holds neither `model.safetensors` nor `model.safetensors.index.json`.
     NoWeights {
@@ -66,16 +73,16 @@ pub enum ModelError {
     },
     /// A container or a packed tensor is not valid.
     Format(FormatError),
-    /// The index names a file that is not there.
+    /// One of several files of weights is not there.
     MissingShard {
-        /// The index.
+        /// The index that names it, or the folder where there is no index.
         index: PathBuf,
-        /// The file it names.
+        /// The file.
         shard: String,
-        /// A tensor that should be in it.
-        tensor: String,
+        /// A tensor that the index puts in it.
+        tensor: Option<String>,
     },
-    /// A tensor that `config.json` asks for is in none of the files.
+    /// A tensor that `config.json`, or what a GGUF file has in its place, asks for is in none of the files.
     MissingTensor {
         /// Folder of the checkpoint.
         dir: PathBuf,
@@ -100,7 +107,7 @@ pub enum ModelError {
         /// The shape in the file.
         found: Vec<usize>,
     },
-    /// A tensor's element type is none of F32, F16 and BF16.
+    /// A tensor's element type is none of F64, F32, F16 and BF16.
     Dtype {
         /// The file.
         path: PathBuf,
@@ -187,6 +194,11 @@ impl ModelError {
             error,
         }
     }
+
+    pub(crate) fn not_found(path: &Path) -> Self {
+        // As the operating systems number it: the message is theirs.
+        Self::io(path, std::io::Error::from_raw_os_error(2))
+    }
 }
 
 impl From<FormatError> for ModelError {
@@ -230,6 +242,7 @@ impl ModelError {
         use ModelError::*;
         match self {
             Io { path, .. }
+            | DanglingLink { path, .. }
             | Json { path, .. }
             | MissingField { path, .. }
             | BadField { path, .. } => Some(path),
@@ -266,7 +279,7 @@ impl ModelError {
             Sparsity { found } => write!(f, "a sparsity of {found} is not in 0.0 to 1.0"),
             UnknownShape { name } => {
                 let names = crate::shapes::names().join(", ");
-                write!(f, "no shape is called '{name}': there are {names}")
+                write!(f, "no shape is called '{}': there are {names}", Short(name))
             }
             EmptyInput { input } => write!(f, "input {input} has no tokens: give at least one"),
             TokenOutOfRange { token, vocab_size } => write!(
@@ -288,11 +301,17 @@ impl ModelError {
                 write!(f, "{error}: give a folder in Hugging Face layout")
             }
             Io { error, .. } => write!(f, "{error}"),
+            DanglingLink { target, .. } => write!(
+                f,
+                "a link to {}, which is not there: download the file again",
+                target.display()
+            ),
             NoWeights { hint, .. } => write!(f, "{hint}"),
-            Json { error, .. } => write!(f, "not a JSON object: {error}"),
+            Json { error, .. } => write!(f, "not a JSON object: {}", Short(error)),
             MissingField { field, .. } => write!(
                 f,
-                "field '{field}' is missing: take the file from where the weights come from"
+                "field '{}' is missing: take the file from where the weights come from",
+                Short(field)
             ),
             BadField {
                 field,
@@ -300,21 +319,62 @@ impl ModelError {
                 expected,
                 ..
             } => {
-                write!(f, "field '{field}' is {found}, expected {expected}")
+                write!(
+                    f,
+                    "field '{}' is {}, expected {expected}",
+                    Short(field),
+                    Short(found)
+                )
             }
             UnsupportedArchitecture { found, .. } => {
                 let names = crate::registry::names().join(", ");
                 write!(
                     f,
-                    "architecture '{found}' is not supported: supported are {names}"
+                    "architecture '{}' is not supported: supported are {names}",
+                    Short(found)
                 )
             }
             UnsupportedQuantization { method, .. } => write!(
                 f,
-                "weights quantized with {method} are not supported: use the F32, F16 or BF16 checkpoint, one packed by \
+                "weights quantized with {} are not supported: use the F32, F16 or BF16 checkpoint, one packed by \
                  `sparamx compress`, or one of compressed-tensors in {}",
+                Short(method),
                 crate::config::COMPRESSED_TENSORS_FORMATS
             ),
+            _ => self.fmt_missing(f),
+        }
+    }
+
+    fn fmt_missing(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use ModelError::*;
+        match self {
+            MissingShard { shard, tensor, .. } => {
+                let shard = Short(shard);
+                match tensor {
+                    Some(tensor) => write!(
+                        f,
+                        "it names '{shard}' for tensor '{}' and there is no such file: download it again",
+                        Short(tensor)
+                    ),
+                    None => write!(
+                        f,
+                        "'{shard}' is missing, and others of its series are here: download it again"
+                    ),
+                }
+            }
+            MissingTensor { tensor, .. } => {
+                write!(
+                    f,
+                    "tensor '{}' is missing: the model's configuration asks for it and no file has it",
+                    Short(tensor)
+                )?;
+                match tensor.as_str() {
+                    crate::plan::HEAD => f.write_str(
+                        "; if its output head is the embedding, set tie_word_embeddings to true in config.json",
+                    ),
+                    _ => Ok(()),
+                }
+            }
             _ => self.fmt_tensor(f),
         }
     }
@@ -322,34 +382,28 @@ impl ModelError {
     fn fmt_tensor(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ModelError::*;
         match self {
-            MissingShard { shard, tensor, .. } => write!(
-                f,
-                "it names '{shard}' for tensor '{tensor}' and there is no such file: download it again"
-            ),
-            MissingTensor { tensor, .. } => write!(
-                f,
-                "tensor '{tensor}' is missing: config.json or the index asks for it and no safetensors file has it"
-            ),
             UnexpectedTensor { tensor, .. } => write!(
                 f,
-                "the model that config.json describes has no place for tensor '{tensor}': one of the two is wrong"
+                "the model that the configuration describes has no place for tensor '{}', and would not be the same without \
+                 it: one of the two is wrong",
+                Short(tensor)
             ),
             Shape {
                 tensor,
                 expected,
                 found,
                 ..
-            } => {
-                write!(
-                    f,
-                    "tensor '{tensor}' has shape {found:?}, config.json asks for {expected:?}"
-                )
-            }
+            } => write!(
+                f,
+                "tensor '{}' has shape {found:?}, the model's configuration asks for {expected:?}",
+                Short(tensor)
+            ),
             Dtype { tensor, found, .. } => write!(
                 f,
-                "tensor '{tensor}' has element type {found}, supported are F32, F16 and BF16"
+                "tensor '{}' has element type {found}, supported are F64, F32, F16 and BF16",
+                Short(tensor)
             ),
-            BadTensor { tensor, reason, .. } => write!(f, "tensor '{tensor}': {reason}"),
+            BadTensor { tensor, reason, .. } => write!(f, "tensor '{}': {reason}", Short(tensor)),
             Precision {
                 tensor,
                 expected,
@@ -357,8 +411,8 @@ impl ModelError {
                 ..
             } => write!(
                 f,
-                "tensor '{tensor}' is stored as {found}, config.json says {expected}: one of the two files belongs to \
-                 another model"
+                "tensor '{}' is stored as {found}, config.json says {expected}: one of the two files belongs to another model",
+                Short(tensor)
             ),
             NotFinite {
                 tensor,
@@ -367,8 +421,9 @@ impl ModelError {
                 ..
             } => write!(
                 f,
-                "tensor '{tensor}' has {value} at element {element}, which bf16 cannot hold as a number: the file \
-                 is damaged or the training diverged"
+                "tensor '{}' has {value} at element {element}, which bf16 cannot hold as a number: the file is damaged or the \
+                 training diverged",
+                Short(tensor)
             ),
             other => write!(f, "{other:?}"),
         }

@@ -41,8 +41,7 @@ impl TensorPlan {
 
     /// The decoder layer that it is in, counted from 0.
     pub fn layer(&self) -> Option<usize> {
-        let (layer, _) = self.name.strip_prefix(LAYERS)?.split_once('.')?;
-        layer.parse().ok()
+        layer_of(&self.name)
     }
 
     /// The module of a weight in a decoder layer, such as `mlp.up_proj`.
@@ -65,6 +64,12 @@ const LAYERS: &str = "model.layers.";
 /// Name of a tensor in a layer: `layer(3, "mlp.up_proj.weight")`.
 pub(crate) fn layer(layer: usize, part: &str) -> String {
     format!("{LAYERS}{layer}.{part}")
+}
+
+/// The decoder layer that a name is in.
+pub(crate) fn layer_of(name: &str) -> Option<usize> {
+    let (layer, _) = name.strip_prefix(LAYERS)?.split_once('.')?;
+    layer.parse().ok()
 }
 
 /// Every tensor of the model, in the order of the forward pass.
@@ -125,10 +130,4 @@ fn layer_tensors(c: &Config, l: usize, plan: &mut Vec<TensorPlan>) {
     plan.extend(projection("mlp.gate_proj", inter, hidden, c.mlp_bias));
     plan.extend(projection("mlp.up_proj", inter, hidden, c.mlp_bias));
     plan.extend(projection("mlp.down_proj", hidden, inter, c.mlp_bias));
-}
-
-/// Whether a checkpoint may hold this tensor though no model uses it: rotary frequencies that old versions of Transformers
-/// saved, and a copy of tied embeddings.
-pub(crate) fn is_ignored(config: &Config, name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD)
 }

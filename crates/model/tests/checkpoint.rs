@@ -103,20 +103,161 @@ fn f16_and_bf16_are_read() {
     load(&checkpoint).unwrap();
 }
 
-#[test]
-fn tensors_that_old_programs_wrote_beside_the_model_are_ignored() {
-    let mut files = Files::new(json!({"tie_word_embeddings": true}));
-    let odd = Tensor {
-        dtype: Dtype::F64,
+/// A tensor that would be refused if it were looked at.
+fn odd() -> Tensor {
+    Tensor {
+        dtype: Dtype::I64,
         shape: vec![1],
         bytes: vec![0; 8],
+    }
+}
+
+#[test]
+fn tables_that_old_programs_wrote_beside_the_model_are_left_out_in_silence() {
+    let mut files = Files::new(json!({}));
+    for name in [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.inv_freq",
+        "model.layers.1.self_attn.rotary_emb.cos_cached",
+    ] {
+        files.tensors.insert(name.to_owned(), odd());
+    }
+    let checkpoint = files.open().unwrap();
+    assert!(checkpoint.notes().is_empty(), "{:?}", checkpoint.notes());
+    load(&checkpoint).unwrap();
+}
+
+#[test]
+fn tensors_that_make_no_difference_are_left_out_and_told_once() {
+    let mut files = Files::new(json!({}));
+    for name in [
+        "model.layers.0.self_attn.k_proj.k_scale",
+        "model.layers.1.self_attn.v_scale",
+        "model.layers.1.mlp.down_proj.input_scale",
+        "model.layers.2.eh_proj.weight",
+        "model.layers.17.mlp.up_proj.weight",
+        "mtp.fc.weight",
+        "model.mtp.0.weight",
+        "score.weight",
+        "v_head.summary.bias",
+        "vision_tower.layers.0.weight",
+        "model.visual.patch_embed.weight",
+    ] {
+        files.tensors.insert(name.to_owned(), odd());
+    }
+    let checkpoint = files.open().unwrap();
+    let [note] = checkpoint.notes() else {
+        panic!("{:?}", checkpoint.notes())
     };
-    files.tensors.insert(
-        "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(),
-        odd.clone(),
+    for part in [
+        "3 scales of activations or of a KV cache ('model.layers.0.self_attn.k_proj.k_scale')",
+        "2 in layers after the last one",
+        "2 of multi-token prediction",
+        "4 of modules beside the language model",
+    ] {
+        assert!(note.contains(part), "{note} lacks {part}");
+    }
+    load(&checkpoint).unwrap();
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// The elements of what the output head multiplies with, and of the embedding.
+fn head_and_embedding(checkpoint: &Checkpoint) -> (Vec<u16>, Vec<u16>) {
+    let tied = checkpoint.config().tie_word_embeddings;
+    let rows = |name| checkpoint.raw_rows(name).unwrap().bits.into_owned();
+    let head = rows(if tied { EMBEDDING } else { HEAD });
+    (head, rows(EMBEDDING))
+}
+
+#[test]
+fn a_head_of_its_own_is_used_though_the_config_ties_it() {
+    let untied = Files::new(json!({}));
+    let mut files = Files::new(json!({"tie_word_embeddings": true}));
+    let copy = files.tensors[EMBEDDING].clone();
+    files.tensors.insert(HEAD.to_owned(), copy);
+    let tied = files.open().unwrap();
+    assert!(tied.config().tie_word_embeddings && tied.notes().is_empty());
+    let values: Vec<f32> = (0..40 * 12).map(|i| (i % 7) as f32).collect();
+    let head = Tensor::f32(vec![40, 12], &values);
+    files.tensors.insert(HEAD.to_owned(), head.clone());
+    let checkpoint = files.open().unwrap();
+    assert!(!checkpoint.config().tie_word_embeddings);
+    assert!(
+        checkpoint.notes()[0].contains(HEAD),
+        "{:?}",
+        checkpoint.notes()
     );
-    files.tensors.insert("lm_head.weight".to_owned(), odd);
-    load(&files.open().unwrap()).unwrap();
+    let (head_bits, embedding) = head_and_embedding(&checkpoint);
+    assert_eq!(head_bits[..3], [0, 0x3f80, 0x4000]);
+    assert_eq!(embedding, head_and_embedding(&untied.open().unwrap()).1);
+    load(&checkpoint).unwrap();
+    // Packed, and with a config that still says that they are one.
+    let dir = tempfile::tempdir().unwrap();
+    write_packed(&checkpoint, files.config.clone(), dir.path());
+    let packed = Checkpoint::open(dir.path()).unwrap();
+    assert!(!packed.config().tie_word_embeddings);
+    assert_eq!(head_and_embedding(&packed), (head_bits, embedding));
+    // A head that is no head of this model is not passed over.
+    files.tensors.insert(HEAD.to_owned(), odd());
+    let error = refused(files.open());
+    assert!(matches!(error, ModelError::Shape { .. }), "{error}");
+}
+
+#[test]
+fn a_head_without_an_embedding_is_the_embedding() {
+    let mut files = Files::new(json!({"tie_word_embeddings": true}));
+    let expected = head_and_embedding(&files.open().unwrap());
+    let embedding = files.tensors.remove(EMBEDDING).unwrap();
+    files.tensors.insert(HEAD.to_owned(), embedding);
+    let checkpoint = files.open().unwrap();
+    assert!(checkpoint.config().tie_word_embeddings);
+    assert_eq!(head_and_embedding(&checkpoint), expected);
+    let info = checkpoint.tensors().next().unwrap();
+    assert_eq!((info.name.as_str(), info.bytes), (EMBEDDING, 40 * 12 * 4));
+    load(&checkpoint).unwrap();
+    // Where they are two, one of them is missing.
+    files.config["tie_word_embeddings"] = json!(false);
+    assert!(matches!(
+        refused(files.open()),
+        ModelError::MissingTensor { tensor, .. } if tensor == EMBEDDING
+    ));
+    let mut files = Files::new(json!({}));
+    files.tensors.remove(HEAD);
+    let message = refused(files.open()).to_string();
+    assert!(message.contains("tie_word_embeddings"), "{message}");
+}
+
+#[test]
+fn f64_is_rounded_as_pytorch_does() {
+    let mut files = Files::new(json!({}));
+    let mut values = vec![1.0f64; 144];
+    // A tie of bf16 only once it is an f32, and a value that is one only as f64.
+    values[..3].copy_from_slice(&[1.0 + 1.0 / 256.0 + 1e-12, 0.1, -2.5]);
+    let wide = |shape: Vec<usize>, values: &[f64]| Tensor {
+        dtype: Dtype::F64,
+        shape,
+        bytes: values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    };
+    let tensors = &mut files.tensors;
+    tensors.insert(Q_PROJ.to_owned(), wide(vec![12, 12], &values));
+    tensors.insert(NORM.to_owned(), wide(vec![12], &values[..12]));
+    let checkpoint = files.open().unwrap();
+    let rows = checkpoint.raw_rows(Q_PROJ).unwrap();
+    assert_eq!(rows.bits[..4], [0x3f80, 0x3dcd, 0xc020, 0x3f80]);
+    assert_eq!(rows.inexact, 2);
+    assert_eq!(checkpoint.vector(NORM).unwrap()[1], 0.1);
+    load(&checkpoint).unwrap();
+    values[5] = 1e300;
+    files
+        .tensors
+        .insert(Q_PROJ.to_owned(), wide(vec![12, 12], &values));
+    let error = load(&files.open().unwrap()).err().unwrap();
+    assert!(
+        matches!(error, ModelError::NotFinite { element: 5, .. }),
+        "{error}"
+    );
 }
 
 #[test]
@@ -180,8 +321,15 @@ fn a_missing_tensor_is_named() {
 fn a_tensor_without_a_place_is_named() {
     for name in [
         "model.layers.0.self_attn.q_proj.bias",
-        "model.layers.2.mlp.up_proj.weight",
+        "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.1.self_attn.q_proj.weight_scale",
+        "model.layers.1.self_attn.q_proj.lora_A.weight",
+        "base_model.model.layers.1.self_attn.q_proj.lora_A.weight",
+        "model.norm.bias",
+        "model.embed_positions.weight",
+        "lm_head.bias",
         "model.extra",
+        "logit_scale",
     ] {
         let mut files = Files::new(json!({}));
         files
@@ -326,7 +474,9 @@ fn a_wrong_shape_is_told_with_the_right_one() {
     let message = error.to_string();
     assert!(matches!(error, ModelError::Shape { .. }), "{message}");
     assert!(
-        message.contains("k_proj.weight' has shape [4, 12], config.json asks for [12, 12]"),
+        message.contains(
+            "k_proj.weight' has shape [4, 12], the model's configuration asks for [12, 12]"
+        ),
         "{message}"
     );
 }
@@ -409,6 +559,172 @@ fn shards_are_found_through_the_index() {
         message.contains("model.safetensors.index.json"),
         "{message}"
     );
+}
+
+/// What is in a file its header says: an index may name what is not there, leave out what is, and put it elsewhere.
+#[test]
+fn an_index_that_is_wrong_about_tensors_does_not_matter() {
+    let dir = tempfile::tempdir().unwrap();
+    shards(dir.path(), r#"{"weight_map": MAP}"#);
+    let path = dir.path().join("model.safetensors.index.json");
+    let mut index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let map = index["weight_map"].as_object_mut().unwrap();
+    map.insert("mtp.fc.weight".to_owned(), json!("b.safetensors"));
+    map.insert(
+        "mtp.norm.weight".to_owned(),
+        json!("not-downloaded.safetensors"),
+    );
+    map.insert(EMBEDDING.to_owned(), json!("b.safetensors"));
+    map.shift_remove(Q_PROJ);
+    std::fs::write(&path, index.to_string()).unwrap();
+    load(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+    // Where two files have one, the index decides, or nobody can.
+    let copy: BTreeMap<String, Tensor> =
+        BTreeMap::from([(Q_PROJ.to_owned(), Tensor::f32(vec![12, 12], &[0.0; 144]))]);
+    write_tensors(&copy, &dir.path().join("c.safetensors"));
+    index["weight_map"]["mtp.norm.weight"] = json!("c.safetensors");
+    std::fs::write(&path, index.to_string()).unwrap();
+    let message = refused(Checkpoint::open(dir.path())).to_string();
+    assert!(
+        message.contains(Q_PROJ) && message.contains("no index says"),
+        "{message}"
+    );
+    index["weight_map"][Q_PROJ] = json!("c.safetensors");
+    std::fs::write(&path, index.to_string()).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    assert_eq!(checkpoint.nnz(Q_PROJ).unwrap(), 0);
+}
+
+#[test]
+fn numbered_shards_need_no_index() {
+    let dir = tempfile::tempdir().unwrap();
+    shards(dir.path(), r#"{"weight_map": MAP}"#);
+    std::fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
+    let numbered = |i| {
+        dir.path()
+            .join(format!("model-0000{i}-of-00002.safetensors"))
+    };
+    std::fs::rename(dir.path().join("a.safetensors"), numbered(1)).unwrap();
+    let error = refused(Checkpoint::open(dir.path()));
+    assert!(
+        matches!(&error, ModelError::MissingShard { shard, .. } if shard == "model-00002-of-00002.safetensors"),
+        "{error}"
+    );
+    std::fs::rename(dir.path().join("b.safetensors"), numbered(2)).unwrap();
+    let other = dir.path().join("model-00001-of-00003.safetensors");
+    std::fs::write(&other, "").unwrap();
+    let message = refused(Checkpoint::open(dir.path())).to_string();
+    assert!(message.contains("files of several series"), "{message}");
+    std::fs::remove_file(other).unwrap();
+    load(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+}
+
+#[test]
+fn what_a_clone_or_a_download_left_in_place_of_a_file_is_told() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+    for name in [
+        "model.safetensors",
+        "config.json",
+        "model.safetensors.index.json",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        if name == "model.safetensors.index.json" {
+            Files::new(json!({})).write_config(dir.path());
+        } else {
+            Files::new(json!({})).write(dir.path());
+        }
+        let path = dir.path().join(name);
+        std::fs::write(&path, pointer).unwrap();
+        let message = refused(Checkpoint::open(dir.path())).to_string();
+        assert!(
+            message.contains("git lfs pull") && message.contains(name),
+            "{message}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing_pipes_and_devices_are_told_and_not_opened() {
+    use std::os::unix::fs::symlink;
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        Files::new(json!({})).write(dir.path());
+        std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+        let path = dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        symlink("../../blobs/gone", &path).unwrap();
+        let message = refused(Checkpoint::open(dir.path())).to_string();
+        assert!(
+            message.contains(name) && message.contains("a link to ../../blobs/gone"),
+            "{message}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        symlink("/dev/zero", &path).unwrap();
+        let message = refused(Checkpoint::open(dir.path())).to_string();
+        assert!(message.contains("not a regular file"), "{message}");
+        std::fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let message = refused(Checkpoint::open(dir.path())).to_string();
+        assert!(message.contains("not a regular file"), "{message}");
+    }
+}
+
+#[test]
+fn the_mark_of_utf_8_and_numbers_of_python_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(json!({}));
+    files.write(dir.path());
+    let path = dir.path().join("config.json");
+    let config = files
+        .config
+        .to_string()
+        .replacen('{', "\u{feff}{\"initializer_range\": NaN, ", 1);
+    std::fs::write(&path, &config).unwrap();
+    Checkpoint::open(dir.path()).unwrap();
+    let config = config.replacen('{', "{\"rope_theta\": Infinity, ", 1);
+    std::fs::write(&path, config).unwrap();
+    let message = refused(Checkpoint::open(dir.path())).to_string();
+    assert!(
+        message.contains("field 'rope_theta' is \"Infinity\", expected a number"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_name_of_any_length_makes_a_short_message() {
+    let mut files = Files::new(json!({}));
+    let name = format!("model.{}", "x\n".repeat(20_000));
+    files.tensors.insert(name, odd());
+    assert!(refused(files.open()).to_string().len() < 1000);
+    files.config["architectures"] = json!(["y".repeat(40_000)]);
+    assert!(refused(files.open()).to_string().len() < 1000);
+}
+
+#[test]
+fn ids_of_another_tokenizer_are_passed_over() {
+    let files =
+        Files::new(json!({"bos_token_id": 40, "eos_token_id": [7, 999], "pad_token_id": -1}));
+    let checkpoint = files.open().unwrap();
+    let config = checkpoint.config();
+    assert_eq!(
+        (config.bos_token_id, &config.eos_token_id[..]),
+        (None, &[7][..])
+    );
+    let notes = checkpoint.notes();
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(
+        notes[0].starts_with("bos_token_id 40 is not below vocab_size 40"),
+        "{notes:?}"
+    );
+    let none = Files::new(json!({"eos_token_id": -1})).open().unwrap();
+    assert!(none.config().eos_token_id.is_empty() && none.notes().is_empty());
 }
 
 #[test]

@@ -188,6 +188,162 @@ fn replaced(name: &str, from: &[u8], to: &[u8]) -> Result<Checkpoint, ModelError
     Checkpoint::open(file.path())
 }
 
+/// A copy of a fixture with entries more in its metadata.
+fn extended(name: &str, entries: &[(&str, u32, Vec<u8>)]) -> Result<Checkpoint, ModelError> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let entry = |key: &str, kind: u32, value: &[u8]| {
+        [text(key), kind.to_le_bytes().to_vec(), value.to_vec()].concat()
+    };
+    let mut added: Vec<u8> = entries
+        .iter()
+        .flat_map(|(key, kind, value)| entry(key, *kind, value))
+        .collect();
+    // Data keep their alignment.
+    let entry_bytes = entry("padding", 8, &text("")).len();
+    let missing = (added.len() + entry_bytes).next_multiple_of(32) - added.len() - entry_bytes;
+    added.extend(entry("padding", 8, &text(&" ".repeat(missing))));
+    let mut bytes = std::fs::read(fixture(&format!("{name}.gguf"))).unwrap();
+    bytes[16] += entries.len() as u8 + 1;
+    bytes.splice(24..24, added);
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    std::fs::write(file.path(), bytes).unwrap();
+    Checkpoint::open(file.path())
+}
+
+fn float(key: &str, value: f32) -> (&str, u32, Vec<u8>) {
+    (key, 6, value.to_le_bytes().to_vec())
+}
+
+fn text<'k>(key: &'k str, value: &str) -> (&'k str, u32, Vec<u8>) {
+    let length = (value.len() as u64).to_le_bytes();
+    (key, 8, [&length, value.as_bytes()].concat())
+}
+
+#[test]
+fn positions_are_scaled_as_llama_cpp_does() {
+    const FACTOR: &str = "qwen2.rope.scaling.factor";
+    const TYPE: &str = "qwen2.rope.scaling.type";
+    const OLD: &str = "qwen2.rope.scale_linear";
+    let linear = RopeScaling::Linear { factor: 4.0 };
+    for (entries, expected) in [
+        (vec![float(FACTOR, 4.0)], linear.clone()),
+        (vec![float(OLD, 4.0)], linear.clone()),
+        (vec![float(FACTOR, 4.0), float(OLD, 2.0)], linear.clone()),
+        (vec![float(FACTOR, 4.0), text(TYPE, "linear")], linear),
+        (
+            vec![float(FACTOR, 4.0), text(TYPE, "none")],
+            RopeScaling::None,
+        ),
+        (vec![float(FACTOR, 0.0)], RopeScaling::None),
+        (vec![text(TYPE, "linear")], RopeScaling::None),
+    ] {
+        let checkpoint = extended("qwen2", &entries).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(checkpoint.config().rope_scaling, expected, "{entries:?}");
+    }
+    let yarn = [
+        text(TYPE, "yarn"),
+        float(FACTOR, 4.0),
+        float("qwen2.rope.scaling.attn_factor", 0.5),
+    ];
+    let checkpoint = extended("qwen2", &yarn).unwrap();
+    let RopeScaling::Yarn {
+        factor,
+        attention_factor,
+        original_max_position_embeddings,
+        ..
+    } = checkpoint.config().rope_scaling
+    else {
+        panic!("{:?}", checkpoint.config())
+    };
+    let positions = checkpoint.config().max_position_embeddings;
+    assert_eq!((factor, original_max_position_embeddings), (4.0, positions));
+    assert!((attention_factor - 0.5 * (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    assert_refused(
+        extended("qwen2", &[text(TYPE, "longrope")]),
+        "field 'qwen2.rope.scaling.type' is longrope, expected none, linear or yarn",
+    );
+    assert_refused(
+        extended("llama", &[float("llama.rope.scale_linear", 4.0)]),
+        "divisors of frequencies",
+    );
+    assert_refused(
+        extended("qwen2", &[float(FACTOR, 0.5)]),
+        "field 'qwen2.rope.scaling.factor' is 0.5, expected at least 1",
+    );
+}
+
+#[test]
+fn faults_are_told_by_the_keys_of_the_file() {
+    let kv = ("qwen2.attention.head_count_kv".to_owned(), 3u32);
+    let mut from = kv.0.clone().into_bytes();
+    from.extend(4u32.to_le_bytes());
+    let to = [from.clone(), kv.1.to_le_bytes().to_vec()].concat();
+    from.extend(2u32.to_le_bytes());
+    assert_refused(
+        replaced("qwen2", &from, &to),
+        "field 'qwen2.attention.head_count_kv' is 3, expected a divisor of qwen2.attention.head_count 4",
+    );
+}
+
+#[test]
+fn ends_are_found_by_name_and_ids_without_a_token_are_passed_over() {
+    let qwen = open("qwen2");
+    let tokens = &qwen.config().eos_token_id;
+    assert_eq!(
+        tokens.len(),
+        2,
+        "{tokens:?}: <|im_end|>, the EOS, and <|endoftext|>"
+    );
+    assert!(qwen.notes().is_empty(), "{:?}", qwen.notes());
+    let id = |id: u32| id.to_le_bytes().to_vec();
+    let checkpoint = extended(
+        "qwen2",
+        &[
+            ("tokenizer.ggml.bos_token_id", 4, id(9999)),
+            ("tokenizer.ggml.eom_token_id", 4, id(3)),
+        ],
+    )
+    .unwrap();
+    assert!(checkpoint.config().eos_token_id.contains(&3));
+    assert_eq!(checkpoint.config().bos_token_id, None);
+    let [note] = checkpoint.notes() else {
+        panic!("{:?}", checkpoint.notes())
+    };
+    assert!(
+        note.starts_with("tokenizer.ggml.bos_token_id is 9999"),
+        "{note}"
+    );
+}
+
+#[test]
+fn a_file_that_does_not_say_how_to_cut_a_text_is_read_with_a_note() {
+    let unsaid = replaced("qwen2", b"tokenizer.ggml.pre", b"tokenizer.ggml.xxx").unwrap();
+    let [note] = unsaid.notes() else {
+        panic!("{:?}", unsaid.notes())
+    };
+    assert!(note.starts_with("tokenizer.ggml.pre is missing"), "{note}");
+    assert!(
+        extended(
+            "qwen2",
+            &[("general.layout", 9, {
+                let row = [
+                    4u32.to_le_bytes().to_vec(),
+                    1u64.to_le_bytes().to_vec(),
+                    id_bytes(7),
+                ]
+                .concat();
+                let head = [9u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec()].concat();
+                [head, row].concat()
+            })]
+        )
+        .is_ok()
+    );
+}
+
+fn id_bytes(id: u32) -> Vec<u8> {
+    id.to_le_bytes().to_vec()
+}
+
 #[track_caller]
 fn assert_refused(result: Result<Checkpoint, ModelError>, expected: &str) {
     let message = result.err().expect("it should be refused").to_string();
@@ -234,7 +390,7 @@ fn what_is_not_supported_is_named() {
     );
     assert_refused(
         replaced("llama", &tensor(8, 32), &tensor(8, 16)),
-        "has shape [16, 32], config.json asks for [32, 32]",
+        "has shape [16, 32], the model's configuration asks for [32, 32]",
     );
     let not = std::env::temp_dir().join("sparamx-not.gguf");
     std::fs::write(&not, "text").unwrap();
@@ -253,7 +409,7 @@ fn tokenizers_that_are_not_known_are_named() {
         + 4
         + 8;
     assert_eq!(&bytes[at..at + 5], b"qwen2");
-    bytes[at..at + 5].copy_from_slice(b"bloom");
+    bytes[at..at + 5].copy_from_slice(b"bl00m");
     let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
     std::fs::write(file.path(), bytes).unwrap();
     let message = model_file(file.path(), "tokenizer.json")
@@ -261,7 +417,7 @@ fn tokenizers_that_are_not_known_are_named() {
         .to_string();
     assert!(
         message.contains(
-            "field 'tokenizer.ggml.pre' is bloom, expected one of gpt-2, smollm, llama-bpe"
+            "field 'tokenizer.ggml.pre' is bl00m, expected a name of llama.cpp for a way to cut text into words"
         ),
         "{message}"
     );

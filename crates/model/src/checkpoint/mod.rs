@@ -5,59 +5,60 @@
 //! were plain or, where that gives the same numbers, as int8 and int4 weights. Opening compares names and shapes with
 //! `config.json` and reads no matrices.
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::{Component, Path, PathBuf};
+mod own;
+pub(crate) mod shards;
+pub(crate) mod unneeded;
 
-use serde_json::{Map, Value};
-use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile, TensorView};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use sparamx_format::container::{PackedFormat, TensorFile, TensorView};
 use sparamx_kernels::Weight;
 use sparamx_kernels::linear::WeightFormat;
 
-use crate::config::Storage;
+use self::own::{PACKED, read_packed};
+use self::shards::Shards;
+use self::unneeded::LeftOut;
+use crate::config::{Described, Storage};
 use crate::convert::{self, RawRows, Source};
-use crate::foreign::compressed_tensors::{Found as InTensors, Tensors};
+use crate::files::read_small_file;
+use crate::foreign::compressed_tensors;
 use crate::foreign::gguf::{Found as InGguf, Gguf};
 use crate::foreign::{Foreign, Vector};
 use crate::plan::{self, TensorPlan};
-use crate::{Config, ModelError, Precision};
-
-/// Suffixes of the tensors of a packed weight. That with the masks makes a weight a packed one, and so does an entry in the
-/// header for a format without masks.
-const PACKED: [&str; 4] = [MASK, VALUES, ".offsets", ".scale"];
-const MASK: &str = ".mask";
-const VALUES: &str = ".values";
+use crate::{Config, ModelError};
 
 /// An open checkpoint.
 pub struct Checkpoint {
     dir: PathBuf,
     config: Config,
-    files: Files,
+    files: Vec<(PathBuf, TensorFile)>,
     plan: Vec<TensorPlan>,
     /// Where each tensor of the plan is.
     stored: Vec<Stored>,
     /// Index in the plan.
     by_name: BTreeMap<String, usize>,
+    notes: Vec<String>,
 }
 
-type Files = Vec<(PathBuf, TensorFile)>;
-
 /// Where a tensor is.
-enum Stored {
-    /// A tensor of the same name, by index of the file.
-    Plain(usize),
-    /// A packed weight, by index of the file.
-    Packed(usize, PackedFormat),
+pub(crate) enum Stored {
+    /// A plain tensor.
+    Plain(At),
+    /// A packed weight.
+    Packed(At, PackedFormat),
     /// A matrix in another program's form.
     Foreign(Foreign),
     /// A norm or bias in another program's form.
     Vector(Vector),
 }
 
-/// A tensor, or the tensors of a packed weight, as the files' names show it.
-struct Found {
+/// A tensor, or the tensors of a packed weight, in the files.
+pub(crate) struct At {
     /// Index of the file.
-    file: usize,
-    packed: bool,
+    pub file: usize,
+    /// Its name there.
+    pub name: String,
 }
 
 /// A tensor of a checkpoint.
@@ -93,7 +94,7 @@ impl TensorInfo {
 
 impl Checkpoint {
     /// Opens a folder, or a GGUF file, and checks that it holds the tensors that its `config.json` (its metadata) asks for, in
-    /// their shapes, and no others.
+    /// their shapes, and no others that would make a difference. [`Checkpoint::notes`] says what was passed over.
     ///
     /// # Errors
     /// Those of [`Config::from_file`]; [`ModelError::Io`], [`ModelError::NoWeights`], [`ModelError::Json`] or
@@ -105,39 +106,50 @@ impl Checkpoint {
             return Self::open_gguf(dir);
         }
         let path = dir.join("config.json");
-        let json = std::fs::read(&path).map_err(|e| ModelError::io(&path, e))?;
-        let (config, storage) = Config::with_storage(&json, &path)?;
-        let plan = plan::tensors(&config);
-        let (files, physical) = open_files(dir)?;
-        let stored = match storage {
+        let json = read_small_file(&path)?.ok_or_else(|| ModelError::not_found(&path))?;
+        let Described {
+            mut config,
+            storage,
+            mut notes,
+        } = Config::describe(&json, &path)?;
+        let shards = Shards::open(dir, &config)?;
+        let mut left_out = LeftOut::default();
+        let (plan, stored) = match storage {
             Storage::CompressedTensors => {
-                compressed_tensors(&config, dir, &plan, &files, &physical)?
+                let tensors = compressed_tensors::Modules::new(dir, &shards);
+                locate(tensors, &shards, &mut config, &mut notes, &mut left_out)?
             }
-            Storage::Plain | Storage::Packed(_) => own(&config, dir, &plan, &files, physical)?,
+            Storage::Plain | Storage::Packed(_) => {
+                let tensors = own::Named::new(dir, &shards)?;
+                locate(tensors, &shards, &mut config, &mut notes, &mut left_out)?
+            }
         };
-        Ok(Self::new(dir, config, files, plan, stored))
+        notes.extend(left_out.note());
+        Ok(Self::new(dir, config, shards.files, plan, stored, notes))
     }
 
     fn open_gguf(path: &Path) -> Result<Self, ModelError> {
         let gguf = Gguf::open(path)?;
-        let json = gguf.side_file("config.json")?.unwrap_or_default();
-        let config = Config::from_json(&json, path)?;
+        let (config, mut notes) = gguf.config()?;
         let plan = plan::tensors(&config);
-        let stored = gguf.tensors(&config, &plan)?;
+        let mut left_out = LeftOut::default();
+        let stored = gguf.tensors(&config, &plan, &mut left_out)?;
         let stored = stored.into_iter().map(|found| match found {
             InGguf::Matrix(foreign) => Stored::Foreign(foreign),
             InGguf::Vector(vector) => Stored::Vector(vector),
         });
         let stored = stored.collect();
-        Ok(Self::new(path, config, Files::new(), plan, stored))
+        notes.extend(left_out.note());
+        Ok(Self::new(path, config, Vec::new(), plan, stored, notes))
     }
 
     fn new(
         dir: &Path,
         config: Config,
-        files: Files,
+        files: Vec<(PathBuf, TensorFile)>,
         plan: Vec<TensorPlan>,
         stored: Vec<Stored>,
+        notes: Vec<String>,
     ) -> Self {
         let names = plan.iter().enumerate();
         let by_name = names.map(|(i, tensor)| (tensor.name.clone(), i)).collect();
@@ -148,10 +160,17 @@ impl Checkpoint {
             plan,
             stored,
             by_name,
+            notes,
         }
     }
 
-    /// The model's shape.
+    /// What users should know about the files: a line each on what contradicts itself, is left out, or was put right.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The model's shape, as the files have it: `tie_word_embeddings` is false if they have an output head of their own, whatever
+    /// `config.json` says.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -184,9 +203,9 @@ impl Checkpoint {
         let i = self.index(name)?;
         match &self.stored[i] {
             Stored::Plain(_) | Stored::Vector(_) => self.source(name)?.rows(n, k),
-            Stored::Packed(file, format) => {
-                let (path, file) = &self.files[*file];
-                convert::expand(&read_packed(file, *format, name, n, k)?, path, name)
+            Stored::Packed(at, format) => {
+                let (path, file) = &self.files[at.file];
+                convert::expand(&read_packed(file, *format, &at.name, n, k)?, path, name)
             }
             Stored::Foreign(foreign) => foreign.rows(&self.plan[i]),
         }
@@ -208,9 +227,9 @@ impl Checkpoint {
         let i = self.index(name)?;
         match &self.stored[i] {
             Stored::Plain(_) | Stored::Vector(_) => Ok(None),
-            Stored::Packed(file, format) => {
+            Stored::Packed(at, format) => {
                 let (n, k) = self.matrix(name)?;
-                read_packed(&self.files[*file].1, *format, name, n, k).map(Some)
+                read_packed(&self.files[at.file].1, *format, &at.name, n, k).map(Some)
             }
             Stored::Foreign(foreign) => foreign.weight(&self.plan[i]),
         }
@@ -260,7 +279,7 @@ impl Checkpoint {
     /// [`ModelError::MissingTensor`] for a name that is neither.
     pub fn view(&self, name: &str) -> Result<TensorView<'_>, ModelError> {
         let view = match &self.stored[self.index(name)?] {
-            Stored::Plain(file) => self.files[*file].1.tensor(name),
+            Stored::Plain(at) => self.files[at.file].1.tensor(&at.name),
             Stored::Vector(vector) => Some(vector.view()),
             Stored::Packed(..) | Stored::Foreign(_) => None,
         };
@@ -274,10 +293,11 @@ impl Checkpoint {
             return;
         };
         match &self.stored[i] {
-            Stored::Plain(file) => self.files[*file].1.release(name),
-            Stored::Packed(file, _) => PACKED
-                .iter()
-                .for_each(|suffix| self.files[*file].1.release(&format!("{name}{suffix}"))),
+            Stored::Plain(at) => self.files[at.file].1.release(&at.name),
+            Stored::Packed(at, _) => PACKED.iter().for_each(|suffix| {
+                let part = format!("{}{suffix}", at.name);
+                self.files[at.file].1.release(&part);
+            }),
             Stored::Foreign(foreign) => foreign.source.release(),
             // It was decoded when the checkpoint was opened.
             Stored::Vector(_) => {}
@@ -294,7 +314,7 @@ impl Checkpoint {
     fn source(&self, name: &str) -> Result<Source<'_, '_>, ModelError> {
         let i = self.index(name)?;
         let path = match &self.stored[i] {
-            Stored::Plain(file) | Stored::Packed(file, _) => &self.files[*file].0,
+            Stored::Plain(at) | Stored::Packed(at, _) => &self.files[at.file].0,
             Stored::Foreign(foreign) => &foreign.path,
             Stored::Vector(vector) => &vector.path,
         };
@@ -316,21 +336,19 @@ impl Checkpoint {
     }
 
     fn info(&self, tensor: &TensorPlan, at: &Stored) -> TensorInfo {
-        let bytes = |file: &usize, suffixes: &[&str]| {
-            let file = &self.files[*file].1;
-            let part = |suffix| file.tensor(&format!("{}{suffix}", tensor.name));
+        let bytes = |at: &At, suffixes: &[&str]| {
+            let file = &self.files[at.file].1;
+            let part = |suffix| file.tensor(&format!("{}{suffix}", at.name));
             let parts = suffixes.iter().filter_map(part);
             parts.map(|part| part.bytes.len() as u64).sum()
         };
         let (dtype, packed, encoding, bytes) = match at {
-            Stored::Plain(file) => {
-                let dtype = self.files[*file]
-                    .1
-                    .tensor(&tensor.name)
-                    .map(|view| format!("{:?}", view.dtype));
-                (dtype.unwrap_or_default(), None, "dense", bytes(file, &[""]))
+            Stored::Plain(at) => {
+                let view = self.files[at.file].1.tensor(&at.name);
+                let dtype = view.map(|view| format!("{:?}", view.dtype));
+                (dtype.unwrap_or_default(), None, "dense", bytes(at, &[""]))
             }
-            Stored::Packed(file, format) => {
+            Stored::Packed(at, format) => {
                 let dtype = match format {
                     PackedFormat::SparseBf16 => "BF16",
                     PackedFormat::SparseI8 | PackedFormat::DenseI8 => "I8",
@@ -345,7 +363,7 @@ impl Checkpoint {
                     dtype.to_owned(),
                     Some(*format),
                     encoding,
-                    bytes(file, &PACKED),
+                    bytes(at, &PACKED),
                 )
             }
             Stored::Foreign(foreign) => (
@@ -372,79 +390,45 @@ impl Checkpoint {
     }
 }
 
-/// A weight that this program packed.
-fn read_packed(
-    file: &TensorFile,
-    format: PackedFormat,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<Weight, ModelError> {
-    Ok(match format {
-        PackedFormat::SparseBf16 => Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?),
-        PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
-        PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
-        PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
-        PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
-    })
+/// The tensors of files in one form, by the names that the model has for them.
+pub(crate) trait Tensors {
+    /// Whether there is such a tensor, in whatever form.
+    fn has(&self, name: &str) -> bool;
+    /// Takes the output head for the embedding, which the files do not have.
+    fn head_is_embedding(&mut self);
+    /// Where the tensors of the plan are. What else there is must be of no use.
+    fn find(
+        self,
+        config: &Config,
+        plan: &[TensorPlan],
+        left_out: &mut LeftOut,
+    ) -> Result<Vec<Stored>, ModelError>;
 }
 
-/// Where the tensors of the plan are in files with plain tensors and those that this program packed.
-fn own(
-    config: &Config,
-    dir: &Path,
-    plan: &[TensorPlan],
-    files: &Files,
-    physical: BTreeMap<String, usize>,
-) -> Result<Vec<Stored>, ModelError> {
-    let mut found = logical(dir, files, physical)?;
-    let mut stored = Vec::with_capacity(plan.len());
-    for tensor in plan {
-        let at = found
-            .remove(&tensor.name)
-            .ok_or_else(|| missing(dir, &tensor.name))?;
-        let packed = check(config, dir, tensor, &at, &files[at.file])?;
-        stored.push(match packed {
-            None => Stored::Plain(at.file),
-            Some(format) => Stored::Packed(at.file, format),
-        });
+/// The plan, and where its tensors are. Where `config.json` says that the embedding and the output head are one matrix, the files
+/// decide, as in Transformers 5: a head that is another matrix is used, and one without an embedding is the embedding, too.
+fn locate(
+    mut tensors: impl Tensors,
+    shards: &Shards,
+    config: &mut Config,
+    notes: &mut Vec<String>,
+    left_out: &mut LeftOut,
+) -> Result<(Vec<TensorPlan>, Vec<Stored>), ModelError> {
+    if config.tie_word_embeddings && tensors.has(plan::HEAD) {
+        if !tensors.has(plan::EMBEDDING) {
+            tensors.head_is_embedding();
+        } else if !shards.equal(plan::EMBEDDING, plan::HEAD) {
+            config.tie_word_embeddings = false;
+            notes.push(format!(
+                "config.json ties the output head to the embedding, and the files have an '{}' that differs: it is used; set \
+                 tie_word_embeddings to false to say the same in both",
+                plan::HEAD
+            ));
+        }
     }
-    let unexpected = |name: &String| !plan::is_ignored(config, name);
-    match found.into_keys().find(unexpected) {
-        None => Ok(stored),
-        Some(tensor) => Err(ModelError::UnexpectedTensor {
-            dir: dir.to_owned(),
-            tensor,
-        }),
-    }
-}
-
-/// Where they are in files of compressed-tensors.
-fn compressed_tensors(
-    config: &Config,
-    dir: &Path,
-    plan: &[TensorPlan],
-    files: &Files,
-    names: &BTreeMap<String, usize>,
-) -> Result<Vec<Stored>, ModelError> {
-    let mut tensors = Tensors {
-        dir,
-        files,
-        names,
-        used: HashSet::new(),
-    };
-    let stored = plan
-        .iter()
-        .map(|tensor| {
-            Ok(match tensors.find(tensor)? {
-                InTensors::Plain(file) => Stored::Plain(file),
-                InTensors::Matrix(foreign) => Stored::Foreign(foreign),
-                InTensors::Vector(vector) => Stored::Vector(vector),
-            })
-        })
-        .collect::<Result<_, ModelError>>()?;
-    tensors.check_unused(config)?;
-    Ok(stored)
+    let plan = plan::tensors(config);
+    let stored = tensors.find(config, &plan, left_out)?;
+    Ok((plan, stored))
 }
 
 fn missing(dir: &Path, name: &str) -> ModelError {
@@ -452,180 +436,4 @@ fn missing(dir: &Path, name: &str) -> ModelError {
         dir: dir.to_owned(),
         tensor: name.to_owned(),
     }
-}
-
-/// A tensor against what the configuration asks for; how it is packed, if it is. Shapes inside a packed one are checked when it
-/// is mapped.
-fn check(
-    config: &Config,
-    dir: &Path,
-    tensor: &TensorPlan,
-    at: &Found,
-    (path, file): &(PathBuf, TensorFile),
-) -> Result<Option<PackedFormat>, ModelError> {
-    if at.packed {
-        let part = |suffix| format!("{}{suffix}", tensor.name);
-        let Some(expected) = config.packed.filter(|_| tensor.role.may_be_packed()) else {
-            let masks = file.tensor(&part(MASK)).is_some();
-            return Err(ModelError::UnexpectedTensor {
-                dir: dir.to_owned(),
-                tensor: part(if masks { MASK } else { VALUES }),
-            });
-        };
-        let packed = container::packed_weight(file, &tensor.name)?;
-        // The masks are in another file than the last of the other tensors.
-        let packed = packed.ok_or_else(|| missing(path, &part(MASK)))?;
-        let found = precision(&packed);
-        if found != expected {
-            return Err(ModelError::Precision {
-                path: path.clone(),
-                tensor: tensor.name.clone(),
-                expected,
-                found,
-            });
-        }
-        return Ok(Some(packed.format));
-    }
-    let view = file
-        .tensor(&tensor.name)
-        .ok_or_else(|| missing(dir, &tensor.name))?;
-    if view.shape != tensor.shape {
-        return Err(ModelError::Shape {
-            path: path.clone(),
-            tensor: tensor.name.clone(),
-            expected: tensor.shape.clone(),
-            found: view.shape,
-        });
-    }
-    Source::new(path, &tensor.name, &view).map(|_| None)
-}
-
-/// The numbers that a packed weight consists of, by the words of the configuration.
-fn precision(packed: &PackedWeight) -> Precision {
-    match (packed.format, packed.group_elems) {
-        (PackedFormat::SparseBf16, _) => Precision::Bf16,
-        (PackedFormat::SparseI4 | PackedFormat::DenseI4, Some(group_elems)) => {
-            Precision::Int4 { group_elems }
-        }
-        // int4 has groups: a file that says otherwise was refused.
-        _ => Precision::Int8,
-    }
-}
-
-/// The files of a checkpoint, and the file of each tensor in them.
-fn open_files(dir: &Path) -> Result<(Files, BTreeMap<String, usize>), ModelError> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    if single.is_file() {
-        let file = TensorFile::open(&single)?;
-        let names = file.names().into_iter().map(|name| (name, 0)).collect();
-        return Ok((vec![(single, file)], names));
-    }
-    if index.is_file() {
-        return open_shards(dir, &index);
-    }
-    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"]
-        .iter()
-        .any(|name| dir.join(name).is_file());
-    let hint = if pickled {
-        "only pytorch_model.bin here: save the model again with save_pretrained(..., safe_serialization=True)"
-    } else {
-        "neither model.safetensors nor model.safetensors.index.json here: give a folder in Hugging Face layout"
-    };
-    Err(ModelError::NoWeights {
-        dir: dir.to_owned(),
-        hint,
-    })
-}
-
-fn open_shards(dir: &Path, index: &Path) -> Result<(Files, BTreeMap<String, usize>), ModelError> {
-    let json = std::fs::read(index).map_err(|e| ModelError::io(index, e))?;
-    let bad_json = |error: String| ModelError::Json {
-        path: index.to_owned(),
-        error,
-    };
-    let map: Map<String, Value> =
-        serde_json::from_slice(&json).map_err(|e| bad_json(e.to_string()))?;
-    let weight_map = map.get("weight_map").and_then(Value::as_object);
-    let weight_map = weight_map.ok_or_else(|| ModelError::MissingField {
-        path: index.to_owned(),
-        field: "weight_map".to_owned(),
-    })?;
-    let (mut files, mut names) = (Files::new(), BTreeMap::new());
-    for (tensor, shard) in weight_map {
-        let path = dir.join(shard_name(index, tensor, shard)?);
-        let file = match files.iter().position(|(known, _)| *known == path) {
-            Some(file) => file,
-            None if path.is_file() => {
-                files.push((path.clone(), TensorFile::open(&path)?));
-                files.len() - 1
-            }
-            None => {
-                let shard = shard.as_str().unwrap_or_default().to_owned();
-                return Err(ModelError::MissingShard {
-                    index: index.to_owned(),
-                    shard,
-                    tensor: tensor.clone(),
-                });
-            }
-        };
-        if files[file].1.tensor(tensor).is_none() {
-            return Err(ModelError::MissingTensor {
-                dir: path,
-                tensor: tensor.clone(),
-            });
-        }
-        names.insert(tensor.clone(), file);
-    }
-    Ok((files, names))
-}
-
-/// The file that an index names. An index is input from elsewhere: it may not lead out of its folder.
-fn shard_name<'a>(index: &Path, tensor: &str, shard: &'a Value) -> Result<&'a str, ModelError> {
-    let name = shard.as_str().filter(|name| {
-        let mut parts = Path::new(name).components();
-        matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(_)), None)
-        )
-    });
-    name.ok_or_else(|| ModelError::BadField {
-        path: index.to_owned(),
-        field: format!("weight_map.{tensor}"),
-        found: shard.to_string(),
-        expected: "the name of a file in the same folder".to_owned(),
-    })
-}
-
-/// Puts the tensors of each packed weight together.
-fn logical(
-    dir: &Path,
-    files: &Files,
-    physical: BTreeMap<String, usize>,
-) -> Result<BTreeMap<String, Found>, ModelError> {
-    let packed_weight = |name: &str, file: usize| {
-        let weight = PACKED.iter().find_map(|suffix| name.strip_suffix(suffix))?;
-        let packed = physical.contains_key(&format!("{weight}{MASK}"))
-            || files[file]
-                .1
-                .metadata(&format!("{weight}.format"))
-                .is_some();
-        packed.then(|| weight.to_owned())
-    };
-    let mut tensors = BTreeMap::new();
-    for (name, &file) in &physical {
-        let (name, packed) = match packed_weight(name, file) {
-            // It cannot be both.
-            Some(weight) if physical.contains_key(&weight) => {
-                return Err(ModelError::UnexpectedTensor {
-                    dir: dir.to_owned(),
-                    tensor: name.clone(),
-                });
-            }
-            Some(weight) => (weight, true),
-            None => (name.clone(), false),
-        };
-        tensors.insert(name, Found { file, packed });
-    }
-    Ok(tensors)
 }

@@ -97,7 +97,8 @@ impl<'a> Fields<'a> {
         };
         match value.as_f64() {
             Some(number) if (number as f32).is_finite() => Ok(Some(number)),
-            _ => Err(self.bad(field, value, "a number")),
+            Some(_) => Err(self.bad(field, value, format!("a number up to {:e}", f32::MAX))),
+            None => Err(self.bad(field, value, "a number")),
         }
     }
 

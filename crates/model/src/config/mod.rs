@@ -8,10 +8,11 @@ mod tests;
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::ModelError;
+use crate::files::read_small_file;
 use crate::registry::{self, Family};
+use crate::{ModelError, json};
 
 pub(crate) use fields::{Fields, MAX_SIZE};
 pub use precision::Precision;
@@ -88,8 +89,8 @@ impl Config {
     /// # Errors
     /// [`ModelError::Io`] and those of [`Config::from_json`].
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
-        let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-        Self::from_json(&bytes, path)
+        let text = read_small_file(path)?.ok_or_else(|| ModelError::not_found(path))?;
+        Self::from_json(&text, path)
     }
 
     /// Reads the text of a `config.json`; `path` is for messages.
@@ -98,16 +99,12 @@ impl Config {
     /// [`ModelError::Json`], [`ModelError::MissingField`], [`ModelError::BadField`],
     /// [`ModelError::UnsupportedArchitecture`] or [`ModelError::UnsupportedQuantization`].
     pub fn from_json(json: &[u8], path: &Path) -> Result<Self, ModelError> {
-        Self::with_storage(json, path).map(|(config, _)| config)
+        Self::describe(json, path).map(|described| described.config)
     }
 
-    /// The same, and how the weights are stored.
-    pub(crate) fn with_storage(json: &[u8], path: &Path) -> Result<(Self, Storage), ModelError> {
-        let map: Map<String, Value> =
-            serde_json::from_slice(json).map_err(|e| ModelError::Json {
-                path: path.to_owned(),
-                error: e.to_string(),
-            })?;
+    /// The same, with how the weights are stored and what was passed over.
+    pub(crate) fn describe(json: &[u8], path: &Path) -> Result<Described, ModelError> {
+        let map = json::object(json, path)?;
         let fields = Fields::new(path, &map);
         let family = family(&fields)?;
         let storage = precision::read(&fields)?;
@@ -115,9 +112,14 @@ impl Config {
             Storage::Packed(precision) => Some(precision),
             Storage::Plain | Storage::CompressedTensors => None,
         };
-        let config = read(&fields, family, packed)?;
+        let mut notes = Vec::new();
+        let config = read(&fields, family, packed, &mut notes)?;
         check(&fields, &config)?;
-        Ok((config, storage))
+        Ok(Described {
+            config,
+            storage,
+            notes,
+        })
     }
 
     /// Width of the queries of all heads.
@@ -149,6 +151,14 @@ impl Config {
     }
 }
 
+/// What a `config.json` says.
+pub(crate) struct Described {
+    pub config: Config,
+    pub storage: Storage,
+    /// A line each on what was passed over.
+    pub notes: Vec<String>,
+}
+
 /// The family that `architectures` names, or `model_type` where that is absent.
 fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
     let unsupported = |found: &str| ModelError::UnsupportedArchitecture {
@@ -166,7 +176,12 @@ fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
     registry::by_model_type(name).ok_or_else(|| unsupported(name))
 }
 
-fn read(fields: &Fields, family: &Family, packed: Option<Precision>) -> Result<Config, ModelError> {
+fn read(
+    fields: &Fields,
+    family: &Family,
+    packed: Option<Precision>,
+    notes: &mut Vec<String>,
+) -> Result<Config, ModelError> {
     let defaults = &family.defaults;
     let num_hidden_layers = fields.size("num_hidden_layers")?;
     if num_hidden_layers > MAX_LAYERS {
@@ -184,6 +199,9 @@ fn read(fields: &Fields, family: &Family, packed: Option<Precision>) -> Result<C
     let vocab_size = fields.size("vocab_size")?;
     let (rope_theta, rope_scaling) = scaling::read(fields, max_position_embeddings)?;
     let parts = (family.parts)(fields, num_hidden_layers)?;
+    let mut ids = |field, default| token_ids(fields, field, default, vocab_size, notes);
+    let bos_token_id = ids("bos_token_id", defaults.bos_token_id)?;
+    let eos_token_id = ids("eos_token_id", defaults.eos_token_id)?;
     Ok(Config {
         arch: family.arch,
         hidden_size,
@@ -207,10 +225,8 @@ fn read(fields: &Fields, family: &Family, packed: Option<Precision>) -> Result<C
         mlp_bias: parts.mlp_bias,
         qk_norm: parts.qk_norm,
         windows: parts.windows,
-        bos_token_id: token_ids(fields, "bos_token_id", defaults.bos_token_id, vocab_size)?
-            .first()
-            .copied(),
-        eos_token_id: token_ids(fields, "eos_token_id", defaults.eos_token_id, vocab_size)?,
+        bos_token_id: bos_token_id.first().copied(),
+        eos_token_id,
         packed,
     })
 }
@@ -245,33 +261,39 @@ fn head_dim(
     }
 }
 
-/// One id, a list of ids, or none. Absent is the default, if the vocabulary has it; null is none.
+/// One id, a list of ids, or none. Absent is the default, if the vocabulary has it; null is none. An id that the vocabulary does not
+/// have, left from another tokenizer or -1 for none, can neither be read nor written by the model: it is passed over with a note.
 fn token_ids(
     fields: &Fields,
     field: &str,
     default: Option<u32>,
     vocab_size: usize,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<u32>, ModelError> {
     let in_range = |id: u32| (id as usize) < vocab_size;
-    let one = |value: &Value| {
-        let id = value
-            .as_u64()
-            .and_then(|id| u32::try_from(id).ok())
-            .filter(|&id| in_range(id));
-        id.ok_or_else(|| {
-            fields.bad(
-                field,
-                value,
-                format!("token ids below vocab_size {vocab_size}"),
-            )
-        })
+    let mut ids = Vec::new();
+    let mut add = |value: &Value| {
+        if !value.is_i64() && !value.is_u64() {
+            return Err(fields.bad(field, value, "token ids"));
+        }
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        match id.filter(|&id| in_range(id)) {
+            Some(id) => ids.push(id),
+            // The usual way to write none.
+            None if value.as_i64() == Some(-1) => {}
+            None => notes.push(format!(
+                "{field} {value} is not below vocab_size {vocab_size}, so the model has no such token: it is passed over"
+            )),
+        }
+        Ok(())
     };
     match fields.get(field) {
-        None if fields.is_null(field) => Ok(Vec::new()),
-        None => Ok(default.filter(|&id| in_range(id)).into_iter().collect()),
-        Some(Value::Array(list)) => list.iter().map(one).collect(),
-        Some(value) => Ok(vec![one(value)?]),
+        None if fields.is_null(field) => {}
+        None => ids.extend(default.filter(|&id| in_range(id))),
+        Some(Value::Array(list)) => list.iter().try_for_each(add)?,
+        Some(value) => add(value)?,
     }
+    Ok(ids)
 }
 
 /// Checks what fields say together, and that nothing is asked for that the forward pass does not do.

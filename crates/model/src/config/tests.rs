@@ -409,10 +409,14 @@ fn values_out_of_range_are_refused_by_name() {
         (json!({"rope_theta": 0.5}), "'rope_theta' is 0.5"),
         (json!({"rope_theta": "big"}), "'rope_theta'"),
         (
-            json!({"eos_token_id": 512}),
-            "'eos_token_id' is 512, expected token ids below vocab_size 512",
+            json!({"rope_theta": 1e60}),
+            "'rope_theta' is 1e+60, expected a number up to 3.4",
         ),
-        (json!({"eos_token_id": [1, -1]}), "'eos_token_id' is -1"),
+        (
+            json!({"eos_token_id": 1.5}),
+            "'eos_token_id' is 1.5, expected token ids",
+        ),
+        (json!({"eos_token_id": [1, true]}), "'eos_token_id' is true"),
         (json!({"bos_token_id": "<s>"}), "'bos_token_id'"),
         (
             json!({"hidden_act": "gelu"}),
@@ -456,7 +460,7 @@ fn text_that_is_not_a_json_object_is_refused() {
         "{",
         "[]",
         "null",
-        "{\"rms_norm_eps\": NaN}",
+        "{\"rms_norm_eps\": nan}",
         "{\"a\": 1e999}",
         "\u{0}\u{1}",
         nested.as_str(),

@@ -4,173 +4,98 @@
 //! version 0.8 of the package and `<module>.bitmask` from 0.9 on; as `<module>.weight_packed`; or as levels in int8, with a
 //! bitmask or without. Scales and zero points of a module lie beside it, and up to version 0.8 may have bitmasks themselves.
 
+mod tensor;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rayon::prelude::*;
-use sparamx_format::bitmask::BitmaskTensor;
 use sparamx_format::container::{Dtype, TensorFile, TensorView};
 use sparamx_format::words;
 
+use self::tensor::{PARTS, Part, Tensor};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
+use crate::checkpoint::shards::Shards;
+use crate::checkpoint::unneeded::{self, LeftOut};
+use crate::checkpoint::{At, Stored, Tensors};
 use crate::convert::Source;
-use crate::plan::{self, TensorPlan};
+use crate::plan::{self, Role, TensorPlan};
 use crate::{Config, ModelError};
 
-/// Parts of a bitmask.
-const PARTS: [&str; 4] = [".shape", ".compressed", ".bitmask", ".row_offsets"];
-/// Parameters of a module that this program has no use for: it quantizes activations by itself.
-const UNUSED: [&str; 8] = [
-    ".input_scale",
-    ".input_zero_point",
-    ".input_global_scale",
-    ".output_scale",
-    ".output_zero_point",
-    ".q_scale",
-    ".k_scale",
-    ".v_scale",
-];
 const WEIGHT: &str = ".weight";
 
-/// The tensors of a checkpoint by their names in the files.
-pub(crate) struct Tensors<'a> {
-    pub dir: &'a Path,
-    pub files: &'a [(PathBuf, TensorFile)],
+/// The tensors of a checkpoint, by module.
+pub(crate) struct Modules<'a> {
+    dir: &'a Path,
+    files: &'a [(PathBuf, TensorFile)],
     /// The file of each tensor.
-    pub names: &'a BTreeMap<String, usize>,
+    names: &'a BTreeMap<String, usize>,
     /// Names that belong to a tensor of the model.
-    pub used: HashSet<String>,
+    used: HashSet<String>,
+    /// What the embedding is called.
+    embedding: &'static str,
 }
 
-/// Where a tensor of the model is.
-pub(crate) enum Found {
-    /// A tensor of the same name in this file.
-    Plain(usize),
-    Matrix(Foreign),
-    Vector(Vector),
-}
-
-/// A tensor of a file.
-struct Part {
-    file: TensorFile,
-    name: String,
-}
-
-impl Part {
-    fn view(&self) -> TensorView<'_> {
-        let tensor = self.file.tensor(&self.name);
-        tensor.expect("it was there when the file was opened")
-    }
-}
-
-/// A tensor, plain or as a bitmask.
-enum Tensor {
-    Plain(usize, Part),
-    Bitmask([Part; 3], Option<Part>),
-}
-
-impl Tensor {
-    fn bitmask(&self) -> Result<Option<BitmaskTensor<'_>>, ModelError> {
-        let Tensor::Bitmask(parts, offsets) = self else {
-            return Ok(None);
-        };
-        let [shape, compressed, bitmask] = parts.each_ref().map(Part::view);
-        let offsets = offsets.as_ref().map(Part::view);
-        BitmaskTensor::new(&shape, &compressed, &bitmask, offsets.as_ref())
-            .map(Some)
-            .map_err(|e| self.error(e))
+impl Tensors for Modules<'_> {
+    fn has(&self, name: &str) -> bool {
+        let module = name.strip_suffix(WEIGHT).unwrap_or(name);
+        let [_, _, bitmask, _] = PARTS;
+        [
+            name.to_owned(),
+            format!("{module}.weight_packed"),
+            format!("{name}{bitmask}"),
+            format!("{module}{bitmask}"),
+        ]
+        .iter()
+        .any(|name| self.names.contains_key(name))
     }
 
-    /// Type and shape.
-    fn header(&self) -> Result<(Dtype, Vec<usize>), ModelError> {
-        Ok(match (self.bitmask()?, self) {
-            (Some(bitmask), _) => (bitmask.dtype(), bitmask.shape().to_vec()),
-            (None, Tensor::Plain(_, part)) => {
-                let view = part.view();
-                (view.dtype, view.shape)
+    fn head_is_embedding(&mut self) {
+        self.embedding = plan::HEAD;
+    }
+
+    fn find(
+        mut self,
+        config: &Config,
+        plan: &[TensorPlan],
+        left_out: &mut LeftOut,
+    ) -> Result<Vec<Stored>, ModelError> {
+        let stored = plan.iter().map(|tensor| match tensor.role {
+            Role::Embedding => self.locate(&TensorPlan {
+                name: self.embedding.to_owned(),
+                ..tensor.clone()
+            }),
+            _ => self.locate(tensor),
+        });
+        let stored = stored.collect::<Result<_, ModelError>>()?;
+        for name in self.names.keys().filter(|name| !self.used.contains(*name)) {
+            let base = PARTS.iter().find_map(|part| name.strip_suffix(part));
+            let base = base.unwrap_or(name);
+            let weight = || unneeded::kind(config, &format!("{base}{WEIGHT}"));
+            match unneeded::kind(config, base).or_else(weight) {
+                Some(kind) => left_out.add(kind, name),
+                None => return Err(self.unexpected(name)),
             }
-            (None, Tensor::Bitmask(..)) => unreachable!("it has a bitmask"),
-        })
-    }
-
-    /// The elements, little endian.
-    fn elements(&self) -> Result<Cow<'_, [u8]>, ModelError> {
-        match (self.bitmask()?, self) {
-            (Some(bitmask), _) => bitmask.expand().map(Cow::Owned).map_err(|e| self.error(e)),
-            (None, Tensor::Plain(_, part)) => Ok(Cow::Borrowed(part.view().bytes)),
-            (None, Tensor::Bitmask(..)) => unreachable!("it has a bitmask"),
         }
-    }
-
-    fn parts(&self) -> Vec<&Part> {
-        match self {
-            Tensor::Plain(_, part) => vec![part],
-            Tensor::Bitmask(parts, offsets) => parts.iter().chain(offsets).collect(),
-        }
-    }
-
-    fn bytes(&self) -> u64 {
-        let parts = self.parts().into_iter();
-        parts.map(|part| part.view().bytes.len() as u64).sum()
-    }
-
-    fn release(&self) {
-        self.parts()
-            .iter()
-            .for_each(|part| part.file.release(&part.name));
-    }
-
-    /// The tensor, or the bitmask's first part, for messages.
-    fn part(&self) -> &Part {
-        match self {
-            Tensor::Plain(_, part) | Tensor::Bitmask([part, ..], _) => part,
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.part().file.path()
-    }
-
-    /// The name for messages; that of a bitmask is the beginning of its parts' names.
-    fn name(&self) -> &str {
-        let name = &self.part().name;
-        match self {
-            Tensor::Plain(..) => name,
-            Tensor::Bitmask(..) => name.strip_suffix(PARTS[0]).unwrap_or(name),
-        }
-    }
-
-    fn error(&self, error: sparamx_format::FormatError) -> ModelError {
-        error.in_tensor(self.name()).in_file(self.path()).into()
-    }
-
-    fn wrong(&self, reason: String) -> ModelError {
-        ModelError::BadTensor {
-            path: self.path().to_owned(),
-            tensor: self.name().to_owned(),
-            reason,
-        }
-    }
-
-    fn check_shape(&self, expected: &[usize]) -> Result<(), ModelError> {
-        let (_, found) = self.header()?;
-        if found == expected {
-            return Ok(());
-        }
-        Err(ModelError::Shape {
-            path: self.path().to_owned(),
-            tensor: self.name().to_owned(),
-            expected: expected.to_vec(),
-            found,
-        })
+        Ok(stored)
     }
 }
 
-impl Tensors<'_> {
+impl<'a> Modules<'a> {
+    pub(crate) fn new(dir: &'a Path, shards: &'a Shards) -> Self {
+        Self {
+            dir,
+            files: &shards.files,
+            names: &shards.names,
+            used: HashSet::new(),
+            embedding: plan::EMBEDDING,
+        }
+    }
+
     /// Finds a tensor of the model and checks its type and shape.
-    pub(crate) fn find(&mut self, tensor: &TensorPlan) -> Result<Found, ModelError> {
+    fn locate(&mut self, tensor: &TensorPlan) -> Result<Stored, ModelError> {
         let module = tensor.name.strip_suffix(WEIGHT).unwrap_or(&tensor.name);
         let packed = format!("{module}.weight_packed");
         let (whole, packed) = (self.tensor(&tensor.name)?, self.tensor(&packed)?);
@@ -179,34 +104,20 @@ impl Tensors<'_> {
                 let levels = matches!(whole.header()?, (Dtype::I8, _)) && tensor.shape.len() == 2;
                 if levels {
                     whole.check_shape(&tensor.shape)?;
-                    return self.levels(tensor, module, whole, None).map(Found::Matrix);
+                    return self
+                        .levels(tensor, module, whole, None)
+                        .map(Stored::Foreign);
                 }
                 floats(tensor, whole)
             }
             (None, Some(packed)) if tensor.shape.len() == 2 => {
                 let shape = self.required(&format!("{module}.weight_shape"))?;
                 self.levels(tensor, module, packed, Some(shape))
-                    .map(Found::Matrix)
+                    .map(Stored::Foreign)
             }
             // It cannot be both.
             (Some(_), Some(packed)) => Err(self.unexpected(packed.name())),
             _ => Err(self.missing(&tensor.name)),
-        }
-    }
-
-    /// Refuses tensors that belong to no tensor of the model.
-    pub(crate) fn check_unused(&self, config: &Config) -> Result<(), ModelError> {
-        let ignored = |name: &str| {
-            let base = PARTS.iter().find_map(|part| name.strip_suffix(part));
-            let base = base.unwrap_or(name);
-            UNUSED.iter().any(|suffix| base.ends_with(suffix))
-                || plan::is_ignored(config, base)
-                || plan::is_ignored(config, &format!("{base}{WEIGHT}"))
-        };
-        let unused = |name: &&String| !self.used.contains(*name) && !ignored(name);
-        match self.names.keys().find(unused) {
-            Some(name) => Err(self.unexpected(name)),
-            None => Ok(()),
         }
     }
 
@@ -315,7 +226,7 @@ impl Tensors<'_> {
 }
 
 /// A tensor of floats.
-fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Found, ModelError> {
+fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Stored, ModelError> {
     found.check_shape(&tensor.shape)?;
     let (dtype, shape) = found.header()?;
     let header = TensorView {
@@ -326,8 +237,8 @@ fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Found, ModelError> {
     Source::new(found.path(), found.name(), &header)?;
     let (path, bytes) = (found.path().to_owned(), found.bytes());
     Ok(match found {
-        Tensor::Plain(file, _) => Found::Plain(file),
-        Tensor::Bitmask(..) if shape.len() == 2 => Found::Matrix(Foreign {
+        Tensor::Plain(file, Part { name, .. }) => Stored::Plain(At { file, name }),
+        Tensor::Bitmask(..) if shape.len() == 2 => Stored::Foreign(Foreign {
             path,
             form: OnceLock::new(),
             encoding: "sparse-bitmask",
@@ -335,7 +246,7 @@ fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Found, ModelError> {
             bytes,
             source: Box::new(Floats(found)),
         }),
-        Tensor::Bitmask(..) => Found::Vector(Vector {
+        Tensor::Bitmask(..) => Stored::Vector(Vector {
             path,
             dtype,
             shape,

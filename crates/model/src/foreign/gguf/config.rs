@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use sparamx_format::gguf::GgufType;
 
 use super::keys::Keys;
+use super::vocabulary::Vocabulary;
 use super::{Gguf, ROPE_FREQS};
 use crate::ModelError;
 
@@ -16,7 +17,59 @@ const ARCHITECTURES: [(&str, &str); 3] = [
     ("qwen3", "Qwen3ForCausalLM"),
 ];
 
-pub(super) fn config(gguf: &Gguf, keys: &Keys) -> Result<Value, ModelError> {
+/// What a field of `config.json` is called in a file, without the architecture before it.
+const FIELDS: [(&str, &str); 13] = [
+    // A name comes before those that are part of it.
+    (
+        "rope_scaling.original_max_position_embeddings",
+        "rope.scaling.original_context_length",
+    ),
+    ("rope_scaling.factor", "rope.scaling.factor"),
+    ("rope_scaling.beta_fast", "rope.scaling.yarn_beta_fast"),
+    ("rope_scaling.beta_slow", "rope.scaling.yarn_beta_slow"),
+    ("max_position_embeddings", "context_length"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_hidden_layers", "block_count"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("head_dim", "attention.key_length"),
+];
+
+/// The error in the words of the file, which has no `config.json`.
+pub(super) fn in_own_words(error: ModelError, arch: &str) -> ModelError {
+    let own = |text: String| {
+        FIELDS.iter().fold(text, |text, (field, key)| {
+            text.replace(field, &format!("{arch}.{key}"))
+        })
+    };
+    match error {
+        ModelError::BadField {
+            path,
+            field,
+            found,
+            expected,
+        } => ModelError::BadField {
+            path,
+            field: own(field),
+            found,
+            expected: own(expected),
+        },
+        ModelError::MissingField { path, field } => ModelError::MissingField {
+            path,
+            field: own(field),
+        },
+        other => other,
+    }
+}
+
+pub(super) fn config(
+    gguf: &Gguf,
+    keys: &Keys,
+    vocabulary: Option<&Vocabulary>,
+) -> Result<Value, ModelError> {
     let known = ARCHITECTURES.iter().find(|(name, _)| *name == keys.arch);
     let (model_type, architecture) = known.ok_or_else(|| {
         let names = ARCHITECTURES.map(|(name, _)| name).join(", ");
@@ -42,12 +95,10 @@ pub(super) fn config(gguf: &Gguf, keys: &Keys) -> Result<Value, ModelError> {
         .tensor("token_embd.weight")
         .map(|tensor| tensor.shape[0]);
     let has = |name: &str| gguf.tensor(name).is_some();
+    let (bos, ends) = ids(keys, vocabulary)?;
     let theta = keys.number(&keys.of("rope.freq_base"))?.unwrap_or(10_000.0);
     let epsilon = keys.of("attention.layer_norm_rms_epsilon");
-    let scaling = match rope_scaling(keys)? {
-        Value::Null => rope_freqs(gguf, keys, theta, head_dim)?,
-        scaling => scaling,
-    };
+    let scaling = scaling(gguf, keys, theta, head_dim)?;
     Ok(json!({
         "architectures": [architecture],
         "model_type": model_type,
@@ -66,19 +117,41 @@ pub(super) fn config(gguf: &Gguf, keys: &Keys) -> Result<Value, ModelError> {
         "tie_word_embeddings": !has("output.weight"),
         "attention_bias": has("blk.0.attn_q.bias"),
         "mlp_bias": has("blk.0.ffn_gate.bias"),
-        "bos_token_id": keys.int("tokenizer.ggml.bos_token_id")?,
-        "eos_token_id": ends(keys)?,
+        "bos_token_id": bos,
+        "eos_token_id": ends,
         "torch_dtype": "bfloat16",
     }))
 }
 
-/// Tokens that end a text or a turn.
-pub(super) fn ends(keys: &Keys) -> Result<Vec<u64>, ModelError> {
-    let mut ends = Vec::new();
-    for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-        ends.extend(keys.int(key)?.filter(|id| !ends.contains(id)));
+/// `rope_scaling`, from keys or from divisors of frequencies.
+fn scaling(gguf: &Gguf, keys: &Keys, theta: f64, head_dim: u64) -> Result<Value, ModelError> {
+    let divisors = rope_freqs(gguf, keys, theta, head_dim)?;
+    match (rope_scaling(keys)?, divisors) {
+        (Value::Null, divisors) => Ok(divisors),
+        (scaling, Value::Null) => Ok(scaling),
+        (scaling, _) => Err(keys.bad(
+            &keys.of("rope.scaling.factor"),
+            &scaling["factor"],
+            "none, as the file has divisors of frequencies, too",
+        )),
     }
-    Ok(ends)
+}
+
+/// The ids of the token that starts a text and of those that end one, also for a file without tokens.
+pub(super) fn ids(
+    keys: &Keys,
+    vocabulary: Option<&Vocabulary>,
+) -> Result<(Option<u64>, Vec<u64>), ModelError> {
+    if let Some(vocabulary) = vocabulary {
+        let bos = vocabulary.bos.map(|(id, _)| id);
+        return Ok((bos, vocabulary.ends.clone()));
+    }
+    let id = |name: &str| keys.int(&format!("tokenizer.ggml.{name}_token_id"));
+    let mut ends = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        ends.extend(id(name)?.filter(|id| !ends.contains(id)));
+    }
+    Ok((id("bos")?, ends))
 }
 
 fn head_dim(keys: &Keys, hidden: u64, heads: u64) -> Result<u64, ModelError> {
@@ -95,26 +168,40 @@ fn head_dim(keys: &Keys, hidden: u64, heads: u64) -> Result<u64, ModelError> {
     Ok(head_dim)
 }
 
+/// How positions are scaled, by llama.cpp's rules: a factor without a type is linear, `scale_linear` is the factor's old name, and 0
+/// is none.
 fn rope_scaling(keys: &Keys) -> Result<Value, ModelError> {
     let key = |key: &str| keys.of(&format!("rope.scaling.{key}"));
     let number = |name: &str| keys.number(&key(name));
-    let kind = keys.text(&key("type"))?.unwrap_or("none");
-    let scaling = match kind {
-        "none" => return Ok(Value::Null),
-        "linear" => json!({"rope_type": "linear", "factor": number("factor")?}),
+    let kind = keys.text(&key("type"))?.unwrap_or("linear");
+    let factor = match number("factor")? {
+        Some(factor) => Some(factor),
+        None => keys.number(&keys.of("rope.scale_linear"))?,
+    };
+    let factor = factor.filter(|&factor| factor != 0.0).unwrap_or(1.0);
+    let attention = number("attn_factor")?.unwrap_or(1.0);
+    for one in ["yarn_ext_factor", "yarn_attn_factor"] {
+        if let Some(found) = number(one)?.filter(|&found| found != 1.0) {
+            return Err(keys.bad(&key(one), found, "1"));
+        }
+    }
+    if attention != 1.0 && kind != "yarn" {
+        return Err(keys.bad(&key("attn_factor"), attention, "1"));
+    }
+    Ok(match kind {
+        "none" => Value::Null,
+        "linear" if factor == 1.0 => Value::Null,
+        "linear" => json!({"rope_type": "linear", "factor": factor}),
         "yarn" => json!({
             "rope_type": "yarn",
-            "factor": number("factor")?,
+            "factor": factor,
             "original_max_position_embeddings": keys.int(&key("original_context_length"))?,
+            "attention_factor": attention * (0.1 * factor.max(1.0).ln() + 1.0),
             "beta_fast": number("yarn_beta_fast")?,
             "beta_slow": number("yarn_beta_slow")?,
         }),
         other => return Err(keys.bad(&key("type"), other, "none, linear or yarn")),
-    };
-    if let Some(factor) = number("attn_factor")?.filter(|&factor| factor != 1.0) {
-        return Err(keys.bad(&key("attn_factor"), factor, "1"));
-    }
-    Ok(scaling)
+    })
 }
 
 /// The scaling of Llama 3.1, which GGUF holds as a divisor for each frequency: the parameters that give these divisors.

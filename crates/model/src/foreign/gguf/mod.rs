@@ -2,7 +2,9 @@
 
 mod config;
 mod keys;
+mod pre;
 mod tokenizer;
+mod vocabulary;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
@@ -14,9 +16,12 @@ use sparamx_format::container::Dtype;
 use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
+use crate::checkpoint::unneeded::{Kind, LATER_LAYERS, LeftOut, OTHER, PREDICTION};
+use crate::config::Described;
 use crate::plan::{self, TensorPlan};
 use crate::{Arch, Config, ModelError};
 use keys::Keys;
+use vocabulary::Vocabulary;
 
 /// What [`Foreign::encoding`] says.
 const ENCODING: &str = "gguf";
@@ -51,14 +56,32 @@ impl Gguf {
     /// from metadata, or whose metadata are not there.
     pub(crate) fn side_file(&self, name: &str) -> Result<Option<Vec<u8>>, ModelError> {
         let keys = Keys::new(&self.file)?;
-        let value = match name {
-            "config.json" => Some(config::config(self, &keys)?),
-            "generation_config.json" => Some(generation_config(&keys)?),
-            "tokenizer.json" => tokenizer::tokenizer(&keys)?,
-            "tokenizer_config.json" => tokenizer::tokenizer_config(&keys)?,
+        let vocabulary = Vocabulary::read(&keys)?;
+        let value = match (name, &vocabulary) {
+            ("config.json", _) => Some(config::config(self, &keys, vocabulary.as_ref())?),
+            ("generation_config.json", _) => Some(generation_config(&keys, vocabulary.as_ref())?),
+            ("tokenizer.json", Some(vocabulary)) => Some(tokenizer::tokenizer(&keys, vocabulary)?),
+            ("tokenizer_config.json", Some(vocabulary)) => {
+                Some(tokenizer::tokenizer_config(&keys, vocabulary)?)
+            }
             _ => None,
         };
         Ok(value.map(|value| format!("{value:#}\n").into_bytes()))
+    }
+
+    /// What the metadata say of the model, and a line each on what was passed over.
+    pub(crate) fn config(&self) -> Result<(Config, Vec<String>), ModelError> {
+        let keys = Keys::new(&self.file)?;
+        let vocabulary = Vocabulary::read(&keys)?;
+        let json = config::config(self, &keys, vocabulary.as_ref())?.to_string();
+        let described = Config::describe(json.as_bytes(), self.file.path());
+        let Described { config, notes, .. } =
+            described.map_err(|error| config::in_own_words(error, keys.arch))?;
+        let tokens = vocabulary
+            .into_iter()
+            .flat_map(|vocabulary| vocabulary.notes);
+        let notes = notes.into_iter().chain(tokens);
+        Ok((config, notes.chain(tokenizer::note(&keys)?).collect()))
     }
 
     /// The tensors of the plan, in its order.
@@ -66,6 +89,7 @@ impl Gguf {
         &self,
         config: &Config,
         plan: &[TensorPlan],
+        left_out: &mut LeftOut,
     ) -> Result<Vec<Found>, ModelError> {
         let mut used = HashSet::from([ROPE_FREQS.to_owned()]);
         let found = plan
@@ -77,13 +101,18 @@ impl Gguf {
                 Ok(found)
             })
             .collect::<Result<_, ModelError>>()?;
-        match self.names.keys().find(|name| !used.contains(*name)) {
-            None => Ok(found),
-            Some(name) => Err(ModelError::UnexpectedTensor {
-                dir: self.file.path().to_owned(),
-                tensor: name.clone(),
-            }),
+        for name in self.names.keys().filter(|name| !used.contains(*name)) {
+            match unneeded(config, name) {
+                Some(kind) => left_out.add(kind, name),
+                None => {
+                    return Err(ModelError::UnexpectedTensor {
+                        dir: self.file.path().to_owned(),
+                        tensor: name.clone(),
+                    });
+                }
+            }
         }
+        Ok(found)
     }
 
     fn tensor(&self, name: &str) -> Option<&GgufTensor> {
@@ -175,6 +204,22 @@ fn name_of(name: &str) -> String {
     in_layer.unwrap_or_else(|| name.to_owned())
 }
 
+/// What a tensor is, if the model computes the same without it.
+fn unneeded(config: &Config, name: &str) -> Option<Kind> {
+    let (first, rest) = name.split_once('.')?;
+    let layer = rest.split('.').next();
+    let layer: Option<usize> = layer.and_then(|layer| layer.parse().ok());
+    match (first, layer) {
+        // Old converters wrote a table that nothing reads.
+        ("blk", _) if name.ends_with(".attn_rot_embd.weight") => Some(Kind::Silent),
+        ("blk", _) if name.contains(".nextn.") => Some(PREDICTION),
+        ("blk", Some(layer)) if layer >= config.num_hidden_layers => Some(LATER_LAYERS),
+        ("mtp" | "nextn", _) => Some(PREDICTION),
+        ("cls" | "v" | "mm" | "a", _) => Some(OTHER),
+        _ => None,
+    }
+}
+
 /// The heads of a tensor whose rows llama.cpp keeps in another order: for the architecture `llama`, those that rotary
 /// embeddings turn, so that the two elements of a pair are neighbours.
 fn rotated_heads(config: &Config, name: &str) -> Option<usize> {
@@ -199,11 +244,9 @@ fn dtype(kind: GgufType) -> Option<Dtype> {
     }
 }
 
-fn generation_config(keys: &Keys) -> Result<Value, ModelError> {
-    Ok(json!({
-        "bos_token_id": keys.int("tokenizer.ggml.bos_token_id")?,
-        "eos_token_id": config::ends(keys)?,
-    }))
+fn generation_config(keys: &Keys, vocabulary: Option<&Vocabulary>) -> Result<Value, ModelError> {
+    let (bos, ends) = config::ids(keys, vocabulary)?;
+    Ok(json!({"bos_token_id": bos, "eos_token_id": ends}))
 }
 
 /// A tensor, and the number of its heads if their rows have llama.cpp's order.
