@@ -58,6 +58,8 @@ pub enum CompressError {
         /// Names like it that there are.
         near: Vec<String>,
     },
+    /// The output head is to be compressed, and it is the embedding, which stays dense.
+    TiedHead,
     /// Sparsity by outliers is asked for with a fixed pattern.
     Allocation,
     /// A tensor cannot be compressed.
@@ -244,6 +246,9 @@ impl fmt::Display for CompressError {
                     _ => write!(f, "; near it are {}", near.join(", ")),
                 }
             }
+            CompressError::TiedHead => f.write_str(
+                "the output head of this model is its embedding (tie_word_embeddings), which stays dense; leave out --include-lm-head",
+            ),
             CompressError::Allocation => f.write_str(
                 "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; choose one of them",
             ),

@@ -129,7 +129,7 @@ fn fill(
     };
     let (from, out) = (checkpoint.dir(), staging.out());
     files::copy(from, &out)?;
-    files::write_config(from, &out, quantization, Some("bfloat16"))?;
+    files::write_config(checkpoint, &out, quantization, Some("bfloat16"))?;
     Ok(report)
 }
 

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use serde_json::{Map, Value};
-use sparamx_model::{model_file, model_file_names};
+use serde_json::Value;
+use sparamx_model::{Checkpoint, model_file, model_file_names, model_json};
 
 use crate::CompressError;
 
@@ -49,28 +49,27 @@ pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), CompressError> {
 }
 
 /// Copies `config.json`, its fields in their order, with `quantization_config`, if there is one, in place of what was said about the
-/// weights, and their type if that is to be another.
+/// weights, their type if that is to be another, and whether the output head is the embedding as the weights have it.
 ///
 /// # Errors
-/// [`CompressError::Model`], [`CompressError::Io`] or [`CompressError::Json`]
+/// [`CompressError::Model`] or [`CompressError::Io`]
 pub(crate) fn write_config(
-    from: &Path,
+    from: &Checkpoint,
     to: &Path,
     quantization: Option<Value>,
     dtype: Option<&str>,
 ) -> Result<(), CompressError> {
     let to = to.join("config.json");
-    let text = model_file(from, "config.json")?.unwrap_or_default();
-    let mut config: Map<String, Value> =
-        serde_json::from_slice(&text).map_err(|error| CompressError::Json {
-            path: from.join("config.json"),
-            error: error.to_string(),
-        })?;
+    let mut config = model_json(from.dir(), "config.json")?.unwrap_or_default();
     for key in OTHER_QUANTIZATION {
         config.shift_remove(key);
     }
     if let Some(quantization) = quantization {
         config.insert("quantization_config".to_owned(), quantization);
+    }
+    let tied = from.config().tie_word_embeddings;
+    if config.get("tie_word_embeddings") == Some(&Value::Bool(!tied)) {
+        config.insert("tie_word_embeddings".to_owned(), Value::Bool(tied));
     }
     if let Some(dtype) = dtype {
         // The name since Transformers 5 if the file has it, else the old one, which all versions read.

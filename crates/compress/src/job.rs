@@ -84,6 +84,10 @@ fn check<'c>(
             dir: checkpoint.dir().to_owned(),
         });
     }
+    let has_head = checkpoint.plan().iter().any(|t| t.role == Role::Head);
+    if options.include_lm_head && !has_head {
+        return Err(CompressError::TiedHead);
+    }
     select::patterns(checkpoint, options, None)?;
     if options.allocation == Allocation::Owl && matches!(options.pattern, Pattern::NofM { .. }) {
         return Err(CompressError::Allocation);
@@ -163,7 +167,7 @@ impl<'a> Job<'a> {
         let (from, out) = (self.checkpoint.dir(), self.staging.out());
         files::copy(from, &out)?;
         let quantization = self.quantization(&counts);
-        files::write_config(from, &out, Some(quantization), None)?;
+        files::write_config(self.checkpoint, &out, Some(quantization), None)?;
         Ok(Report {
             dir: PathBuf::new(),
             files,
