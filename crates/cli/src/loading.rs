@@ -48,7 +48,7 @@ impl Loaded {
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.
 pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) -> Result<Loaded> {
     let runtime = runtime::start(threads.count(), common)?;
-    let checkpoint = Checkpoint::open(directory)?;
+    let checkpoint = open(directory, common)?;
     // Before the weights: it is the smaller one, and as often wrong.
     let tokenizer = Tokenizer::from_dir(directory, checkpoint.config().vocab_size)?;
     let mut model = weights(&runtime, &checkpoint, memory, common)?;
@@ -83,6 +83,20 @@ pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) 
         model,
         tokenizer,
     })
+}
+
+/// Opens a model, and says what is odd about its files.
+///
+/// # Errors
+/// The files cannot be used.
+pub fn open(directory: &Path, common: Common) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(directory)?;
+    if !common.quiet {
+        for note in checkpoint.notes() {
+            output::complain(&format!("warning: {}: {note}", directory.display()));
+        }
+    }
+    Ok(checkpoint)
 }
 
 /// Reads the weights, with a bar.

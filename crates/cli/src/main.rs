@@ -19,6 +19,7 @@ mod progress;
 mod runtime;
 mod sampling;
 mod source;
+mod texts;
 mod units;
 
 use std::process::ExitCode;

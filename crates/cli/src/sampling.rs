@@ -3,11 +3,11 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
 use sparamx_engine::SamplingParams;
-use sparamx_model::model_file;
+use sparamx_model::model_json;
 
 use crate::cli;
 
@@ -95,12 +95,10 @@ struct Wish {
 impl Wish {
     fn read(directory: &Path) -> Result<Wish> {
         const NAME: &str = "generation_config.json";
-        let Some(text) = model_file(directory, NAME)? else {
+        let Some(fields) = model_json(directory, NAME)? else {
             return Ok(Wish::default());
         };
-        let value = serde_json::from_slice(&text)
-            .with_context(|| format!("{}: not JSON", directory.join(NAME).display()))?;
-        Ok(Wish::of(&value))
+        Ok(Wish::of(&Value::Object(fields)))
     }
 
     fn of(value: &Value) -> Wish {

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use sparamx_format::gguf;
+use sparamx_format::{FormatError, gguf, lfs};
 
 use crate::cli::Common;
 use crate::hub::{self, HubId};
@@ -24,10 +24,12 @@ pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
     }
     if path.exists() {
         // What a GGUF file is called does not matter.
-        let mut magic = [0u8; 4];
-        let read = File::open(path).and_then(|mut file| file.read_exact(&mut magic));
-        if read.is_ok() && magic == *gguf::MAGIC {
+        let start = start(path).unwrap_or_default();
+        if start.starts_with(gguf::MAGIC) {
             return Ok(path.to_owned());
+        }
+        if lfs::is_pointer(&start) {
+            bail!("{model}: {}", FormatError::LfsPointer);
         }
         bail!(
             "{model}: a file that is not GGUF; give the directory that holds the model, or a GGUF file"
@@ -39,6 +41,14 @@ pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
             "{model}: no such directory; give a directory in Hugging Face layout, a GGUF file or a hub id such as org/name"
         ),
     }
+}
+
+/// The first bytes of a regular file: another one might never give any.
+fn start(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = path.is_file().then(|| File::open(path).ok())??;
+    file.take(64).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 /// What a report calls the model: the last part of its directory or file, wherever that lies; a hub id is a name already.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
-use sparamx_model::model_file;
+use sparamx_model::{model_file, model_json};
 
 use crate::EngineError;
 
@@ -23,18 +23,7 @@ pub(crate) fn read_text(dir: &Path, name: &str) -> Result<Option<String>, Engine
 
 /// Reads the JSON object in `dir/name`; `null` when there is no such file, so that every field of it is absent.
 pub(crate) fn read_object(dir: &Path, name: &str) -> Result<Value, EngineError> {
-    let Some(text) = read_text(dir, name)? else {
-        return Ok(Value::Null);
-    };
-    let bad = |error| EngineError::Json {
-        path: dir.join(name),
-        error,
-    };
-    match serde_json::from_str(&text) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        Ok(_) => Err(bad("not a JSON object".to_owned())),
-        Err(e) => Err(bad(format!("not a JSON object: {e}"))),
-    }
+    Ok(model_json(dir, name)?.map_or(Value::Null, Value::Object))
 }
 
 /// Special tokens by role (`bos_token`, `eos_token`, ...): the text, or none where a file says that there is none.

@@ -1,8 +1,6 @@
 //! Text to compress by: read, turned into ids and cut into windows.
 
 use std::fmt;
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +12,7 @@ use sparamx_engine::Tokenizer;
 use sparamx_model::Config;
 
 use crate::cli::{self, Common, UsageError};
-use crate::{output, units};
+use crate::{output, texts, units};
 
 /// The text if nobody names one: from "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), "Pride and Prejudice" (Jane
 /// Austen, 1813), "Frankenstein" (Mary Shelley, 1831) and "Moby-Dick" (Herman Melville, 1851), about 48 KB of each, with line
@@ -187,14 +185,11 @@ fn pieces(mut text: &str, bytes: usize) -> Vec<&str> {
 
 /// Reads a file as text, or as one JSON object a line.
 fn read(path: &Path) -> Result<Text> {
-    let mut bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut bytes = texts::read(path)?;
     let mut plain = path.to_owned();
     if path.extension().is_some_and(|e| e == "gz") {
-        let mut unpacked = Vec::new();
-        MultiGzDecoder::new(&bytes[..])
-            .read_to_end(&mut unpacked)
+        bytes = texts::whole(MultiGzDecoder::new(&bytes[..]), path)
             .with_context(|| format!("{}: cannot be unpacked", path.display()))?;
-        bytes = unpacked;
         plain.set_extension("");
     }
     let text = match String::from_utf8(bytes) {

@@ -7,11 +7,10 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparamx_compress::{ExportFormat, ExportReport};
-use sparamx_model::Checkpoint;
 
 use crate::cli::{Common, Threads};
 use crate::commands::compress::totals;
-use crate::{interrupt, output, progress, runtime, source, units};
+use crate::{interrupt, loading, output, progress, runtime, source, units};
 
 /// Options of `export`.
 #[derive(Debug, Args)]
@@ -66,7 +65,7 @@ struct Summary {
 pub fn run(args: &ExportArgs, common: Common) -> Result<()> {
     sparamx_compress::check_output(&args.output, false)?;
     runtime::loading_threads(args.threads)?;
-    let checkpoint = Checkpoint::open(&source::resolve(&args.model, common)?)?;
+    let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
     interrupt::install()?;
     interrupt::install_termination()?;
     let format = match args.format {

@@ -54,7 +54,7 @@ pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
         Some(model) => {
             runtime::loading_threads(args.threads)?;
             let directory = source::resolve(model, common)?;
-            let checkpoint = Checkpoint::open(&directory)?;
+            let checkpoint = loading::open(&directory, common)?;
             let mut listing = Listing::of_model(&directory, &checkpoint, &cpu, common)?;
             listing.plan = plan(&checkpoint, args, common)?;
             listing.print(common)

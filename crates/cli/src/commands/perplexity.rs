@@ -1,6 +1,5 @@
 //! `sparamx perplexity`: how well a model predicts texts.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +11,7 @@ use sparamx_model::Config;
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::kv::KvArgs;
 use crate::loading::Ready;
-use crate::{loading, output, progress, source, units};
+use crate::{loading, output, progress, source, texts, units};
 
 /// The window if nobody says, where the model's context is larger.
 const DEFAULT_WINDOW: usize = 2048;
@@ -163,8 +162,7 @@ pub fn window(ctx: Option<usize>, config: &Config) -> Result<usize> {
 /// # Errors
 /// The file cannot be read or is not UTF-8.
 pub fn read_text(path: &Path) -> Result<String> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes)
+    String::from_utf8(texts::read(path)?)
         .with_context(|| format!("{}: not UTF-8 text; convert it first", path.display()))
 }
 

@@ -377,7 +377,7 @@ impl BenchArgs {
             )
         };
         let model = self.model.as_deref().ok_or_else(missing)?;
-        let checkpoint = Checkpoint::open(&source::resolve(model, common)?)?;
+        let checkpoint = loading::open(&source::resolve(model, common)?, common)?;
         let name = model
             .trim_end_matches('/')
             .rsplit('/')

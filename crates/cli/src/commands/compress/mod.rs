@@ -19,7 +19,7 @@ use sparamx_model::Checkpoint;
 
 use crate::calibration::{CalibrationArgs, Sample};
 use crate::cli::{self, Common, Threads};
-use crate::{interrupt, output, progress, runtime, source};
+use crate::{interrupt, loading, output, progress, runtime, source};
 
 /// Options of `compress`.
 #[derive(Debug, Args)]
@@ -176,7 +176,7 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
     let options = request::options(args)?;
     sparamx_compress::check_output(&args.output, args.resume)?;
     runtime::loading_threads(args.threads)?;
-    let checkpoint = Checkpoint::open(&source::resolve(&args.model, common)?)?;
+    let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
     interrupt::install()?;
     interrupt::install_termination()?;
     let start = Instant::now();
@@ -202,7 +202,7 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
         sample: sample.as_ref(),
         time: start.elapsed(),
     };
-    report::print(args, &options, &checkpoint, &done, common)
+    report::print(&options, &done, common)
 }
 
 /// The text to calibrate with, for this model.

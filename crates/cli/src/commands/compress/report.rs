@@ -5,9 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use sparamx_compress::{Options, Report, SolvedTensor, Totals};
-use sparamx_model::Checkpoint;
 
-use super::CompressArgs;
 use crate::calibration::Sample;
 use crate::cli::Common;
 use crate::output::{self, Table};
@@ -48,16 +46,10 @@ struct Summary<'a> {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub fn print(
-    args: &CompressArgs,
-    options: &Options,
-    checkpoint: &Checkpoint,
-    done: &Done<'_>,
-    common: Common,
-) -> Result<()> {
+pub fn print(options: &Options, done: &Done<'_>, common: Common) -> Result<()> {
     let Done { report, time, .. } = *done;
     if !common.quiet {
-        warn(args, checkpoint, report);
+        warn(report);
     }
     if !common.json {
         return output::text_out(&text(done));
@@ -81,16 +73,11 @@ pub fn print(
     })
 }
 
-fn warn(args: &CompressArgs, checkpoint: &Checkpoint, report: &Report) {
+fn warn(report: &Report) {
     let counts = &report.counts;
     if counts.packed.tensors + counts.quantized.tensors == 0 {
         output::complain(
             "warning: no tensor got smaller by packing, so all are dense: the model has few zeros; prune it with --sparsity 0.5",
-        );
-    }
-    if args.include_lm_head && checkpoint.config().tie_word_embeddings {
-        output::complain(
-            "warning: the output head of this model is its embedding, which stays dense",
         );
     }
     if counts.rounded > 0 {

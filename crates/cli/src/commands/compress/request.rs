@@ -1,6 +1,5 @@
 //! What is asked for, from the command line and the sparsity file.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +10,7 @@ use sparamx_model::Precision;
 
 use super::{Allocate, CompressArgs, Method, Reconstruct, RoundingArg, ScopeArg, Weights};
 use crate::cli::{self, UsageError};
+use crate::texts;
 
 /// Columns of a group if nobody says.
 const DEFAULT_GROUP: usize = 128;
@@ -110,7 +110,7 @@ fn precision(args: &CompressArgs) -> Result<Precision> {
 /// Reads a sparsity file: names, and a fraction or a pattern for each.
 fn patterns(path: &Path) -> Result<Vec<(String, Pattern)>> {
     let name = path.display();
-    let text = fs::read(path).with_context(|| format!("cannot read {name}"))?;
+    let text = texts::read(path)?;
     let entries: Map<String, Value> = serde_json::from_slice(&text)
         .with_context(|| format!("{name}: not a JSON object such as {{\"mlp.down_proj\": 0.4}}"))?;
     let entry = |(module, value): (String, Value)| {

@@ -105,7 +105,7 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
     let questions = eval::read(&args.questions, None, args.limit)?;
     let directory = source::resolve(&args.model, common)?;
     runtime::loading_threads(args.threads)?;
-    let checkpoint = Checkpoint::open(&directory)?;
+    let checkpoint = loading::open(&directory, common)?;
     if checkpoint.config().packed.is_some() {
         bail!(
             "{}: packed already; a report starts from the dense model it was made of",
