@@ -30,6 +30,13 @@ const OTHER_QUANTIZATION: [&str; 3] = [
     "sparsity_config",
 ];
 
+/// The file of weights, if it has another name. Transformers finds no weights in packed tensors, and would go on with random ones after
+/// a warning: named so, it says in an error what would work.
+const WEIGHTS_FILE: (&str, &str) = (
+    "transformers_weights",
+    "packed by sparamx: load it with sparamx.torch.from_pretrained",
+);
+
 /// Copies tokenizer, generation settings and license, or writes what a GGUF file has in their place.
 ///
 /// # Errors
@@ -64,8 +71,13 @@ pub(crate) fn write_config(
     for key in OTHER_QUANTIZATION {
         config.shift_remove(key);
     }
+    config.shift_remove(WEIGHTS_FILE.0);
     if let Some(quantization) = quantization {
+        let packed = quantization["quant_method"] == "sparamx";
         config.insert("quantization_config".to_owned(), quantization);
+        if packed {
+            config.insert(WEIGHTS_FILE.0.to_owned(), WEIGHTS_FILE.1.into());
+        }
     }
     let tied = from.config().tie_word_embeddings;
     if config.get("tie_word_embeddings") == Some(&Value::Bool(!tied)) {

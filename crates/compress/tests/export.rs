@@ -154,6 +154,7 @@ fn bitmasks_are_written_as_the_package_writes_them() {
     let dense = root.path().join("d");
     export_to(&to, &dense, ExportFormat::Dense);
     assert!(config(&dense).get("quantization_config").is_none());
+    assert!(config(&dense).get("transformers_weights").is_none());
 }
 
 /// What is quantized already can be compressed, and a GGUF file becomes a folder with all its files.

@@ -308,6 +308,13 @@ fn the_configuration_keeps_its_fields_and_their_order() {
         .expect("an object")
         .remove("quantization_config")
         .expect("added");
+    let weights = after["transformers_weights"].take();
+    assert_eq!(
+        weights, "packed by sparamx: load it with sparamx.torch.from_pretrained",
+        "what Transformers shall say"
+    );
+    let fields = after.as_object_mut().expect("an object");
+    fields.shift_remove("transformers_weights");
     let text = |value: &Value| serde_json::to_string(value).expect("JSON");
     assert_eq!(text(&before), text(&after), "fields or their order");
     assert_eq!(quantization["quant_method"], "sparamx");
