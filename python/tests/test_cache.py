@@ -607,8 +607,28 @@ def test_layers_must_agree_on_padding():
             attention(module, q, *cache.update(k, v, 1), wrong)
     out, _ = attention(module, q, *cache.update(k, v, 1), same)
     assert cache.get_seq_length() == 4 and (out[0, 0] == 0).all() and (out[1, 0] != 0).all()
-    with pytest.raises(ValueError, match="the model changed the attention mask"):
-        attention(module, q, k, v, first[:, :3])
+
+
+def test_masks_that_a_model_changes_are_those_of_sdpa():
+    module = SimpleNamespace(config=transformers.LlamaConfig(num_hidden_layers=1), is_causal=True)
+    q, k, v = torch.randn(3, 2, 2, 6, 16)
+    padding = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+    made, full = mask(2, 6, 6, attention_mask=padding), mask(2, 6, 6, attention_mask=padding, allow_is_causal_skip=False)
+    assert full.shape == (2, 1, 6, 6) and type(full) is torch.Tensor
+    keys = torch.rand(2, 1, 6, 6) > 0.3
+    for change in (lambda m: m & keys, lambda m: m[:, :, :, :6] | keys, lambda m: m.masked_fill(~keys, False), torch.clone):
+        got, _ = attention(module, q, k, v, change(made))
+        want = torch.nn.functional.scaled_dot_product_attention(q, k, v, change(full)).transpose(1, 2)
+        torch.testing.assert_close(got, want)
+        cache = SparseCache()
+        with pytest.raises(ValueError, match=r"the attention mask has shape \[2, 1, 6, 6\]"):
+            attention(module, q, *cache.update(k, v, 0), change(made))
+    with pytest.raises(ValueError, match=r"llama: .* a mask of shape \[2, 6\]"):
+        attention(module, q, k, v, padding)
+    # As where a model leaves out queries, and has no mask.
+    with pytest.raises(ValueError, match="2 queries for 6 keys without a mask"):
+        attention(module, q[:, :, 4:], k, v, None)
+    attention(module, q[:, :, 4:], k, v, None, is_causal=False)
 
 
 def test_models_that_cannot_use_it_say_so():
@@ -635,6 +655,58 @@ def test_attention_that_is_not_causal_is_refused():
         logits(llama(attention_dropout=0.1).train(), ids, cache=SparseCache())
     with pytest.raises(RuntimeError, match=r"torch.no_grad\(\)"):
         llama()(ids, **{CACHE: SparseCache()})
+
+
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+CHOSEN = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 2}
+MOE = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+
+
+@pytest.mark.parametrize("use", ["default cache", "no cache", "SparseCache"])
+@pytest.mark.parametrize(
+    "family,argument,options",
+    [
+        ("GptOss", "s_aux", {"num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 16}),
+        ("Gemma2", "softcap", {"num_key_value_heads": 2, "head_dim": 16}),
+        ("DeepseekV32", "indices", {**LATENT, **CHOSEN, **MOE, "first_k_dense_replace": 2}),
+        ("GlmMoeDsa", "indices", {**LATENT, **CHOSEN, **MOE, "mlp_layer_types": ["dense", "dense"], "indexer_types": ["full"] * 2}),
+    ],
+)
+def test_what_attention_lacks_is_refused_by_model_and_argument(family, argument, options, use):
+    config = getattr(transformers, f"{family}Config", None)
+    if config is None:
+        pytest.skip(f"Transformers {transformers.__version__} has no {family}")
+    config = config(**SMALL, **options)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    ids = prompt(1, 9)
+    with torch.no_grad():
+        assert model(ids).logits.isfinite().all()
+        model.set_attn_implementation("sparamx")
+        cache = SparseCache() if use == "SparseCache" else None
+        with pytest.raises((ValueError, RuntimeError)) as error:
+            model(ids, **{CACHE: cache}, use_cache=use != "no cache")
+    message = str(error.value)
+    assert (config.model_type in message and argument in message) or (use == "SparseCache" and "SparseCache" in message)
+
+
+def test_tensors_that_attention_does_not_know_are_refused():
+    model, ids = llama(), prompt(1, 9)
+    for cache in (None, SparseCache()):
+        with pytest.raises(ValueError, match="llama: .* some_bias"):
+            logits(model, ids, cache=cache, some_bias=torch.zeros(4))
+        with pytest.raises(ValueError, match="softcap"):
+            logits(model, ids, cache=cache, softcap=30.0)
+    # Of what is made before, only the tensors that it is made of come along.
+    want = logits(model, ids)
+    at = torch.arange(9)[None]
+    got = logits(model, ids, position_ids=at, num_items_in_batch=torch.tensor(9), sliding_window=None, some_option=True)
+    assert torch.equal(got, want)
+
+
+def test_attention_weights_are_not_given_and_that_is_said():
+    with pytest.warns(UserWarning, match="eager"):
+        logits(llama(), prompt(1, 9), output_attentions=True)
 
 
 def test_another_batch_or_model_is_refused():

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,3 +42,15 @@ def view(dtype: str, shape: Sequence[int], address: int, keep: Any) -> torch.Ten
 def threads() -> int:
     """As many as PyTorch was told to use."""
     return torch.get_num_threads()
+
+
+#: Where the code of this package and of PyTorch is.
+_INSIDE = tuple(os.path.dirname(file) + os.sep for file in (__file__, torch.__file__))
+
+
+def warn(message: str) -> None:
+    """Warns about the line of the user's code that led here."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=depth)

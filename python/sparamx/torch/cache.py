@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
 
 from .. import _native
-from ._tensors import FLOATS, name, threads
+from ._tensors import FLOATS, name, threads, warn
 
 #: The name of the attention implementation.
 IMPLEMENTATION = "sparamx"
@@ -26,8 +27,13 @@ IMPLEMENTATION = "sparamx"
 _DTYPES = ("bf16", "int8")
 _RULES = ("query", "magnitude", "token")
 
-#: What an attention function can be asked for, and this one does not have.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+#: What an attention function can be asked for, and this one does not have, besides tensors that it does not know.
+_UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias")
+#: Tensors that it may get and does not need: masks and rotations are made of them before.
+_HARMLESS = (
+    "attention_mask position_ids cache_position position_embeddings token_type_ids mm_token_type_ids num_items_in_batch "
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k"
+).split()
 
 #: Rows of a mask that are compared at a time.
 _MASK_ROWS = 64
@@ -212,6 +218,7 @@ class SparseCache(Cache):
                 f"the attention mask has shape {list(mask.shape)}; with a SparseCache it must say which tokens are padding, "
                 f"{list(expected)}, and the model must attend causally, to all tokens or to a sliding window"
             )
+        mask = mask.padding
         if mask.shape != expected:
             raise ValueError(f"attention_mask has shape {list(mask.shape)} and should have {list(expected)}, for all tokens so far")
         before, columns = mask.split((self._length, tokens), dim=1)
@@ -396,8 +403,18 @@ class _Mask(Tensor):
     """Which tokens are no padding, ``[batch, tokens]``, in place of the mask by query and key."""
 
     description: _Description
-    #: What is computed from it is a plain tensor.
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """What a model computes from the mask, it computes from that by query and key, as with ``sdpa``."""
+        args, kwargs = tree_map_only(_Mask, lambda mask: mask.description.full(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    @property
+    def padding(self) -> Tensor:
+        """As a plain tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self.as_subclass(Tensor)
 
 
 def mask(
@@ -480,28 +497,66 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The attention function of ``sparamx``."""
+    if kwargs.get("output_attentions"):
+        warn(f"the attention implementation {IMPLEMENTATION!r} gives no attention weights: use 'eager' for output_attentions=True")
     if not isinstance(key, _Stored):
-        if isinstance(attention_mask, _Mask):
-            attention_mask = attention_mask.description.full()
-        elif attention_mask is not None and attention_mask.dim() != 4:
-            raise ValueError(
-                f"the model changed the attention mask to shape {list(attention_mask.shape)}: it cannot use {IMPLEMENTATION!r}"
-            )
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return _as_sdpa(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs), None
     cache, layer, key, value = key.entry
-    asked = [option for option in _UNSUPPORTED if kwargs.get(option) is not None]
+    asked = _not_computed(kwargs, ())
     if dropout:
         asked.append(f"dropout={dropout}")
-    is_causal = kwargs.get("is_causal")
-    if is_causal is None:
-        is_causal = getattr(module, "is_causal", True) and getattr(module.config, "is_causal", True)
-    if not is_causal:
+    if not _causal(module, kwargs):
         asked.append("is_causal=False")
     if asked:
-        raise ValueError(f"attention over a SparseCache does not support {', '.join(asked)}")
+        raise ValueError(f"{_name(module)}: attention over a SparseCache does not support {', '.join(asked)}")
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise RuntimeError("a SparseCache gives no gradients: call the model under torch.no_grad()")
     return cache.attend(module, layer, query, key, value, attention_mask, scaling), None
+
+
+def _as_sdpa(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Tensor:
+    """Attention to keys and values of another cache, or of none."""
+    asked = _not_computed(kwargs, ("position_bias",))
+    tokens, keys = query.shape[2], key.shape[2]
+    if isinstance(attention_mask, _Mask):
+        attention_mask = attention_mask.description.full()
+    elif attention_mask is not None and attention_mask.dim() != 4:
+        asked.append(f"a mask of shape {list(attention_mask.shape)}")
+    elif attention_mask is None and 1 < tokens < keys and _causal(module, kwargs):
+        # As sdpa sees it, queries are the first tokens.
+        asked.append(f"{tokens} queries for {keys} keys without a mask")
+    if asked:
+        raise ValueError(
+            f"{_name(module)}: the attention implementation {IMPLEMENTATION!r} does not support {', '.join(asked)}: "
+            "call model.set_attn_implementation('eager')"
+        )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)[0]
+
+
+def _not_computed(options: dict[str, Any], known: tuple[str, ...]) -> list[str]:
+    """Which options of an attention function would change its result, and are none of those known."""
+    return [
+        option
+        for option, value in options.items()
+        if option not in known
+        and option not in _HARMLESS
+        and value is not None
+        and (isinstance(value, Tensor) or option in _UNSUPPORTED)
+    ]
+
+
+def _causal(module: Any, options: dict[str, Any]) -> bool:
+    is_causal = options.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True) and getattr(getattr(module, "config", None), "is_causal", True)
+    return bool(is_causal)
+
+
+def _name(module: Any) -> str:
+    """The model that a layer is of, for messages."""
+    return getattr(getattr(module, "config", None), "model_type", None) or type(module).__name__
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:
