@@ -11,6 +11,7 @@ import weakref
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import Library, register_autograd, register_fake
 
 from .. import _native
@@ -31,6 +32,8 @@ _library.define(
 )
 
 
+#: Mask, values, offsets and scale.
+_Weight = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]
 #: Mask, offsets and scale.
 _Others = tuple[Tensor | None, Tensor | None, Tensor | None]
 #: By the id of the tensor of values: that tensor, the others, the weight, the version of values and mask, and whether they are
@@ -133,6 +136,43 @@ def unpack(weight: _native.Weight, dtype: torch.dtype) -> Tensor:
     return dense
 
 
+def linear(x: Tensor, weight: _Weight, bias: Tensor | None, n: int, k: int) -> Tensor:
+    """``x W^T + bias`` with everything that PyTorch may ask of it."""
+    if torch.compiler.is_compiling() or not (forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()):
+        return torch.ops.sparamx.linear(x, *weight, bias, n, k)
+    # Operators of a library have no derivatives in forward mode (they would be zero), nor under torch.func.
+    y = _Map.apply(
+        x,
+        lambda x: torch.ops.sparamx.linear(x, *weight, None, n, k),
+        lambda grad: torch.ops.sparamx.linear_grad(grad, *weight, n, k),
+    )
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+class _Map(torch.autograd.Function):
+    """A linear map of the last dimension; its transpose comes along."""
+
+    @staticmethod
+    def forward(x, there, back):
+        return there(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, ctx.there, ctx.back = inputs
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _Map.apply(grad, ctx.back, ctx.there), None, None
+
+    @staticmethod
+    def jvp(ctx, tangent, *_):
+        return _Map.apply(tangent, ctx.there, ctx.back)
+
+    @staticmethod
+    def vmap(info, in_dims, x, there, back):
+        return _Map.apply(x.movedim(in_dims[0], 0), there, back), 0
+
+
 _library.impl("linear", _linear, "CPU")
 _library.impl("linear_grad", _linear_grad, "CPU")
 
@@ -165,3 +205,15 @@ def _backward(ctx, grad):
 
 
 register_autograd("sparamx::linear", _backward, setup_context=_setup_context)
+
+
+def _setup_context_grad(ctx, inputs, output):
+    _, *ctx.weight = inputs
+
+
+def _backward_grad(ctx, grad):
+    *weight, n, k = ctx.weight
+    return torch.ops.sparamx.linear(grad, *weight, None, n, k), *[None] * 6
+
+
+register_autograd("sparamx::linear_grad", _backward_grad, setup_context=_setup_context_grad)

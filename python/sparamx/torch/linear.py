@@ -10,17 +10,22 @@ from torch import Tensor, nn
 
 from .. import _native
 from . import _ops
+from ._stand_in import StandIn
 from ._tensors import describe, name, threads, view
+from ._transformers import guard
 
 #: Suffixes of the tensors of a packed weight, in files and in a state dict.
 PARTS = ("mask", "values", "offsets", "scale")
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(StandIn, nn.Module):
     """A packed weight ``[n, k]``: a bitmap and the numbers that are not zero, or quantized numbers without a bitmap.
 
     Its tensors are buffers, named as in packed files: ``mask``, ``values``, ``offsets``, ``scale``, of which some formats lack
     some. They are read-only, stay on the CPU, and keep their types when a model's dtype is changed.
+
+    Code that takes the weight of a layer for a tensor gets what it asks for: shape and type, products by
+    ``torch.nn.functional.linear``, and a dense copy with a warning where nothing else will do.
     """
 
     mask: Tensor | None
@@ -28,16 +33,18 @@ class PackedWeight(nn.Module):
     offsets: Tensor | None
     scale: Tensor | None
 
-    def __init__(self, weight: _native.Weight) -> None:
+    def __init__(self, weight: _native.Weight, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        for part in PARTS:
-            self.register_buffer(part, None)
+        #: That of the dense weight that it stands for, whatever the packed numbers are.
+        self.dtype = dtype
         self.n, self.k = weight.n, weight.k
         self._take(weight)
+        guard()
 
     def _take(self, weight: _native.Weight) -> None:
         tensors = {part[1:]: view(dtype, shape, at, weight) for part, dtype, shape, at in weight.parts()}
         for part in PARTS:
+            # Not register_buffer: tensors have methods of these names.
             self._buffers[part] = tensors.get(part)
         others = (tensors.get("mask"), tensors.get("offsets"), tensors.get("scale"))
         _ops.remember(tensors["values"], others, weight, shared=True)
@@ -57,24 +64,9 @@ class PackedWeight(nn.Module):
         return self.mask, self.values, self.offsets, self.scale
 
     @property
-    def shape(self) -> torch.Size:
-        """``[n, k]``"""
-        return torch.Size((self.n, self.k))
-
-    @property
     def sparsity(self) -> float:
         """The share of zeros."""
         return 1.0 - self.nnz / (self.n * self.k)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """bfloat16: what models ask a weight for."""
-        return torch.bfloat16
-
-    @property
-    def device(self) -> torch.device:
-        """The CPU."""
-        return torch.device("cpu")
 
     def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight with its zeros, ``[n, k]``; quantized numbers times their scales."""
@@ -82,13 +74,22 @@ class PackedWeight(nn.Module):
             raise TypeError(f"a weight unpacks to float32, bfloat16 and float16, not {name(dtype)}")
         return _ops.unpack(self.native, dtype)
 
+    def linear(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``x W^T + bias``, of the type of ``x``, or under autocast of its type."""
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        return _ops.linear(x, self.tensors(), bias, self.n, self.k)
+
     def extra_repr(self) -> str:
         return f"{self.n} x {self.k}, {self.format}, sparsity={self.sparsity:.3f}, {self.nbytes} bytes"
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedWeight:
-        device = fn(torch.zeros(1)).device
-        if device.type != "cpu":
-            raise ValueError(f"packed weights are on the CPU and cannot move to {device}; to_dense() gives one that can")
+        # On the CPU, even where new tensors are made elsewhere.
+        probe = fn(torch.zeros(1, dtype=self.dtype, device="cpu"))
+        if probe.device.type != "cpu":
+            raise ValueError(f"packed weights are on the CPU and cannot move to {probe.device}; to_dense() gives one that can")
+        if probe.dtype in _ops.FLOATS:
+            self.dtype = probe.dtype
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs) -> None:
@@ -107,15 +108,18 @@ class PackedWeight(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         # It never changes, so a copy of a layer shares it.
-        return PackedWeight(self.native)
+        return PackedWeight(self.native, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.n, self.k, dict(zip(PARTS, self.tensors(), strict=True)))
+        # As bytes: pickle, other than torch.save, knows no tensors of unsigned numbers.
+        tensors = {part: tensor for part, tensor in zip(PARTS, self.tensors(), strict=True) if tensor is not None}
+        parts = {part: (name(t.dtype), list(t.shape), t.reshape(-1).view(torch.uint8)) for part, t in tensors.items()}
+        return _unpickle, (self.n, self.k, parts, self.dtype)
 
 
-def _unpickle(n: int, k: int, tensors: dict[str, Tensor | None]) -> PackedWeight:
-    parts = [(f".{part}", *describe(tensor)) for part, tensor in tensors.items() if tensor is not None]
-    return PackedWeight(_native.Weight.from_parts(n, k, parts, threads()))
+def _unpickle(n: int, k: int, tensors: dict[str, Any], dtype: torch.dtype) -> PackedWeight:
+    parts = [(f".{part}", kind, shape, memory.data_ptr()) for part, (kind, shape, memory) in tensors.items()]
+    return PackedWeight(_native.Weight.from_parts(n, k, parts, threads()), dtype)
 
 
 class SparseLinear(nn.Module):
@@ -123,6 +127,10 @@ class SparseLinear(nn.Module):
 
     Takes and gives float32, bfloat16 and float16. The weight is frozen; gradients flow to the input and the bias.
     """
+
+    in_features: int
+    out_features: int
+    weight: PackedWeight
 
     def __init__(self, weight: PackedWeight, bias: nn.Parameter | None = None) -> None:
         super().__init__()
@@ -140,7 +148,7 @@ class SparseLinear(nn.Module):
         weights: str = "bf16",
         group_size: int = 64,
     ) -> SparseLinear:
-        """A layer like ``linear``, pruned and packed. ``sparsity=None`` keeps the zeros that are there.
+        """A layer like ``linear``, pruned and packed. ``sparsity=None`` keeps the zeros that are there. Hooks stay with ``linear``.
 
         Raises:
             TypeError: if it is no linear layer, or its weight no float32, bfloat16 or float16.
@@ -151,7 +159,16 @@ class SparseLinear(nn.Module):
         packed, _ = pack(linear.weight, sparsity, method=method, weights=weights, group_size=group_size)
         if packed is None:
             raise ValueError("the weight has too few zeros: packed as bf16 it would be larger than it is")
-        return cls(packed, linear.bias)
+        return cls(packed, linear.bias).train(linear.training)
+
+    @classmethod
+    def in_place(cls, linear: nn.Linear, weight: PackedWeight) -> SparseLinear:
+        """Turns a layer itself into a sparse one: hooks, bias, mode and attributes stay, and whoever holds the layer has it."""
+        del linear.weight
+        linear.__class__ = cls  # type: ignore[assignment]
+        sparse: Any = linear
+        sparse.weight = weight
+        return sparse
 
     def to_dense(self, dtype: torch.dtype = torch.float32) -> nn.Linear:
         """The dense layer with the same zeros."""
@@ -162,11 +179,8 @@ class SparseLinear(nn.Module):
         dense.train(self.training)  # type: ignore[operator]
         return dense
 
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu"):
-            x = x.to(torch.get_autocast_dtype("cpu"))
-        weight = self.weight
-        return torch.ops.sparamx.linear(x, *weight.tensors(), self.bias, weight.n, weight.k)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.weight.linear(input, self.bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -181,6 +195,8 @@ def check_linear(linear: nn.Module, what: str) -> None:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"{what} is a {type(linear).__name__}, not a torch.nn.Linear")
     weight = linear.weight
+    if "weight" not in linear._parameters:
+        raise ValueError(f"the weight of {what} is computed from other tensors; remove its parametrization or pruning first")
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(f"{what} has no weight yet: call the model once first")
     if type(weight) not in (Tensor, nn.Parameter):
@@ -189,8 +205,6 @@ def check_linear(linear: nn.Module, what: str) -> None:
         raise ValueError(f"the weight of {what} is on device {weight.device}; move the model to the CPU first")
     if weight.dtype not in _ops.FLOATS:
         raise TypeError(f"the weight of {what} is {name(weight.dtype)}; float32, bfloat16 and float16 can be packed")
-    if weight.grad_fn is not None:
-        raise ValueError(f"the weight of {what} is computed from other tensors; remove its parametrization first")
     if weight.numel() == 0:
         raise ValueError(f"the weight of {what} has shape {list(weight.shape)}: there is nothing to pack")
     if not torch.isfinite(weight).all():
@@ -240,4 +254,4 @@ def pack(
     result = {"sparsity": share, "error": error, "note": note}
     if not math.isfinite(error):
         raise ValueError("the weight has numbers that are not finite")
-    return (None if native.format == "dense bf16" else PackedWeight(native)), result
+    return (None if native.format == "dense bf16" else PackedWeight(native, weight.dtype)), result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fnmatch
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,20 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import _native
-from ._tensors import threads
-from .linear import SparseLinear, check_linear, check_options, pack
+from ._tensors import threads, warn
+from .linear import PackedWeight, SparseLinear, check_linear, check_options, pack
 
 #: Modules that multiply with the weights of their linear layers themselves.
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+#: Layers that are left unless asked for.
+EXCLUDE = ("lm_head",)
+
+#: Where modules of PEFT keep the model that they adapt; all else of them are adapters.
+_ADAPTED = ("base_layer", "base_model", "model", "original_module")
+
+#: What a layer may add to torch.nn.Linear and still be packed: how it begins, and how it is printed.
+_HARMLESS = ("reset_parameters", "extra_repr")
 
 #: Bytes of second moments, at 8 a pair of inputs, that calibration keeps at a time.
 CALIBRATION_BYTES = 2 << 30
@@ -25,10 +35,10 @@ CALIBRATION_BYTES = 2 << 30
 
 @dataclass(frozen=True)
 class Layer:
-    """What became of a layer."""
+    """What became of a layer, or of a parameter of two or more dimensions that belongs to none."""
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     #: Whether it is sparse now.
     packed: bool
     #: Why not, or what a user should know.
@@ -46,6 +56,9 @@ class Report:
     """What became of a model."""
 
     layers: list[Layer] = field(default_factory=list)
+    #: Numbers of the whole model, and how many of them are in packed weights now.
+    parameters: int = 0
+    packed_parameters: int = 0
 
     @property
     def packed(self) -> list[Layer]:
@@ -67,8 +80,15 @@ class Report:
         if packed:
             text += f": {before / 1e6:.1f} MB became {after / 1e6:.1f} MB, "
             text += f"{zeros / weights:.1%} of {weights / 1e6:.1f} M weights are zero"
+        if self.parameters:
+            share = self.packed_parameters / self.parameters
+            text += f"; {share:.1%} of the model's {self.parameters / 1e6:.1f} M parameters are packed"
+        # Those whose names differ in numbers only make one line.
+        alike: dict[Any, list[str]] = {}
         for layer in self.left:
-            text += f"\n  left: {layer.name} {list(layer.shape)}: {layer.note}"
+            alike.setdefault((re.sub(r"\b\d+\b", "*", layer.name), layer.shape, layer.note), []).append(layer.name)
+        for (pattern, shape, note), names in alike.items():
+            text += f"\n  left: {names[0] if len(names) == 1 else f'{len(names)} x {pattern}'} {list(shape)}: {note}"
         for layer in packed:
             if layer.note:
                 text += f"\n  {layer.name}: {layer.note}"
@@ -82,7 +102,7 @@ def sparsify(
     weights: str = "bf16",
     *,
     include: Sequence[str] | None = None,
-    exclude: Sequence[str] = ("lm_head",),
+    exclude: Sequence[str] = EXCLUDE,
     calibration: Iterable[Any] | None = None,
     group_size: int = 64,
     progress: bool = True,
@@ -97,12 +117,15 @@ def sparsify(
         include: names of the layers to pack, as the end of the module's name or as a pattern with ``*``; all if None.
         exclude: names of layers to leave, likewise.
         calibration: what the model is called with to see typical inputs: an iterable of tensors, tuples of arguments or mappings
-            of keyword arguments, read once. A few dozen sequences are enough.
+            of keyword arguments, read once. A few dozen sequences are enough. Only for ``wanda`` and ``sparsegpt``.
         group_size: columns that share a scale of int4: 32, 64 or 128.
         progress: whether to show a bar.
 
+    Layers become sparse themselves: their hooks, bias and attributes stay, and so does whatever holds them. Adapters of PEFT are
+    left, the layers that they adapt are packed. Options that change nothing are warned about.
+
     Returns:
-        What became of each layer. Layers that share a weight share the packed one.
+        What became of each layer, and which other parameters stay dense. Layers that share a weight share the packed one.
 
     Raises:
         TypeError, ValueError: naming the layer, for weights that cannot be packed and for options that do not exist. Layers before
@@ -113,12 +136,17 @@ def sparsify(
         raise TypeError("the model is a linear layer itself: use SparseLinear.from_linear")
     if method != "magnitude" and calibration is None:
         raise ValueError(f"method={method!r} needs calibration=: inputs to call the model with")
+    if _same_as_magnitude(sparsity, method, weights):
+        if calibration is not None:
+            warn(f"calibration= is not used: method={method!r} has no use for it at sparsity={sparsity} and weights={weights!r}")
+        method, calibration = "magnitude", None
     report = Report()
     targets = _targets(model, include, exclude, report)
     for target in targets:
         check_linear(target.linear, target.name)
+    _warn_of_patterns(report, targets, include, exclude)
     batches = None
-    if calibration is not None and method != "magnitude":
+    if calibration is not None:
         batches = list(calibration)
         if not batches:
             raise ValueError("calibration= has nothing in it")
@@ -131,8 +159,48 @@ def sparsify(
                 size = target.linear.weight.numel()
                 _replace(target, moments.get(id(target.linear)), report, sparsity, method, weights, group_size)
                 bar.update(size)
+    _account(model, report)
     give_back()
     return report
+
+
+def _same_as_magnitude(sparsity: float | None, method: str, weights: str) -> bool:
+    """Whether a method looks at no inputs: it prunes nothing, and rounds nothing by them either."""
+    return method == "magnitude" or (not sparsity and (method == "wanda" or weights == "bf16"))
+
+
+def _warn_of_patterns(report: Report, targets: list[_Target], include: Sequence[str] | None, exclude: Sequence[str]) -> None:
+    names = [layer.name for layer in report.layers] + [place[0] for target in targets for place in target.places]
+    for option, patterns in (("include", include or ()), ("exclude", () if exclude == EXCLUDE else exclude)):
+        for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+            if not any(_named(name, pattern) for name in names):
+                warn(f"{option}: no linear layer is called {pattern!r}")
+
+
+def _account(model: nn.Module, report: Report) -> None:
+    """Adds the parameters that stay dense and belong to no layer that was looked at, and sums up."""
+    known = {layer.name for layer in report.layers}
+    foreign = 0
+    for name, parameter in model.named_parameters():
+        report.parameters += parameter.numel()
+        owner, _, attribute = name.rpartition(".")
+        kind = type(model.get_submodule(owner))
+        if parameter.dim() < 2 or issubclass(kind, nn.Linear):
+            continue
+        note = f"a parameter of a {kind.__name__}, which is no torch.nn.Linear"
+        if issubclass(kind, nn.Embedding):
+            note = "an embedding, which is looked up and not multiplied"
+        else:
+            foreign += parameter.numel()
+        if attribute != "weight" or owner not in known:
+            report.layers.append(Layer(name, tuple(parameter.shape), False, note))
+    report.packed_parameters = sum(m.n * m.k for m in model.modules() if isinstance(m, PackedWeight))
+    report.parameters += report.packed_parameters
+    if foreign > report.packed_parameters:
+        warn(
+            f"{foreign / report.parameters:.0%} of the model's parameters belong to no torch.nn.Linear and stay dense: the report "
+            "has their names"
+        )
 
 
 def give_back() -> None:
@@ -148,8 +216,8 @@ class _Target:
 
     name: str
     linear: nn.Linear
-    #: Parents and attributes, and the layer that is there.
-    places: list[tuple[str, nn.Module, str, nn.Linear]]
+    #: Names, and the layer that is there.
+    places: list[tuple[str, nn.Linear]]
 
 
 def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str], report: Report) -> list[_Target]:
@@ -161,8 +229,11 @@ def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[
         for key, parameter in module._parameters.items()
         if parameter is not None
     }
+    adapters: tuple[str, ...] = ()
     for prefix, parent, attribute, child in _children(model):
         name = f"{prefix}.{attribute}" if prefix else attribute
+        if _is_adapter(parent, attribute):
+            adapters += (f"{name}.",)
         if isinstance(child, SparseLinear):
             continue
         if type(child).__name__ == "Conv1D" and hasattr(child, "nf"):
@@ -172,7 +243,7 @@ def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[
             report.layers.append(Layer(name, (n, k), False, note))
             continue
         if not isinstance(child, nn.Linear):
-            if type(child).__name__.endswith("Linear"):
+            if type(child).__name__.endswith("Linear") and not hasattr(child, "base_layer"):
                 sizes = (getattr(child, "out_features", 0), getattr(child, "in_features", 0))
                 note = f"a {type(child).__module__}.{type(child).__name__} is no torch.nn.Linear"
                 report.layers.append(Layer(name, sizes, False, note))
@@ -180,8 +251,10 @@ def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[
         shape = (child.out_features, child.in_features)
         if isinstance(parent, _READERS):
             note = f"its parent, a {type(parent).__name__}, multiplies with the weight itself"
-        elif type(child).forward is not nn.Linear.forward:
-            note = f"{type(child).__name__} has a forward of its own"
+        elif f"{name}.".startswith(adapters):
+            note = "an adapter, which would be frozen"
+        elif own := _own(child):
+            note = own
         elif include is not None and not _named(name, include):
             note = "not in include"
         elif _named(name, exclude):
@@ -193,10 +266,34 @@ def _targets(model: nn.Module, include: Sequence[str] | None, exclude: Sequence[
                 report.layers.append(Layer(name, shape, False, note))
                 del targets[id(child.weight)]
                 continue
-            found.places.append((name, parent, attribute, child))
+            found.places.append((name, child))
             continue
         report.layers.append(Layer(name, shape, False, note))
     return list(targets.values())
+
+
+def _is_adapter(parent: nn.Module, attribute: str) -> bool:
+    """Whether a module's child is what PEFT, or another library that calls it so, trains beside frozen weights."""
+    return attribute.startswith(("lora_", "adapter_")) or (
+        type(parent).__module__.startswith("peft.") and attribute not in _ADAPTED
+    )
+
+
+def _own(linear: nn.Linear) -> str:
+    """What a layer has that a sparse one would lack, as the reason to leave it; nothing if nothing."""
+    if isinstance(linear._parameters.get("weight"), (type(None), nn.parameter.UninitializedParameter)):
+        # Computed from others, or not there yet: an error, later.
+        return ""
+    kind = type(linear)
+    if kind.forward is not nn.Linear.forward:
+        return f"{kind.__name__} has a forward of its own"
+    if "forward" in vars(linear):
+        return "its forward was replaced by another function"
+    if any(hooks for name, hooks in vars(linear).items() if "state_dict" in name and name.endswith("hooks")):
+        return "it has hooks on its state dict, which has no dense weight once it is packed"
+    added = {name for base in kind.__mro__[: kind.__mro__.index(nn.Linear)] for name in vars(base) if not name.startswith("__")}
+    added.difference_update(_HARMLESS)
+    return f"{kind.__name__} adds {', '.join(sorted(added))} to torch.nn.Linear" if added else ""
 
 
 def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
@@ -210,6 +307,8 @@ def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module
 def _named(name: str, patterns: Sequence[str]) -> bool:
     if isinstance(patterns, str):
         patterns = (patterns,)
+    # As PEFT puts layers into others.
+    name = name.removesuffix(".base_layer").removesuffix(".original_module")
     return any(
         fnmatch.fnmatchcase(name, p) or f".{name}".endswith(f".{p}") or fnmatch.fnmatchcase(name, f"*.{p}") for p in patterns
     )
@@ -241,15 +340,16 @@ def _observe(model: nn.Module, group: list[_Target], batches: list[Any]) -> dict
     def watch(target: _Target, linear: nn.Linear) -> None:
         seen = moments[id(target.linear)] = _native.Moments(linear.in_features)
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach().reshape(-1, linear.in_features).to(torch.float32).contiguous()
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+            x = (args[0] if args else kwargs["input"]).detach().reshape(-1, linear.in_features).to(torch.float32).contiguous()
             if not torch.isfinite(x).all():
                 raise ValueError(f"the inputs of {target.name} on the calibration data are not finite")
             seen.add(x.data_ptr(), x.shape[0], threads())
 
-        hooks.extend(place[3].register_forward_pre_hook(hook) for place in target.places)
+        layers = {id(place[1]): place[1] for place in target.places}
+        hooks.extend(layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers.values())
 
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         for target in group:
             watch(target, target.linear)
@@ -262,7 +362,8 @@ def _observe(model: nn.Module, group: list[_Target], batches: list[Any]) -> dict
             else:
                 model(batch)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for handle in hooks:
             handle.remove()
     for target in group:
@@ -287,17 +388,13 @@ def _replace(
     except (TypeError, ValueError) as error:
         raise type(error)(f"{target.name}: {error}") from error
     before = weight.numel() * weight.element_size()
-    for i, (name, parent, attribute, linear) in enumerate(target.places):
+    for i, (name, linear) in enumerate(target.places):
         if packed is None:
             note = "too few zeros: packed as bf16 it would be larger"
             report.layers.append(Layer(name, shape, False, note, result["sparsity"]))
             continue
-        sparse = SparseLinear(packed, linear.bias).train(linear.training)
-        setattr(parent, attribute, sparse)
+        if isinstance(linear, nn.Linear):
+            SparseLinear.in_place(linear, packed)
         note = result["note"] or (f"shares the weight of {target.name}" if i > 0 else "")
         sizes = (before, packed.nbytes) if i == 0 else (0, 0)
         report.layers.append(Layer(name, shape, True, note, result["sparsity"], *sizes, result["error"]))
-    if packed is not None:
-        # Whoever still holds the dense layers, such as a list of them, does not keep their memory.
-        target.linear.weight = None  # type: ignore[assignment]
-        target.places.clear()
