@@ -1,10 +1,12 @@
 """Whole models: what is packed, what is left and why, and that the numbers are those of the dense model with the same zeros."""
 
+import copy
 import json
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,9 @@ def test_models_agree_with_their_dense_twins(make, weights):
     model, twin = make(), make()
     twin.load_state_dict(model.state_dict())
     report = sparsify(model, 0.5, weights=weights, progress=False)
-    linears = [m for m in twin.modules() if isinstance(m, nn.Linear)]
-    assert len(report.packed) + len(report.left) == len(linears)
+    linears = {name for name, m in twin.named_modules() if isinstance(m, nn.Linear)}
+    embeddings = {f"{name}.weight" for name, m in twin.named_modules() if isinstance(m, nn.Embedding)}
+    assert {layer.name for layer in report.layers} == linears | embeddings
     assert not any(isinstance(m, nn.Linear) for n, m in model.named_modules() if n != "lm_head" and "lm_head" not in n)
     dense_twin(model, twin)
     want, got = logits(twin), logits(model)
@@ -102,11 +105,126 @@ def test_a_whole_model_compiles_to_one_graph():
 
 
 def test_conv1d_is_reported():
-    report = sparsify(gpt2(), progress=False)
+    with pytest.warns(UserWarning, match="[0-9]+% of the model's parameters belong to no torch.nn.Linear"):
+        report = sparsify(gpt2(), progress=False)
     assert not report.packed
     conv = [layer for layer in report.left if "Conv1D" in layer.note]
     assert len(conv) == 8 and conv[0].name == "transformer.h.0.attn.c_attn"
-    assert "Conv1D" in str(report)
+    assert "2 x transformer.h.*.attn.c_attn [192, 64]: a Conv1D" in str(report)
+
+
+SMALL = {"vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def mixtral():
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SMALL, intermediate_size=96, num_local_experts=4))
+
+
+def qwen3_moe():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**SMALL, **experts))
+
+
+def gpt_oss():
+    config = transformers.GptOssConfig(**SMALL, intermediate_size=96, num_local_experts=4, head_dim=16)
+    return transformers.GptOssForCausalLM(config)
+
+
+@pytest.mark.parametrize("make", [mixtral, qwen3_moe, gpt_oss])
+def test_experts_that_stay_dense_are_reported(make):
+    model = make().eval()
+    with torch.no_grad():
+        logits(model)
+    experts = {name: p for name, p in model.named_parameters() if p.dim() == 3}
+    assert len(experts) >= 6
+    total = sum(p.numel() for p in model.parameters())
+    with pytest.warns(UserWarning, match="stay dense"):
+        report = sparsify(model, progress=False)
+    left = {layer.name: layer for layer in report.left}
+    assert all(left[name].shape == p.shape and "no torch.nn.Linear" in left[name].note for name, p in experts.items())
+    # Nothing of two or more dimensions is missing, and the sizes add up.
+    assert {n for n, p in model.named_parameters() if p.dim() > 1} <= set(left) | {f"{n}.weight" for n in left}
+    assert report.parameters == total
+    assert report.packed_parameters == sum(layer.shape[0] * layer.shape[1] for layer in report.packed)
+    assert f"{report.packed_parameters / total:.1%} of the model's" in str(report)
+    assert "3 x model.layers.*.mlp.experts.gate_up_proj" in str(report)
+    logits(model)
+
+
+@pytest.mark.parametrize("family", ["t5", "bloom", "whisper", "bert_head", "clip", "mpt"])
+def test_models_that_read_the_weights_of_their_layers(family):
+    """In the types that models come in: what they ask a weight for is what the dense weight said."""
+    ids, t = {"input_ids": IDS}, transformers
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    if family == "t5":
+        config = t.T5Config(vocab_size=128, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4, feed_forward_proj="gated-gelu")
+        make, ids = (lambda: t.T5ForConditionalGeneration(config)), {**ids, "decoder_input_ids": IDS[:, :3]}
+    elif family == "bloom":
+        config = t.BloomConfig(vocab_size=128, hidden_size=64, n_layer=1, n_head=4, pretraining_tp=2, slow_but_exact=True)
+        make = lambda: t.BloomForCausalLM(config)  # noqa: E731
+    elif family == "whisper":
+        config = t.WhisperConfig(
+            vocab_size=128, d_model=64, max_source_positions=20, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        )
+        for part in ("encoder", "decoder"):
+            sizes = {"_layers": 1, "_attention_heads": 4, "_ffn_dim": 96}
+            config.update({part + name: size for name, size in sizes.items()})
+        config.decoder_start_token_id = 1
+        make, ids = (lambda: t.WhisperForConditionalGeneration(config)), {"input_features": torch.randn(1, 80, 40)}
+        ids["decoder_input_ids"] = IDS[:, :3]
+    elif family == "bert_head":
+        config = t.BertConfig(vocab_size=128, **sizes, intermediate_size=96)
+        make = lambda: t.BertForSequenceClassification(config)  # noqa: E731
+    elif family == "clip":
+        config = t.CLIPVisionConfig(**sizes, intermediate_size=96, image_size=32, patch_size=8)
+        make, ids = (lambda: t.CLIPVisionModel(config)), {"pixel_values": torch.randn(1, 3, 32, 32)}
+    else:
+        config = t.MptConfig(d_model=64, n_heads=4, n_layers=1, vocab_size=128, max_seq_len=64)
+        make = lambda: t.MptForCausalLM(config)  # noqa: E731
+    for dtype in (torch.float32, torch.bfloat16):
+        model, twin = make().eval().to(dtype), make().eval().to(dtype)
+        twin.load_state_dict(model.state_dict())
+        sparsify(model, exclude=[name for name in ("lm_head", "classifier") if hasattr(model, name)], progress=False)
+        dense_twin(model, twin)
+        inputs = {name: x.to(dtype) if x.is_floating_point() else x for name, x in ids.items()}
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("default" if family == "bloom" else "error", message=".*dense copy")
+            got, want = (next(v for v in m(**inputs).values() if isinstance(v, torch.Tensor)) for m in (model, twin))
+        assert got.dtype == want.dtype
+        assert (got - want).norm() <= TOLERANCE["bf16" if dtype == torch.float32 else "int8"] * want.norm()
+
+
+def test_adapters_of_peft_are_left_and_what_they_adapt_is_packed(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = llama()
+    twin = copy.deepcopy(base)
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    report = sparsify(model, exclude=("lm_head", "k_proj"), progress=False)
+    assert len(report.packed) == 12
+    assert all(layer.note == "an adapter, which would be frozen" for layer in report.left if "lora_" in layer.name)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 9 and sum("lora_" in name for name in trained) == 8
+    model.train()
+    loss = model(input_ids=IDS, labels=IDS).loss
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for n, p in model.named_parameters() if n in trained)
+    model.eval()
+    want = logits(model)
+    # Adapters alone are written, as ever, and fit the model that is sparse already.
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    with pytest.raises(TypeError, match="read-only"):
+        model.merge_and_unload()
+    again = peft.PeftModel.from_pretrained(twin, tmp_path).eval()
+    sparsify(again, exclude=("lm_head", "k_proj"), progress=False)
+    assert torch.equal(logits(again), want)
+
+
+def test_layers_called_as_adapters_are_left():
+    model = nn.ModuleDict({"fc": nn.Linear(64, 64), "lora_A": nn.Linear(64, 8), "lora_down": nn.Sequential(nn.Linear(64, 8))})
+    report = sparsify(model, weights="int8", progress=False)
+    assert [layer.name for layer in report.packed] == ["fc"] and len(report.left) == 2
 
 
 def test_layers_of_other_libraries_are_reported():
@@ -152,8 +270,15 @@ def test_layers_that_their_parents_read_are_left():
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 1).eval()
     x = torch.randn(2, 5, 32)
     want = model(x)
-    report = sparsify(model, progress=False)
-    assert not report.packed and len(report.left) == 3
+    with pytest.warns(UserWarning, match="stay dense"):
+        report = sparsify(model, progress=False)
+    assert not report.packed
+    assert [layer.name.removeprefix("layers.0.") for layer in report.left] == [
+        "linear1",
+        "linear2",
+        "self_attn.out_proj",
+        "self_attn.in_proj_weight",
+    ]
     assert torch.equal(model(x), want)
 
 
@@ -174,7 +299,8 @@ def test_shared_weights_stay_shared():
     assert sum(layer.bytes_after for layer in report.packed) == model.a.weight.nbytes
     tied = llama(tie_word_embeddings=True)
     report = sparsify(tied, exclude=(), progress=False)
-    assert [layer.name for layer in report.left] == ["lm_head"] and "embed_tokens" in report.left[0].note
+    assert [layer.name for layer in report.left] == ["lm_head", "model.embed_tokens.weight"]
+    assert "embed_tokens" in report.left[0].note
 
 
 def test_a_plain_mlp_and_a_layer_with_too_few_zeros():
@@ -254,6 +380,94 @@ def test_files_round_trip(tmp_path):
         # Once more, from sparse to sparse.
         sparamx.torch.save(other, tmp_path / "again.safetensors")
         assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / weights / "model.safetensors").read_bytes()
+
+
+def test_generation_settings_come_back(tmp_path):
+    model = llama()
+    settings = {"eos_token_id": [2, 7], "pad_token_id": 0, "repetition_penalty": 1.3, "do_sample": True, "top_k": 7}
+    model.generation_config.update(**settings)
+    sparsify(model, progress=False)
+    sparamx.torch.save(model, tmp_path)
+    got = sparamx.torch.from_pretrained(tmp_path).generation_config
+    assert {name: getattr(got, name) for name in settings} == settings
+    # Also those that were written by others, and none.
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert sparamx.torch.from_pretrained(tmp_path).generation_config.eos_token_id == 5
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises((OSError, ValueError), match="generation_config"):
+        sparamx.torch.from_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert torch.equal(logits(sparamx.torch.from_pretrained(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_has_the_type_that_was_asked_for(tmp_path, dtype):
+    model = llama()
+    sparsify(model, progress=False)
+    sparamx.torch.save(model, tmp_path)
+    again = sparamx.torch.from_pretrained(tmp_path, dtype=dtype)
+    assert again.dtype == again.model.layers[0].mlp.up_proj.weight.dtype == dtype
+    # bf16 has 8 bits, too few for rotary frequencies of thousands of positions.
+    assert again.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert not hasattr(again.config, "quantization_config") and not hasattr(again.config, "transformers_weights")
+
+
+def test_transformers_is_kept_from_random_weights(tmp_path):
+    model = llama()
+    before = copy.deepcopy(model.config)
+    sparsify(model, progress=False)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM has packed weights.*sparamx\.torch\.save"):
+        model.save_pretrained(tmp_path / "refused")
+    for part in (copy.deepcopy(model), model.model):
+        with pytest.raises(ValueError, match="sparamx.torch.save"):
+            part.save_pretrained(tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    sparamx.torch.save(model, tmp_path / "packed")
+    assert model.config.to_dict() == before.to_dict()
+    for folder in (tmp_path / "packed", SHIPPED):
+        for kind in (transformers.AutoModelForCausalLM, transformers.AutoModel, transformers.LlamaForCausalLM):
+            with pytest.raises(ValueError, match="packed by sparamx: load it with sparamx.torch.from_pretrained"):
+                kind.from_pretrained(folder)
+    # Dense models are as ever, those that were sparse too.
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, SparseLinear):
+            model.set_submodule(name, layer.to_dense())
+    model.save_pretrained(tmp_path / "dense")
+    sparamx.torch.save(model, tmp_path / "ours")
+    for folder in ("dense", "ours"):
+        assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / folder)), logits(model))
+
+
+def test_a_trainer_saves_no_checkpoint_that_transformers_cannot_read(tmp_path):
+    pytest.importorskip("accelerate")
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, intermediate_size=160))
+    sparsify(model, exclude=("classifier",), progress=False)
+    before = model.classifier.weight.detach().clone()
+    data = [{"input_ids": IDS[0], "labels": torch.tensor(1)}] * 4
+
+    def train(strategy):
+        options = {"max_steps": 2, "save_steps": 1, "report_to": [], "disable_tqdm": True, "use_cpu": True}
+        arguments = transformers.TrainingArguments(str(tmp_path / "run"), save_strategy=strategy, **options)
+        transformers.Trainer(model, arguments, train_dataset=data).train()
+
+    with pytest.raises(ValueError, match="save_strategy='no'"):
+        train("steps")
+    train("no")
+    assert not torch.equal(model.classifier.weight, before)
+
+
+def test_an_index_of_files_that_were_there_before_does_not_count(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    sparsify(model, progress=False)
+    sparamx.torch.save(model, tmp_path)
+    assert torch.equal(logits(sparamx.torch.from_pretrained(tmp_path)), logits(model))
+
+
+def test_names_on_the_hub_are_refused():
+    with pytest.raises(OSError, match="snapshot_download"):
+        sparamx.torch.from_pretrained("someone/some-model")
 
 
 def test_a_folder_has_one_format(tmp_path):

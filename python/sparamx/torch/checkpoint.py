@@ -20,6 +20,10 @@ from .linear import PackedWeight, SparseLinear
 #: The file of weights in a model's folder.
 WEIGHTS = "model.safetensors"
 
+#: What ``config.json`` of a packed folder names as the file of weights. Transformers finds no weights in packed tensors, and would
+#: go on with random ones after a warning; so it says this in an error.
+NOT_FOR_TRANSFORMERS = {"transformers_weights": "packed by sparamx: load it with sparamx.torch.from_pretrained"}
+
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Writes a model's tensors to a safetensors file, sparse layers packed.
@@ -37,16 +41,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if isinstance(module, PackedWeight):
             packed[name] = module
     if path.suffix != ".safetensors":
-        quantization = _quantization(packed)
-        path.mkdir(parents=True, exist_ok=True)
-        config: Any = getattr(model, "config", None)
-        if hasattr(config, "save_pretrained"):
-            config = copy.deepcopy(config)
-            config.quantization_config = quantization
-            config.save_pretrained(path)
-        generation: Any = getattr(model, "generation_config", None)
-        if hasattr(generation, "save_pretrained"):
-            generation.save_pretrained(path)
+        _save_configs(model, path, _quantization(packed))
         path = path / WEIGHTS
     inside = tuple(f"{name}." for name in packed)
     plain: list[tuple[str, str, list[int], int]] = []
@@ -68,8 +63,27 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _native.write_checkpoint(str(path), plain, weights, {"format": "pt"})
 
 
+def _save_configs(model: Any, path: Path, quantization: dict[str, Any]) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    config = getattr(model, "config", None)
+    if hasattr(config, "save_pretrained"):
+        config = copy.deepcopy(config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(path)
+        file = path / "config.json"
+        fields = json.loads(file.read_text())
+        for field in (*NOT_FOR_TRANSFORMERS, "quantization_config"):
+            fields.pop(field, None)
+        file.write_text(json.dumps({**fields, **quantization}, indent=2) + "\n")
+    generation = getattr(model, "generation_config", None)
+    if hasattr(generation, "save_pretrained"):
+        generation.save_pretrained(path)
+
+
 def _quantization(packed: dict[str, PackedWeight]) -> dict[str, Any]:
-    """What ``config.json`` says about packed weights."""
+    """What ``config.json`` says about packed weights, if there are any."""
+    if not packed:
+        return {}
     formats = {(weight.format.split()[1], weight.group_size) for weight in packed.values()}
     if len(formats) > 1:
         raise ValueError(
@@ -84,24 +98,39 @@ def _quantization(packed: dict[str, PackedWeight]) -> dict[str, Any]:
             config["group_size"] = group
         weights = sum(w.n * w.k for w in packed.values())
         config["sparsity"] = 1 - sum(w.nnz for w in packed.values()) / weights
-    return config
+    return {"quantization_config": config, **NOT_FOR_TRANSFORMERS}
 
 
 def from_pretrained(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> Any:
     """A causal language model of Transformers from a packed folder, of :func:`save` or of ``sparamx compress``.
 
-    No dense weight of a packed layer is ever made. ``dtype`` is that of everything else.
+    No dense weight of a packed layer is ever made. ``dtype`` is that of everything else. What ``generation_config.json`` says
+    about the end of a text and the choice of tokens holds.
 
     Raises:
         OSError, ValueError: as :func:`load`, and as Transformers for the configuration.
     """
     import transformers
 
+    if not Path(path).is_dir():
+        raise OSError(f"{path} is no folder: for a model on the hub, give what huggingface_hub.snapshot_download returns")
     config = transformers.AutoConfig.from_pretrained(path)
+    for field in (*NOT_FOR_TRANSFORMERS, "quantization_config"):
+        # They describe the files. What is packed in the model, its layers know.
+        vars(config).pop(field, None)
     with _parameters_on_meta():
         model = transformers.AutoModelForCausalLM.from_config(config)
     load(model, path)
-    return model.to(dtype).eval()
+    if (Path(path) / "generation_config.json").exists():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(path)
+    for module in model.modules():
+        # Not buffers: rotary frequencies stay float32, as those of Transformers do.
+        if isinstance(module, PackedWeight):
+            module.dtype = dtype
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 @contextlib.contextmanager
@@ -167,7 +196,8 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     index = path / f"{WEIGHTS}.index.json"
-    if not index.exists():
+    if (path / WEIGHTS).exists() or not index.exists():
+        # As everywhere: an index beside it is of files that were there before.
         return [path / WEIGHTS]
     try:
         files = json.loads(index.read_text())["weight_map"].values()
@@ -192,13 +222,11 @@ def _load_packed(model: nn.Module, checkpoint: _native.Checkpoint, name: str, sh
     expected = (linear.out_features, linear.in_features)
     if expected != shape:
         raise ValueError(f"{name} is {list(shape)} in the file and {list(expected)} in the model")
-    weight = PackedWeight(checkpoint.weight(name, threads()))
+    weight = PackedWeight(checkpoint.weight(name, threads()), linear.weight.dtype)
     if isinstance(linear, SparseLinear):
         linear.weight = weight
-        return True
-    path = name.removesuffix(".weight")
-    parent, attribute = _find(model, path)  # type: ignore[misc]
-    setattr(parent, attribute, SparseLinear(weight, linear.bias).train(linear.training))
+    else:
+        SparseLinear.in_place(linear, weight)
     return True
 
 
