@@ -6,11 +6,16 @@ use crate::EngineError;
 ///
 /// The generation ends at the first byte where some stop string is complete; its text ends where that string starts (the
 /// earliest start, should several be complete there). So the result does not depend on how the text was cut into pieces.
+///
+/// Special tokens are no part of the text, and yet a stop string may be one, or contain one: they are looked at where they
+/// stand, and not given out.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
     stops: Vec<String>,
-    /// The longest end of the text so far that some stop string begins with.
+    /// The longest end of the text so far, special tokens included, that some stop string begins with.
     held: String,
+    /// For each byte of it, whether it belongs to the text.
+    visible: Vec<bool>,
 }
 
 /// What [`StopMatcher::push`] has to say about a piece.
@@ -38,30 +43,48 @@ impl StopMatcher {
         Ok(Self {
             stops: stops.to_vec(),
             held: String::new(),
+            visible: Vec::new(),
         })
     }
 
     /// Adds a piece of text.
     pub fn push(&mut self, piece: &str) -> Passed {
-        self.held.push_str(piece);
-        if let Some(start) = self.first_match() {
-            self.held.truncate(start);
-            return Passed {
-                text: std::mem::take(&mut self.held),
-                stopped: true,
-            };
-        }
-        let keep = self.held.len() - self.possible_start_bytes();
-        let rest = self.held.split_off(keep);
-        Passed {
-            text: std::mem::replace(&mut self.held, rest),
-            stopped: false,
-        }
+        self.add(piece, true)
+    }
+
+    /// Adds a special token by its name.
+    pub fn push_special(&mut self, name: &str) -> Passed {
+        self.add(name, false)
     }
 
     /// Ends the text: returns what was held back.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(mut self) -> String {
+        self.take(self.held.len())
+    }
+
+    fn add(&mut self, piece: &str, visible: bool) -> Passed {
+        self.held.push_str(piece);
+        self.visible.resize(self.held.len(), visible);
+        let found = self.first_match();
+        let certain = self.held.len() - self.possible_start_bytes();
+        let text = self.take(found.unwrap_or(certain));
+        if found.is_some() {
+            self.held.clear();
+            self.visible.clear();
+        }
+        Passed {
+            text,
+            stopped: found.is_some(),
+        }
+    }
+
+    /// Takes the first `bytes` of what is held: those that belong to the text.
+    fn take(&mut self, bytes: usize) -> String {
+        let rest = self.held.split_off(bytes);
+        let taken = std::mem::replace(&mut self.held, rest);
+        let visible: Vec<bool> = self.visible.drain(..bytes).collect();
+        let shown = taken.char_indices().filter(|&(at, _)| visible[at]);
+        shown.map(|(_, char)| char).collect()
     }
 
     /// Start of the stop string that is complete first.
@@ -147,6 +170,40 @@ mod tests {
             run(&["end\nUs"], &["\nUser:"]),
             ("end\nUs".into(), false, 3)
         );
+    }
+
+    #[test]
+    fn special_tokens_stop_and_are_not_seen() {
+        let run = |pieces: &[&str], stop: &str| {
+            let mut matcher = StopMatcher::new(&strings(&[stop])).unwrap();
+            let mut text = String::new();
+            for piece in pieces {
+                let passed = match piece.starts_with("<|") {
+                    true => matcher.push_special(piece),
+                    false => matcher.push(piece),
+                };
+                text += &passed.text;
+                if passed.stopped {
+                    return (text + &matcher.finish(), true);
+                }
+            }
+            (text + &matcher.finish(), false)
+        };
+        let end = "<|end|>";
+        assert_eq!(run(&["Hi", end, "you"], end), ("Hi".into(), true));
+        assert_eq!(run(&["Hi", "<|ask|>", "you"], end), ("Hiyou".into(), false));
+        // The same name letter by letter is text.
+        assert_eq!(run(&["Hi<", "|end", "|>x"], end), ("Hi".into(), true));
+        // A stop string may begin or end with one, or go on after it.
+        assert_eq!(run(&["a\n", "\n", end], "\n<|end|>"), ("a\n".into(), true));
+        assert_eq!(run(&["a", end, "b", "c"], "<|end|>bc"), ("a".into(), true));
+        assert_eq!(
+            run(&["a", end, "b", "d"], "<|end|>bc"),
+            ("abd".into(), false)
+        );
+        assert_eq!(run(&["é", end], "é<|end|>"), (String::new(), true));
+        // Where the stop string has none, none may stand.
+        assert_eq!(run(&["a", end, "b"], "ab"), ("ab".into(), false));
     }
 
     #[test]

@@ -17,9 +17,12 @@ const MAX_UNSTABLE: usize = 3;
 /// before the first word. So a *window* is decoded: the ids of the last piece as context, then those not yet shown; what
 /// the context does not account for is new. The window is a few ids long whatever the length of the text.
 ///
-/// The pieces joined are [`Tokenizer::decode`] of all ids, with one exception. A byte-fallback decoder writes U+FFFD for
-/// *every* byte of a run that has one bad byte, back to characters that have long been shown; here those stay, and only what
-/// comes after them becomes U+FFFD. (A text that holds U+FFFD itself may take part in such a run while it is incomplete.)
+/// The pieces joined are what [`Tokenizer::decode`] of the prompt and all ids has more than that of the prompt: the space
+/// between the prompt and the first word is new text. Where the prompt ends within a character, that character is.
+///
+/// There is one exception. A byte-fallback decoder writes U+FFFD for *every* byte of a run that has one bad byte, back to
+/// characters that have long been shown; here those stay, and only what comes after them becomes U+FFFD. (A text that holds
+/// U+FFFD itself may take part in such a run while it is incomplete.)
 pub struct StreamDecoder<'a> {
     tokenizer: &'a Tokenizer,
     /// Context, then pending ids.
@@ -30,17 +33,39 @@ pub struct StreamDecoder<'a> {
     context: String,
     /// Bytes of the pending ids' text that are out.
     shown_bytes: usize,
+    /// Characters U+FFFD that the prompt's text ends with. Where they stay, they are not new.
+    replaced_in_prompt: usize,
 }
 
 impl<'a> StreamDecoder<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self {
+    /// A decoder of ids that come after `prompt`.
+    ///
+    /// The end of the prompt goes through it and what comes out is dropped. That end begins with a token that has a text of
+    /// its own, so that nothing before it has a say in what follows.
+    pub(crate) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, EngineError> {
+        let mut stream = Self {
             tokenizer,
             window: Vec::new(),
             settled: 0,
             context: String::new(),
             shown_bytes: 0,
+            replaced_in_prompt: 0,
+        };
+        let mut start = 0;
+        for (index, id) in prompt.iter().enumerate().rev() {
+            let text = tokenizer.decode(std::slice::from_ref(id))?;
+            if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) {
+                start = index;
+                break;
+            }
         }
+        for &id in &prompt[start..] {
+            stream.push(id)?;
+        }
+        let pending = stream.pending_text()?;
+        let pending = pending.get(stream.shown_bytes..).unwrap_or_default();
+        stream.replaced_in_prompt = pending.chars().count();
+        Ok(stream)
     }
 
     /// Adds an id and returns the text that is certain now, if any. Special tokens have no text.
@@ -97,7 +122,15 @@ impl<'a> StreamDecoder<'a> {
             return None;
         }
         self.shown_bytes = stable;
-        Some(piece.to_owned())
+        let rest = piece.trim_start_matches(char::REPLACEMENT_CHARACTER);
+        let replaced = (piece.len() - rest.len()) / char::REPLACEMENT_CHARACTER.len_utf8();
+        let known = replaced.min(self.replaced_in_prompt);
+        self.replaced_in_prompt = match rest {
+            "" => self.replaced_in_prompt - known,
+            _ => 0,
+        };
+        let piece = &piece[known * char::REPLACEMENT_CHARACTER.len_utf8()..];
+        (!piece.is_empty()).then(|| piece.to_owned())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Text to ids and back, over the tokenizers crate.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
@@ -15,8 +15,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     bos: Option<u32>,
     eos: Vec<u32>,
-    /// Ids of special tokens: those that `tokenizer.json` marks and those with a role.
-    special: HashSet<u32>,
+    /// Special tokens, those that `tokenizer.json` marks and those with a role, by their ids.
+    special: HashMap<u32, String>,
 }
 
 impl Tokenizer {
@@ -61,10 +61,11 @@ impl Tokenizer {
         eos.sort_unstable();
         eos.dedup();
         let marked = inner.get_added_tokens_decoder();
-        let marked = marked.iter().filter(|(_, token)| token.special);
+        let marked = marked.into_iter().filter(|(_, token)| token.special);
+        let named = specials.iter().filter_map(|(role, token)| Some((id_of(role)?, token.clone()?)));
         let special = marked
-            .map(|(&id, _)| id)
-            .chain(specials.keys().filter_map(|role| id_of(role)))
+            .map(|(id, token)| (id, token.content))
+            .chain(named)
             .collect();
         Ok(Self {
             inner,
@@ -107,14 +108,17 @@ impl Tokenizer {
     /// The tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
         // The crate's own filter goes by text and misses special tokens that its normalizer changes.
-        let special = |id: &&u32| self.special.contains(*id);
+        let special = |id: &&u32| self.special.contains_key(*id);
         let text: Vec<u32> = ids.iter().filter(|id| !special(id)).copied().collect();
         self.inner.decode(&text, false).map_err(EngineError::coding)
     }
 
-    /// A decoder for ids that come one at a time.
-    pub fn stream(&self) -> StreamDecoder<'_> {
-        StreamDecoder::new(self)
+    /// A decoder for ids that come one at a time, after those of `prompt`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn stream(&self, prompt: &[u32]) -> Result<StreamDecoder<'_>, EngineError> {
+        StreamDecoder::new(self, prompt)
     }
 
     /// The id that starts a text, if the model has one.
@@ -129,7 +133,12 @@ impl Tokenizer {
 
     /// Whether `id` stands for text: it is in the vocabulary and no special token.
     pub fn is_text(&self, id: u32) -> bool {
-        !self.special.contains(&id) && self.inner.id_to_token(id).is_some()
+        !self.special.contains_key(&id) && self.inner.id_to_token(id).is_some()
+    }
+
+    /// The name of a special token, which is no part of a text; none for any other.
+    pub fn special(&self, id: u32) -> Option<&str> {
+        self.special.get(&id).map(String::as_str)
     }
 }
 

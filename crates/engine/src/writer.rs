@@ -4,6 +4,7 @@ use crate::{EngineError, Passed, StopMatcher, StreamDecoder, Tokenizer};
 
 /// Decodes ids as they come, and looks for stop strings.
 pub(crate) struct TextWriter<'a> {
+    tokenizer: &'a Tokenizer,
     decoder: StreamDecoder<'a>,
     stops: StopMatcher,
     /// A stop string came: what is held back is none of the text.
@@ -11,9 +12,15 @@ pub(crate) struct TextWriter<'a> {
 }
 
 impl<'a> TextWriter<'a> {
-    pub fn new(tokenizer: &'a Tokenizer, stops: &[String]) -> Result<Self, EngineError> {
+    /// A writer of what comes after `prompt`. No stop string reaches back into it.
+    pub fn new(
+        tokenizer: &'a Tokenizer,
+        prompt: &[u32],
+        stops: &[String],
+    ) -> Result<Self, EngineError> {
         Ok(Self {
-            decoder: tokenizer.stream(),
+            tokenizer,
+            decoder: tokenizer.stream(prompt)?,
             stops: StopMatcher::new(stops)?,
             stopped: false,
         })
@@ -21,12 +28,9 @@ impl<'a> TextWriter<'a> {
 
     /// Adds an id: the text that is certain now, and whether it ends there.
     pub fn push(&mut self, id: u32) -> Result<Passed, EngineError> {
-        let passed = match self.decoder.push(id)? {
-            Some(piece) => self.stops.push(&piece),
-            None => Passed {
-                text: String::new(),
-                stopped: false,
-            },
+        let passed = match self.tokenizer.special(id) {
+            Some(name) => self.stops.push_special(name),
+            None => self.stops.push(&self.decoder.push(id)?.unwrap_or_default()),
         };
         self.stopped |= passed.stopped;
         Ok(passed)
@@ -38,6 +42,7 @@ impl<'a> TextWriter<'a> {
             decoder,
             mut stops,
             stopped,
+            ..
         } = self;
         if stopped {
             return Ok(String::new());

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::{pieces, shared, vectors};
+use common::{difference, pieces, pieces_after, shared, vectors};
 use serde_json::Value;
 use sparamx_engine::{ChatTemplate, EngineError, Message, Tokenizer};
 
@@ -36,6 +36,13 @@ fn llama_cpp_vectors() {
                 pieces(&tokenizer, &want).concat(),
                 tokenizer.decode(&want).unwrap()
             );
+            for start in (0..=want.len()).step_by(1 + want.len() / 8) {
+                assert_eq!(
+                    pieces_after(&tokenizer, &want[..start], &want[start..]).concat(),
+                    difference(&tokenizer, &want, start),
+                    "{name}: {text:?} from {start}"
+                );
+            }
         }
     }
 }

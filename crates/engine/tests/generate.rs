@@ -5,7 +5,10 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{BYTE_LEVEL_IDS, byte_level, letters, model, runtime, tokenizer};
+use common::{
+    BYTE_LEVEL_IDS, byte_fallback, byte_level, difference, letters, metaspace, model, runtime,
+    tokenizer,
+};
 use serde_json::json;
 use sparamx_engine::{
     EngineError, EngineOptions, Event, FinishReason, GenerateParams, Outcome, PagedCache,
@@ -166,6 +169,68 @@ fn text_ends_for_the_reason_that_is_told() {
     assert_eq!(stopped.finish_reason, FinishReason::Stop);
     assert_eq!(stopped.text, want.text[..want.text.find(&stop).unwrap()]);
     assert!(stopped.ids.len() < 40 && want.ids.starts_with(&stopped.ids));
+}
+
+/// The tokens are not those of the tokenizer's text, but the text is that of the tokens.
+#[test]
+fn text_is_what_the_tokens_add_to_the_prompt() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let (space, letter) = (259, 260);
+    for file in [byte_level(), byte_fallback(), metaspace()] {
+        let tokenizer = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
+        let mut session = Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
+        for length in 1..40 {
+            let mut prompt: Vec<u32> = (0..length).map(|i| 259 + i % 2).collect();
+            prompt.extend([[space; 2], [letter; 2], [space, 1], [letter, 2]][length as usize % 4]);
+            let made = session.generate(&prompt, &greedy(1), &mut all).unwrap();
+            let ids = [prompt.clone(), made.ids.clone()].concat();
+            assert_eq!(
+                made.text,
+                difference(&tokenizer, &ids, prompt.len()),
+                "{ids:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_special_token_that_is_a_stop_string_ends_the_text() {
+    let rt = runtime(1);
+    let model = model(&rt, 2000);
+    let want = reference(&rt, &model, 40);
+    let at = (5..40)
+        .find(|&i| !want.ids[..i].contains(&want.ids[i]))
+        .unwrap();
+    let mut file = byte_level();
+    let vocab = file["model"]["vocab"].as_object().unwrap();
+    let mut names = vocab.iter().filter(|(_, id)| **id == want.ids[at]);
+    let name = names.next().unwrap().0.clone();
+    let mut token = file["added_tokens"][0].clone();
+    token["content"] = json!(name);
+    file["added_tokens"].as_array_mut().unwrap().push(token);
+    let tokenizer = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
+    assert_eq!(tokenizer.special(want.ids[at]), Some(&name[..]));
+    let run = |stop: &[&str]| {
+        let params = GenerateParams {
+            stop: stop.iter().map(|stop| (*stop).to_owned()).collect(),
+            ..greedy(40)
+        };
+        Session::new(&rt, &model, &tokenizer, EngineOptions::default())
+            .unwrap()
+            .generate(&want.prompt_ids, &params, &mut all)
+            .unwrap()
+    };
+    let stopped = run(&[&name]);
+    assert_eq!(stopped.finish_reason, FinishReason::Stop);
+    assert_eq!(stopped.ids, want.ids[..=at]);
+    assert_eq!(stopped.text, plain().decode(&want.ids[..at]).unwrap());
+    // Without that, it goes on, and is not seen.
+    let whole = run(&[]);
+    assert_eq!((whole.ids, whole.text), {
+        let text = tokenizer.decode(&want.ids).unwrap();
+        (want.ids.clone(), text)
+    });
 }
 
 #[test]

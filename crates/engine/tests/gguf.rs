@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{shared, vectors};
+use common::{difference, pieces_after, shared, vectors};
 use serde_json::Value;
 use sparamx_engine::{ChatTemplate, Tokenizer};
 
@@ -285,6 +285,12 @@ fn llama_cpp_vectors() {
                 tokenizer.encode(&text, false).unwrap(),
                 want,
                 "{name}: {text:?}"
+            );
+            let start = want.len() / 2;
+            assert_eq!(
+                pieces_after(&tokenizer, &want[..start], &want[start..]).concat(),
+                difference(&tokenizer, &want, start),
+                "{name}: {text:?} from {start}"
             );
         }
     }

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{
-    BYTE_FALLBACK_IDS, BYTE_LEVEL_IDS, byte_fallback, byte_level, pieces, tokenizer, write,
+    BYTE_FALLBACK_IDS, BYTE_LEVEL_IDS, byte_fallback, byte_level, difference, metaspace, pieces,
+    pieces_after, tokenizer, write,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -15,6 +16,10 @@ fn level() -> Tokenizer {
 
 fn fallback() -> Tokenizer {
     tokenizer(&[("tokenizer.json", byte_fallback())], BYTE_FALLBACK_IDS)
+}
+
+fn spaces() -> Tokenizer {
+    tokenizer(&[("tokenizer.json", metaspace())], BYTE_FALLBACK_IDS)
 }
 
 fn byte_ids(bytes: &[u8]) -> Vec<u32> {
@@ -43,7 +48,7 @@ fn text_goes_there_and_back() {
 fn pieces_are_whole_characters_as_early_as_can_be() {
     let t = fallback();
     let stream = |ids: &[u32]| -> Vec<Option<String>> {
-        let mut stream = t.stream();
+        let mut stream = t.stream(&[]).unwrap();
         ids.iter().map(|&id| stream.push(id).unwrap()).collect()
     };
     let some = |s: &str| Some(s.to_owned());
@@ -79,6 +84,64 @@ fn the_first_space_goes_and_the_others_stay() {
     let ids = [&to[..], &[2], &to[..]].concat();
     assert_eq!(pieces(&t, &ids).concat(), "to to");
     assert_eq!(pieces(&t, &ids).concat(), t.decode(&ids).unwrap());
+}
+
+#[test]
+fn text_after_a_prompt_begins_with_its_space() {
+    for t in [fallback(), spaces()] {
+        let after = |prompt: &str, text: &str| {
+            let before = t.encode(prompt, true).unwrap();
+            let ids = t.encode(&format!("{prompt}{text}"), true).unwrap();
+            assert_eq!(ids[..before.len()], before, "{prompt}|{text}");
+            pieces_after(&t, &before, &ids[before.len()..])
+        };
+        assert_eq!(
+            after("once upon a", " tall he"),
+            [" t", "a", "l", "l", " ", "he"]
+        );
+        // Indentation after a line break, and none.
+        assert_eq!(after("x.\n", "    y"), ["    ", "y"]);
+        assert_eq!(after("x.\n", "y"), ["y"]);
+        assert_eq!(after("x", "  y"), ["  ", "y"]);
+        // Nothing before it: the space that the tokenizer adds is none of the text.
+        assert_eq!(after("", "to"), ["to"]);
+        // A special token is no text, so that the words on both sides are parted as always.
+        let to = t.encode("to", false).unwrap();
+        assert_eq!(pieces_after(&t, &[1, to[0], 2], &to), [" to"]);
+        assert_eq!(pieces_after(&t, &[1, 2], &to), ["to"]);
+    }
+}
+
+#[test]
+fn a_character_cut_by_the_end_of_the_prompt_is_new_text() {
+    let bytes = byte_ids("aé日b".as_bytes());
+    for t in [level(), fallback()] {
+        let ids = match t.encode("a", true).unwrap().len() {
+            1 => t.encode("aé日b", true).unwrap(),
+            _ => bytes.clone(),
+        };
+        let texts = ["aé日b", "é日b", "é日b", "日b", "日b", "日b", "b", ""];
+        for (start, want) in texts.into_iter().enumerate() {
+            let text = pieces_after(&t, &ids[..start], &ids[start..]).concat();
+            assert_eq!(text, want, "{start}");
+            assert_eq!(difference(&t, &ids, start), want, "{start}");
+        }
+        // It never ends: the prompt's text has U+FFFD for it already, once for all its bytes or for each.
+        let cut = [&ids[..5], &t.encode("b", false).unwrap()].concat();
+        let text = pieces_after(&t, &cut[..5], &cut[5..]).concat();
+        assert_eq!(text, difference(&t, &cut, 5));
+        assert_eq!(pieces_after(&t, &ids[..5], &[]).concat(), "");
+    }
+}
+
+#[test]
+fn a_long_run_of_byte_tokens_before_the_seam_stays_whole() {
+    let t = fallback();
+    let ids = byte_ids("日é".repeat(40).as_bytes());
+    for start in 150..ids.len() {
+        let text = pieces_after(&t, &ids[..start], &ids[start..]).concat();
+        assert_eq!(text, difference(&t, &ids, start), "{start}");
+    }
 }
 
 #[test]
@@ -207,6 +270,24 @@ fn folders_that_do_not_serve_are_refused() {
 }
 
 proptest! {
+    #[test]
+    fn text_after_a_prompt_is_the_difference(
+        text in r"(to| to|  |he|\n    |[a-é.]|🦀|日|👩‍👩|\PC){0,20}",
+        cut in any::<prop::sample::Index>(),
+        special in any::<bool>(),
+    ) {
+        let text = text.replace('\u{fffd}', "");
+        for (t, end) in [(level(), 260), (fallback(), 2), (spaces(), 2)] {
+            let mut ids = t.encode(&text, true).unwrap();
+            let start = cut.index(ids.len() + 1);
+            if special {
+                ids.insert(start, end);
+            }
+            let new = pieces_after(&t, &ids[..start], &ids[start..]).concat();
+            prop_assert_eq!(new, difference(&t, &ids, start));
+        }
+    }
+
     #[test]
     fn any_text_streams_as_it_decodes(text in r"(to| |he|[a-é.]|🦀|日|👩‍👩|\PC){0,30}") {
         let text = text.replace('\u{fffd}', "");

@@ -79,7 +79,7 @@ impl<'a> Active<'a> {
             prompt_logprobs,
             tokenizer,
             sampler: Sampler::new(&params.sampling, &prompt)?,
-            writer: TextWriter::new(tokenizer, &params.stop)?,
+            writer: TextWriter::new(tokenizer, &prompt, &params.stop)?,
             cache: None,
             told: 0,
             scored: 0,

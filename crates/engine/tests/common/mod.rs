@@ -161,15 +161,47 @@ pub fn byte_fallback() -> Value {
 /// Number of ids of [`byte_fallback`].
 pub const BYTE_FALLBACK_IDS: usize = 293;
 
+/// `tokenizer.json` of the vocabulary of [`byte_fallback`] with the decoder that goes with a Metaspace pre-tokenizer: it takes all
+/// spaces of the first token.
+pub fn metaspace() -> Value {
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false});
+    let mut file = byte_fallback();
+    file["normalizer"] = Value::Null;
+    file["pre_tokenizer"] = metaspace.clone();
+    file["decoder"] =
+        json!({"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]});
+    file
+}
+
 /// The pieces that a stream makes of `ids`.
 pub fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
-    let mut stream = tokenizer.stream();
+    pieces_after(tokenizer, &[], ids)
+}
+
+/// The pieces that a stream makes of `ids` after a prompt.
+pub fn pieces_after(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -> Vec<String> {
+    let mut stream = tokenizer.stream(prompt).unwrap();
     let mut pieces: Vec<String> = ids
         .iter()
         .filter_map(|&id| stream.push(id).unwrap())
         .collect();
     pieces.extend(stream.finish().unwrap());
     pieces
+}
+
+/// Text of the ids from `start` on, by the definition: what all ids decode to, without what is certain before `start`. A
+/// character that `start` cuts is new; U+FFFD stands for it before, and with byte fallback for whole ones next to it, too.
+pub fn difference(tokenizer: &Tokenizer, ids: &[u32], start: usize) -> String {
+    let whole = tokenizer.decode(ids).unwrap();
+    let known = |end: usize| {
+        let text = tokenizer.decode(&ids[..end]).unwrap();
+        let certain = text.trim_end_matches(char::REPLACEMENT_CHARACTER).len();
+        let mut lengths = [text.len(), certain].into_iter();
+        lengths.find(|&length| whole.starts_with(&text[..length]))
+    };
+    let known = (0..=start).filter_map(known).max().unwrap();
+    whole[known..].to_owned()
 }
 
 /// A runtime of so many threads.

@@ -75,7 +75,7 @@ impl<'a> NaiveEngine<'a> {
             logprobs: told,
         });
         let mut sampler = Sampler::new(&params.sampling, prompt)?;
-        let mut stream = self.tokenizer.stream();
+        let mut stream = self.tokenizer.stream(prompt)?;
         let mut stops = StopMatcher::new(&params.stop)?;
         let room = self.model.config().context_length() - prompt.len();
         let mut made = 0;
@@ -92,7 +92,10 @@ impl<'a> NaiveEngine<'a> {
                 break FinishReason::Stop;
             }
             made += 1;
-            let passed = stops.push(&stream.push(id)?.unwrap_or_default());
+            let passed = match self.tokenizer.special(id) {
+                Some(name) => stops.push_special(name),
+                None => stops.push(&stream.push(id)?.unwrap_or_default()),
+            };
             tell(Event::Token {
                 id,
                 text: passed.text,
