@@ -50,7 +50,7 @@ pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) 
     let runtime = runtime::start(threads.count(), common)?;
     let checkpoint = open(directory, common)?;
     // Before the weights: it is the smaller one, and as often wrong.
-    let tokenizer = Tokenizer::from_dir(directory, checkpoint.config().vocab_size)?;
+    let tokenizer = tokenizer(&checkpoint, common)?;
     let mut model = weights(&runtime, &checkpoint, memory, common)?;
     let groups = settle(&mut model, &runtime, memory, common)?;
     runtime.pin_caller();
@@ -97,6 +97,18 @@ pub fn open(directory: &Path, common: Common) -> Result<Checkpoint> {
         }
     }
     Ok(checkpoint)
+}
+
+/// Reads the tokenizer of a model, and says what is odd about it.
+///
+/// # Errors
+/// There is none, or it cannot be used.
+pub fn tokenizer(checkpoint: &Checkpoint, common: Common) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::from_dir(checkpoint.dir(), checkpoint.config().vocab_size)?;
+    for warning in tokenizer.warnings().iter().filter(|_| !common.quiet) {
+        output::complain(&format!("warning: {warning}"));
+    }
+    Ok(tokenizer)
 }
 
 /// Reads the weights, with a bar.

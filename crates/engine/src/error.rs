@@ -35,13 +35,11 @@ pub enum EngineError {
         /// What the tokenizers crate said.
         error: String,
     },
-    /// The tokenizer makes ids that the model has no row for.
+    /// A text has a token that the model has no row for.
     Vocabulary {
-        /// The tokenizer's file.
-        path: PathBuf,
-        /// The highest id.
+        /// Its id.
         id: u32,
-        /// Its token.
+        /// The token.
         token: String,
         /// Number of ids the model knows.
         vocab_size: usize,
@@ -200,7 +198,7 @@ impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
-            Self::Json { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Json { path, error } => write!(f, "{}: {}", path.display(), Line(error)),
             Self::NoTokenizer { dir } => write!(
                 f,
                 "{}: there is no tokenizer.json: take it from where the weights come from, or make it from \
@@ -208,29 +206,19 @@ impl fmt::Display for EngineError {
                 dir.display()
             ),
             Self::Tokenizer { path, error } => {
-                write!(f, "{}: not a tokenizer: {error}", path.display())
+                write!(f, "{}: not a tokenizer: {}", path.display(), Line(error))
             }
-            Self::Vocabulary {
-                path,
-                id,
-                token,
-                vocab_size,
-            } => write!(
-                f,
-                "{}: token '{token}' has id {id} and the model's vocabulary has {vocab_size} ids: the tokenizer \
-                 belongs to another model",
-                path.display()
-            ),
             Self::Template { path, line, error } => match line {
                 Some(line) => write!(
                     f,
-                    "{}, line {line} of the template: {error}",
-                    path.display()
+                    "{}, line {line} of the template: {}",
+                    path.display(),
+                    Line(error)
                 ),
-                None => write!(f, "{}: {error}", path.display()),
+                None => write!(f, "{}: {}", path.display(), Line(error)),
             },
             Self::Question { path, line, error } => {
-                write!(f, "{}, line {line}: {error}", path.display())
+                write!(f, "{}, line {line}: {}", path.display(), Line(error))
             }
             other => other.fmt_request(f),
         }
@@ -241,12 +229,24 @@ impl EngineError {
     /// Messages about a request or a sequence rather than a file.
     fn fmt_request(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Coding { error } => write!(f, "tokenizer: {error}"),
+            Self::Coding { error } => {
+                write!(f, "the tokenizer fails on this text: {}", Line(error))
+            }
+            Self::Vocabulary {
+                id,
+                token,
+                vocab_size,
+            } => write!(
+                f,
+                "the text has the token '{}' with id {id}, and the model has ids below {vocab_size} only: leave it out, or \
+                 take the tokenizer that belongs to the model",
+                Line(token)
+            ),
             Self::Parameter {
                 name,
                 value,
                 allowed,
-            } => write!(f, "{name} is {value}, allowed is {allowed}"),
+            } => write!(f, "{name} is {}, allowed is {allowed}", Line(value)),
             Self::Logit { id, value } => write!(
                 f,
                 "the logit of token {id} is {value}: the weights are damaged or their values too large"
@@ -293,6 +293,32 @@ impl EngineError {
     }
 }
 
+/// Characters of a foreign text that go into a message, from its begin and from its end.
+const SHOWN_CHARS: (usize, usize) = (400, 100);
+
+/// A text from a file or another program as a part of a message: on one line, and cut if it is long. Parsers tell the place at
+/// the end, so that it stays.
+pub(crate) struct Line<'a>(pub &'a str);
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (first, last) = SHOWN_CHARS;
+        let count = self.0.chars().count();
+        for (index, char) in self.0.chars().enumerate() {
+            match char {
+                _ if count > first + last && (first..count - last).contains(&index) => {
+                    if index == first {
+                        f.write_str(" ... ")?;
+                    }
+                }
+                char if char.is_control() => write!(f, "{}", char.escape_default())?,
+                char => write!(f, "{char}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl std::error::Error for EngineError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
@@ -301,5 +327,21 @@ impl std::error::Error for EngineError {
             Self::Kernel(e) => Some(e),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_texts_take_one_line_and_keep_begin_and_end() {
+        assert_eq!(Line("é 🦀").to_string(), "é 🦀");
+        assert_eq!(Line("a\nb\t\u{1b}").to_string(), "a\\nb\\t\\u{1b}");
+        let long = format!("{}{}", "x".repeat(30_000), " at line 1 column 5");
+        let line = Line(&long).to_string();
+        assert_eq!(line.chars().count(), 400 + 5 + 100);
+        assert!(line.starts_with("xxx") && line.ends_with("x at line 1 column 5"));
+        assert_eq!(Line(&"é".repeat(500)).to_string(), "é".repeat(500));
     }
 }

@@ -31,9 +31,15 @@ pub(crate) type SpecialTokens = BTreeMap<String, Option<String>>;
 
 /// Reads the roles from `special_tokens_map.json` and `tokenizer_config.json`; the latter decides, as in Transformers.
 pub(crate) fn special_tokens(dir: &Path) -> Result<SpecialTokens, EngineError> {
+    let map = read_object(dir, "special_tokens_map.json")?;
+    let config = read_object(dir, "tokenizer_config.json")?;
+    Ok(roles(&map, &config))
+}
+
+/// The roles that those two files name.
+pub(crate) fn roles(map: &Value, config: &Value) -> SpecialTokens {
     let mut tokens = SpecialTokens::new();
-    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        let value = read_object(dir, name)?;
+    for value in [map, config] {
         let Some(fields) = value.as_object() else {
             continue;
         };
@@ -49,7 +55,7 @@ pub(crate) fn special_tokens(dir: &Path) -> Result<SpecialTokens, EngineError> {
             };
         }
     }
-    Ok(tokens)
+    tokens
 }
 
 #[cfg(test)]

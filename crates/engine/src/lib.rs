@@ -36,6 +36,7 @@
 
 #![forbid(unsafe_code)]
 
+mod added;
 mod batch;
 mod chat;
 mod error;

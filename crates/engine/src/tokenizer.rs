@@ -5,88 +5,105 @@ use std::path::Path;
 
 use serde_json::Value;
 use sparamx_model::model_file;
+use tokenizers::AddedToken;
 
-use crate::folder::{SpecialTokens, read_object, special_tokens};
-use crate::{EngineError, StreamDecoder};
+use crate::error::Line;
+use crate::folder::{SpecialTokens, read_object, roles};
+use crate::{EngineError, StreamDecoder, added};
 
 /// The tokenizer of a model's folder, with the ids that start and end a text.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    vocab_size: usize,
     bos: Option<u32>,
     eos: Vec<u32>,
-    /// Special tokens, those that `tokenizer.json` marks and those with a role, by their ids.
+    /// Special tokens, those that a file marks and those with a role, by their ids.
     special: HashMap<u32, String>,
+    warnings: Vec<String>,
 }
 
 impl Tokenizer {
     /// Reads `dir/tokenizer.json`, or what a GGUF file `dir` has in its place, for a model whose vocabulary has `vocab_size` ids.
     ///
+    /// Tokens that `tokenizer_config.json` or `added_tokens.json` add, and special tokens that have a role there, are part of
+    /// it, as in Transformers.
+    ///
     /// BOS is the token that `tokenizer_config.json` or `special_tokens_map.json` names; where neither mentions one, the
     /// `bos_token_id` of `generation_config.json` or `config.json`. Every id that any of these files calls EOS ends a text:
     /// chat models name one in each.
     ///
+    /// Ids at or above `vocab_size`, and fewer ids than that, are usual: a token for padding is added after training, and models
+    /// pad their vocabulary. Only a text that has such a token is refused.
+    ///
     /// # Errors
-    /// A file that is absent, not JSON or not a tokenizer; an id at or above `vocab_size`. Fewer ids than `vocab_size` are
-    /// usual: models pad their vocabulary.
+    /// A file that is absent, not JSON or not a tokenizer.
     pub fn from_dir(dir: &Path, vocab_size: usize) -> Result<Self, EngineError> {
-        let path = dir.join("tokenizer.json");
-        let bytes = model_file(dir, "tokenizer.json")?.ok_or_else(|| EngineError::NoTokenizer {
-            dir: dir.to_owned(),
-        })?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| EngineError::Tokenizer {
-                path: path.clone(),
-                error: e.to_string(),
-            })?;
-        // Some folders carry the settings of a training run; a prompt is neither cut nor padded.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(EngineError::coding)?;
-        check_fit(&inner, &path, vocab_size)?;
+        let map = read_object(dir, "special_tokens_map.json")?;
+        let tokenizer_config = read_object(dir, "tokenizer_config.json")?;
+        let specials = roles(&map, &tokenizer_config);
+        let named = added::special(&map, &tokenizer_config);
+        let numbered = added::numbered(dir, &tokenizer_config, &named)?;
+        let inner = read(&dir.join("tokenizer.json"), dir, &numbered, &named)?;
+        let vocabulary = inner.get_vocab(true);
+        let special = special_ids(&inner, &named);
 
-        let specials = special_tokens(dir)?;
-        let generation = read_object(dir, "generation_config.json")?;
-        let config = read_object(dir, "config.json")?;
-        let id_of = |role: &str| named_id(&inner, &specials, role);
-        let bos = match specials.get("bos_token") {
-            Some(_) => id_of("bos_token"),
-            None => ids_in(&generation["bos_token_id"])
-                .chain(ids_in(&config["bos_token_id"]))
-                .find(|&id| (id as usize) < vocab_size),
-        };
-        let mut eos: Vec<u32> = ids_in(&generation["eos_token_id"])
-            .chain(ids_in(&config["eos_token_id"]))
-            .chain(id_of("eos_token"))
-            .collect();
+        let mut warnings = misnumbered(&inner, &numbered);
+        warnings.extend(out_of_reach(&vocabulary, &special, vocab_size));
+        let (mut bos, mut eos) = (Vec::new(), Vec::new());
+        for file in ["generation_config.json", "config.json"] {
+            let object = read_object(dir, file)?;
+            for (field, all) in [("bos_token_id", &mut bos), ("eos_token_id", &mut eos)] {
+                let (ids, outside) = ids_in(&object[field], vocab_size);
+                all.extend(ids);
+                warnings.extend(outside.iter().map(|id| {
+                    format!("{file}: {field} {id} is not among the {vocab_size} ids of the model, and ignored")
+                }));
+            }
+        }
+        let id_of =
+            |role: &str| named_id(&inner, &specials, role).filter(|&id| (id as usize) < vocab_size);
+        eos.extend(id_of("eos_token"));
         eos.sort_unstable();
         eos.dedup();
-        let marked = inner.get_added_tokens_decoder();
-        let marked = marked.into_iter().filter(|(_, token)| token.special);
-        let named = specials.iter().filter_map(|(role, token)| Some((id_of(role)?, token.clone()?)));
-        let special = marked
-            .map(|(id, token)| (id, token.content))
-            .chain(named)
-            .collect();
         Ok(Self {
-            inner,
-            bos,
+            bos: match specials.get("bos_token") {
+                Some(_) => id_of("bos_token"),
+                None => bos.first().copied(),
+            },
             eos,
             special,
+            vocab_size,
+            warnings,
+            inner,
         })
+    }
+
+    /// What is odd about the files and no reason to refuse them, a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Ids of `text`. With `add_special`, what the tokenizer itself puts around a text (a BOS, for Llama) is added; a
     /// rendered chat template has it already.
     ///
     /// # Errors
-    /// The tokenizer cannot encode the text.
+    /// The tokenizer cannot encode the text; a token that the model does not have.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, EngineError> {
         // `encode_fast` leaves out the offsets, which nobody here reads.
         let encoding = self
             .inner
             .encode_fast(text, add_special)
             .map_err(EngineError::coding)?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            Some(&id) => Err(EngineError::Vocabulary {
+                id,
+                token: self.inner.id_to_token(id).unwrap_or_default(),
+                vocab_size: self.vocab_size,
+            }),
+            None => Ok(ids.to_vec()),
+        }
     }
 
     /// Ids that generation starts from: those of `text` with special tokens, or BOS alone when there are none.
@@ -142,22 +159,81 @@ impl Tokenizer {
     }
 }
 
-/// Refuses a tokenizer with an id that the model has no embedding for.
-fn check_fit(
-    inner: &tokenizers::Tokenizer,
+/// Reads `tokenizer.json` and adds what lies beside it.
+fn read(
     path: &Path,
-    vocab_size: usize,
-) -> Result<(), EngineError> {
-    let highest = inner.get_vocab(true).into_iter().max_by_key(|&(_, id)| id);
-    match highest {
-        Some((token, id)) if id as usize >= vocab_size => Err(EngineError::Vocabulary {
-            path: path.to_owned(),
-            id,
-            token,
-            vocab_size,
-        }),
-        _ => Ok(()),
+    dir: &Path,
+    numbered: &[(u32, AddedToken)],
+    named: &[AddedToken],
+) -> Result<tokenizers::Tokenizer, EngineError> {
+    let bad = |error: String| EngineError::Tokenizer {
+        path: path.to_owned(),
+        error,
+    };
+    let bytes = model_file(dir, "tokenizer.json")?.ok_or_else(|| EngineError::NoTokenizer {
+        dir: dir.to_owned(),
+    })?;
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
+    // Some folders carry the settings of a training run; a prompt is neither cut nor padded.
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(EngineError::coding)?;
+
+    let known = inner.get_added_tokens_decoder();
+    let mut tokens: Vec<AddedToken> = numbered.iter().map(|(_, token)| token.clone()).collect();
+    for token in named {
+        let mut others = tokens.iter().chain(known.values());
+        if others.all(|other| other.content != token.content) {
+            tokens.push(token.clone());
+        }
     }
+    inner
+        .add_tokens(tokens)
+        .map_err(|e| bad(e.to_string()))?;
+    Ok(inner)
+}
+
+/// Special tokens by their ids.
+fn special_ids(inner: &tokenizers::Tokenizer, named: &[AddedToken]) -> HashMap<u32, String> {
+    let marked = inner.get_added_tokens_decoder();
+    let marked = marked.into_iter().filter(|(_, token)| token.special);
+    let named = named.iter().filter_map(|token| {
+        let id = inner.token_to_id(&token.content)?;
+        Some((id, token.content.clone()))
+    });
+    marked
+        .map(|(id, token)| (id, token.content))
+        .chain(named)
+        .collect()
+}
+
+/// Tokens that got another id than the file says, which the tokenizers crate cannot be told.
+fn misnumbered(inner: &tokenizers::Tokenizer, numbered: &[(u32, AddedToken)]) -> Vec<String> {
+    let wrong = |(id, token): &(u32, AddedToken)| {
+        let got = inner.token_to_id(&token.content).filter(|got| got != id)?;
+        let token = Line(&token.content);
+        Some(format!(
+            "the added token '{token}' has id {id} by the file beside tokenizer.json, and gets {got}"
+        ))
+    };
+    numbered.iter().filter_map(wrong).collect()
+}
+
+/// Says how many tokens of text the model does not have. Special ones, such as one for padding, are no loss.
+fn out_of_reach(
+    vocabulary: &HashMap<String, u32>,
+    special: &HashMap<u32, String>,
+    vocab_size: usize,
+) -> Option<String> {
+    let lost = vocabulary
+        .iter()
+        .filter(|&(_, id)| *id as usize >= vocab_size && !special.contains_key(id));
+    let (token, id) = lost.clone().min_by_key(|&(_, id)| id)?;
+    Some(format!(
+        "tokenizer.json has tokens that are not among the {vocab_size} ids of the model ({}, the first is '{}' with id {id}): \
+         texts that need them are refused",
+        lost.count(),
+        Line(token),
+    ))
 }
 
 /// Id of the special token with a role such as `bos_token`.
@@ -165,12 +241,15 @@ fn named_id(inner: &tokenizers::Tokenizer, specials: &SpecialTokens, role: &str)
     inner.token_to_id(specials.get(role)?.as_deref()?)
 }
 
-/// Ids in a field that holds one, a list of them, or nothing.
-fn ids_in(field: &Value) -> impl Iterator<Item = u32> {
+/// Ids in a field that holds one, a list of them, or nothing; and numbers there that are no id of the model.
+fn ids_in(field: &Value, vocab_size: usize) -> (Vec<u32>, Vec<i64>) {
     let list = match field {
         Value::Array(list) => list.as_slice(),
         one => std::slice::from_ref(one),
     };
-    list.iter()
-        .filter_map(|id| id.as_u64().and_then(|id| u32::try_from(id).ok()))
+    let numbers = list.iter().filter_map(Value::as_i64);
+    let (inside, outside): (Vec<i64>, _) =
+        numbers.partition(|&id| usize::try_from(id).is_ok_and(|id| id < vocab_size));
+    let ids = inside.into_iter().filter_map(|id| u32::try_from(id).ok());
+    (ids.collect(), outside)
 }

@@ -251,14 +251,11 @@ fn folders_that_do_not_serve_are_refused() {
         "{}",
         message(300)
     );
+    let mut file = byte_level();
+    file["model"]["vocab"] = json!("x".repeat(30_000));
+    write(dir.path(), &[("tokenizer.json", file)]);
+    assert!(message(300).len() < 700 && !message(300).contains('\n'));
     write(dir.path(), &[("tokenizer.json", byte_level())]);
-    let wrong = message(BYTE_LEVEL_IDS - 1);
-    assert!(
-        wrong.ends_with(
-            "token '<|end|>' has id 260 and the model's vocabulary has 260 ids: the tokenizer belongs to another model"
-        ),
-        "{wrong}"
-    );
     std::fs::create_dir(dir.path().join("config.json")).unwrap();
     assert!(message(300).contains("config.json: "), "{}", message(300));
     write(dir.path(), &[("generation_config.json", json!([]))]);
@@ -266,6 +263,258 @@ fn folders_that_do_not_serve_are_refused() {
         message(300).contains("generation_config.json: not a JSON object"),
         "{}",
         message(300)
+    );
+}
+
+/// The right-hand sides are those of Transformers 5.24 for the same files.
+#[test]
+fn added_tokens_come_from_all_files() {
+    let token = |content: &str, changes: serde_json::Value| {
+        let mut token = json!({"content": content, "lstrip": false, "rstrip": false, "normalized": false,
+                               "single_word": false, "special": true});
+        for (flag, value) in changes.as_object().unwrap() {
+            token[flag] = value.clone();
+        }
+        token
+    };
+    let plain = |content: &str| token(content, json!({}));
+    let decoder = |id: &str, token: serde_json::Value| json!({"added_tokens_decoder": {id: token}});
+    let check = |config: serde_json::Value,
+                 others: &[(&'static str, serde_json::Value)],
+                 text: &str,
+                 want: (&[u32], &str)| {
+        let mut files = vec![
+            ("tokenizer.json", byte_level()),
+            ("tokenizer_config.json", config),
+        ];
+        files.extend_from_slice(others);
+        let t = tokenizer(&files, 300);
+        let ids = t.encode(text, true).unwrap();
+        assert_eq!((&ids[..], &t.decode(&ids).unwrap()[..]), want, "{files:?}");
+        t
+    };
+    let [x, y] = ["<|x|>", "<|y|>"];
+
+    check(
+        decoder("261", plain(x)),
+        &[],
+        "a<|x|> b",
+        (&[97, 261, 32, 98], "a b"),
+    );
+    let strips = token(x, json!({"lstrip": true, "rstrip": true}));
+    check(
+        decoder("261", strips),
+        &[],
+        "a <|x|> b",
+        (&[97, 261, 98], "ab"),
+    );
+    let visible = token(x, json!({"special": false}));
+    check(
+        decoder("261", visible),
+        &[],
+        "a<|x|> b",
+        (&[97, 261, 32, 98], "a<|x|> b"),
+    );
+    check(
+        decoder("261", json!({"content": x})),
+        &[],
+        "a<|x|>",
+        (&[97, 261], "a<|x|>"),
+    );
+    let word = token("to", json!({"single_word": true}));
+    check(
+        decoder("261", word),
+        &[],
+        "to tot",
+        (&[261, 257, 111, 116], " tot"),
+    );
+    // Flags here go before those of tokenizer.json, and ids are given in their order.
+    let strips = token("<|end|>", json!({"lstrip": true}));
+    check(decoder("260", strips), &[], "a  <|end|>", (&[97, 260], "a"));
+    let two = json!({"added_tokens_decoder": {"262": plain(x), "261": plain(y)}});
+    check(two, &[], "<|x|><|y|>", (&[262, 261], ""));
+    let t = check(decoder("299", plain(x)), &[], x, (&[261], ""));
+    assert_eq!(
+        t.warnings(),
+        ["the added token '<|x|>' has id 299 by the file beside tokenizer.json, and gets 261"]
+    );
+
+    let old = ("added_tokens.json", json!({x: 261, y: 262}));
+    let text = "a<|x|> <|y|>";
+    check(
+        json!({}),
+        std::slice::from_ref(&old),
+        text,
+        (&[97, 261, 32, 262], text),
+    );
+    let t = check(
+        json!({"pad_token": x}),
+        std::slice::from_ref(&old),
+        text,
+        (&[97, 261, 32, 262], "a <|y|>"),
+    );
+    assert_eq!((t.special(261), t.special(262)), (Some(x), None));
+    check(
+        decoder("261", plain(y)),
+        &[old],
+        "<|x|><|y|>",
+        (&[60, 124, 120, 124, 62, 261], x),
+    );
+
+    check(
+        json!({"pad_token": "[P]"}),
+        &[],
+        "a [P]",
+        (&[97, 32, 261], "a "),
+    );
+    let roles = json!({"pad_token": "[P]", "unk_token": "[U]"});
+    check(roles, &[], "[P][U]", (&[262, 261], ""));
+    let role = token("[P]", json!({"rstrip": true}));
+    check(
+        json!({"pad_token": role, "add_bos_token": true}),
+        &[],
+        "a[P] \n b",
+        (&[97, 261, 98], "ab"),
+    );
+    check(
+        json!({"pad_token": "he"}),
+        &[],
+        "the he",
+        (&[116, 256, 32, 256], "t "),
+    );
+    check(
+        json!({"additional_special_tokens": [x, token(y, json!({"lstrip": true}))]}),
+        &[],
+        "<|x|> <|y|>",
+        (&[261, 262], ""),
+    );
+    check(
+        json!({"extra_special_tokens": [x]}),
+        &[],
+        "a<|x|>",
+        (&[97, 261], "a"),
+    );
+    check(
+        json!({"extra_special_tokens": {"image_token": x}}),
+        &[],
+        "a<|x|>",
+        (&[97, 261], "a"),
+    );
+    let map = ("special_tokens_map.json", json!({"pad_token": "[P]"}));
+    check(
+        json!({}),
+        std::slice::from_ref(&map),
+        "a[P]",
+        (&[97, 261], "a"),
+    );
+    check(
+        decoder("261", plain(y)),
+        &[map],
+        "[P]<|y|>",
+        (&[91, 80, 93, 261], "[P]"),
+    );
+}
+
+#[test]
+fn added_tokens_that_are_none_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = |file: &str, content: serde_json::Value| {
+        write(
+            dir.path(),
+            &[("tokenizer.json", byte_level()), (file, content)],
+        );
+        Tokenizer::from_dir(dir.path(), 300)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    let old = message("added_tokens.json", json!({"<|x|>": "261"}));
+    assert!(
+        old.ends_with("added_tokens.json: the added token '<|x|>' has no text or no id"),
+        "{old}"
+    );
+    for entry in [
+        json!({"x": {"content": "<|x|>"}}),
+        json!({"261": {"lstrip": true}}),
+    ] {
+        let new = message(
+            "tokenizer_config.json",
+            json!({"added_tokens_decoder": entry}),
+        );
+        assert!(
+            new.contains("tokenizer_config.json: the added token '"),
+            "{new}"
+        );
+    }
+}
+
+/// Adds `<pad>` with the first id that the vocabulary of [`byte_fallback`] does not have.
+fn padded() -> serde_json::Value {
+    let mut file = byte_fallback();
+    let mut pad = file["added_tokens"][0].clone();
+    pad["id"] = json!(BYTE_FALLBACK_IDS);
+    pad["content"] = json!("<pad>");
+    file["added_tokens"].as_array_mut().unwrap().push(pad);
+    file
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_of_the_model_are_refused_where_they_occur() {
+    let t = tokenizer(&[("tokenizer.json", padded())], BYTE_FALLBACK_IDS);
+    assert!(t.warnings().is_empty(), "{:?}", t.warnings());
+    assert_eq!(
+        t.encode("to", true).unwrap(),
+        fallback().encode("to", true).unwrap()
+    );
+    let refused = t.encode("to<pad>", true).unwrap_err();
+    assert_eq!(
+        refused.to_string(),
+        "the text has the token '<pad>' with id 293, and the model has ids below 293 only: leave it out, or take the \
+         tokenizer that belongs to the model"
+    );
+    let ids = [
+        fallback().encode("to", false).unwrap(),
+        vec![293, 294, u32::MAX],
+    ]
+    .concat();
+    assert_eq!(t.decode(&ids).unwrap(), "to");
+    assert_eq!(pieces(&t, &ids), ["to"]);
+
+    // Tokens of text that the model lacks are said.
+    let t = tokenizer(&[("tokenizer.json", padded())], BYTE_FALLBACK_IDS - 2);
+    let [warning] = t.warnings() else {
+        panic!("{:?}", t.warnings())
+    };
+    assert_eq!(
+        warning,
+        "tokenizer.json has tokens that are not among the 291 ids of the model (2, the first is '▁▁' with id 291): texts \
+         that need them are refused"
+    );
+    assert!(t.encode("a    b", true).is_err());
+}
+
+#[test]
+fn ends_that_the_model_does_not_have_are_left_out_and_said() {
+    let files = [
+        ("tokenizer.json", byte_fallback()),
+        (
+            "config.json",
+            json!({"bos_token_id": -1, "eos_token_id": [2, 400]}),
+        ),
+        (
+            "generation_config.json",
+            json!({"bos_token_id": 1, "eos_token_id": 293, "pad_token_id": 999}),
+        ),
+    ];
+    let t = tokenizer(&files, BYTE_FALLBACK_IDS);
+    assert_eq!((t.bos(), t.eos()), (Some(1), &[2][..]));
+    assert_eq!(
+        t.warnings(),
+        [
+            "generation_config.json: eos_token_id 293 is not among the 293 ids of the model, and ignored",
+            "config.json: bos_token_id -1 is not among the 293 ids of the model, and ignored",
+            "config.json: eos_token_id 400 is not among the 293 ids of the model, and ignored",
+        ]
     );
 }
 

@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use sparamx_compress::layer::Pattern;
 use sparamx_compress::{Calibration, CompressError, Options, Progress, Report, Step};
-use sparamx_engine::Tokenizer;
 use sparamx_format::GROUP_ELEMS;
 use sparamx_model::Checkpoint;
 
@@ -213,7 +212,7 @@ fn sample(
     common: Common,
 ) -> Result<Sample> {
     let config = checkpoint.config();
-    let tokenizer = Tokenizer::from_dir(checkpoint.dir(), config.vocab_size)?;
+    let tokenizer = loading::tokenizer(checkpoint, common)?;
     let streams = if options.reconstruct { 2 } else { 1 };
     args.calibration.sample(&tokenizer, config, streams, common)
 }

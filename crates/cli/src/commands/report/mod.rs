@@ -112,7 +112,7 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
             directory.display()
         );
     }
-    let tokenizer = Tokenizer::from_dir(&directory, checkpoint.config().vocab_size)?;
+    let tokenizer = loading::tokenizer(&checkpoint, common)?;
     let sample = args
         .calibration
         .sample(&tokenizer, checkpoint.config(), STREAMS, common)?;
