@@ -333,18 +333,55 @@ fn nan_in_a_weight_is_named_and_nothing_is_written() {
 }
 
 #[test]
-fn a_tokenizer_that_does_not_fit_is_refused() {
+fn a_tokenizer_that_cannot_be_used_is_refused() {
     let root = model::made();
     let path = root.path().join("tokenizer.json");
-    let mut tokenizer = model::tokenizer();
-    tokenizer["model"]["vocab"]["zebra"] = json!(model::VOCAB + 40);
-    fs::write(&path, tokenizer.to_string()).expect("a file");
     let run_it = || run(&["run", text(root.path()), "x", "-n", "1"]);
-    fails(&run_it(), 1, &["tokenizer.json", "zebra", "298", "258"]);
+    let mut tokenizer = model::tokenizer();
+    tokenizer["post_processor"]["special_tokens"] = json!({});
+    fs::write(&path, tokenizer.to_string()).expect("a file");
+    let refused = run_it();
+    fails(&refused, 1, &["tokenizer.json", "post_processor"]);
+    no_panic(&refused, text(root.path()));
     fs::write(&path, "{\"model\": 3}").expect("a file");
     fails(&run_it(), 1, &["tokenizer.json"]);
     fs::remove_file(&path).expect("a file");
     fails(&run_it(), 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn tokens_that_the_model_lacks_are_refused_where_a_prompt_has_them() {
+    let root = model::made();
+    let mut tokenizer = model::tokenizer();
+    let mut pad = tokenizer["added_tokens"][0].clone();
+    (pad["id"], pad["content"]) = (json!(model::VOCAB), json!("<pad>"));
+    tokenizer["added_tokens"]
+        .as_array_mut()
+        .expect("a list")
+        .push(pad);
+    let write = |tokenizer: &Value| {
+        fs::write(root.path().join("tokenizer.json"), tokenizer.to_string()).expect("a file");
+    };
+    write(&tokenizer);
+    let done = run(&["run", text(root.path()), "x", "-n", "1"]);
+    let said = |done: &Output| String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!said(&done).contains("warning"), "{}", said(&done));
+    stdout(&done);
+    fails(
+        &run(&["run", text(root.path()), "x<pad>", "-n", "1"]),
+        1,
+        &["<pad>", "258"],
+    );
+    tokenizer["model"]["vocab"]["zebra"] = json!(model::VOCAB + 40);
+    write(&tokenizer);
+    let done = run(&["run", text(root.path()), "x", "-n", "1"]);
+    assert!(
+        said(&done).contains("warning: tokenizer.json")
+            && said(&done).contains("'zebra' with id 298"),
+        "{}",
+        said(&done)
+    );
+    stdout(&done);
 }
 
 #[test]

@@ -85,6 +85,13 @@ pub enum EngineError {
         /// Tokens that fit in the context.
         context: usize,
     },
+    /// A text so long that it is certain to leave no room for a single new token.
+    TextTooLong {
+        /// Bytes of the text.
+        bytes: usize,
+        /// Tokens that fit in the context.
+        context: usize,
+    },
     /// A text with so few tokens that nothing can be scored.
     TextTooShort {
         /// Tokens of the text.
@@ -259,6 +266,10 @@ impl EngineError {
             Self::PromptTooLong { prompt, context } => write!(
                 f,
                 "the prompt has {prompt} tokens and the context {context}, of which one is for the answer: shorten the prompt"
+            ),
+            Self::TextTooLong { bytes, context } => write!(
+                f,
+                "the prompt has {bytes} bytes, more than fit in the context of {context} tokens: shorten the prompt"
             ),
             Self::TextTooShort { tokens, needed } => write!(
                 f,

@@ -9,6 +9,8 @@ use tokenizers::AddedToken;
 
 use crate::error::Line;
 use crate::folder::{SpecialTokens, read_object, roles};
+use crate::foreign::guarded;
+use crate::room::LeastTokens;
 use crate::{EngineError, StreamDecoder, added};
 
 /// The tokenizer of a model's folder, with the ids that start and end a text.
@@ -20,6 +22,7 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     /// Special tokens, those that a file marks and those with a role, by their ids.
     special: HashMap<u32, String>,
+    least: LeastTokens,
     warnings: Vec<String>,
 }
 
@@ -73,6 +76,7 @@ impl Tokenizer {
             },
             eos,
             special,
+            least: LeastTokens::new(&inner, vocabulary.keys()),
             vocab_size,
             warnings,
             inner,
@@ -84,6 +88,20 @@ impl Tokenizer {
         &self.warnings
     }
 
+    /// Refuses a text that is certain to leave no room for a new token in a context, without the work to tokenize it.
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLong`]. A text that passes may yet be too long.
+    pub fn check_room(&self, text: &str, context: usize) -> Result<(), EngineError> {
+        match self.least.more_than(context.saturating_sub(1), text) {
+            true => Err(EngineError::TextTooLong {
+                bytes: text.len(),
+                context,
+            }),
+            false => Ok(()),
+        }
+    }
+
     /// Ids of `text`. With `add_special`, what the tokenizer itself puts around a text (a BOS, for Llama) is added; a
     /// rendered chat template has it already.
     ///
@@ -91,9 +109,8 @@ impl Tokenizer {
     /// The tokenizer cannot encode the text; a token that the model does not have.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, EngineError> {
         // `encode_fast` leaves out the offsets, which nobody here reads.
-        let encoding = self
-            .inner
-            .encode_fast(text, add_special)
+        let encoding = guarded(|| self.inner.encode_fast(text, add_special))
+            .map_err(|error| EngineError::Coding { error })?
             .map_err(EngineError::coding)?;
         let ids = encoding.get_ids();
         match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
@@ -127,7 +144,9 @@ impl Tokenizer {
         // The crate's own filter goes by text and misses special tokens that its normalizer changes.
         let special = |id: &&u32| self.special.contains_key(*id);
         let text: Vec<u32> = ids.iter().filter(|id| !special(id)).copied().collect();
-        self.inner.decode(&text, false).map_err(EngineError::coding)
+        guarded(|| self.inner.decode(&text, false))
+            .map_err(|error| EngineError::Coding { error })?
+            .map_err(EngineError::coding)
     }
 
     /// A decoder for ids that come one at a time, after those of `prompt`.
@@ -173,7 +192,9 @@ fn read(
     let bytes = model_file(dir, "tokenizer.json")?.ok_or_else(|| EngineError::NoTokenizer {
         dir: dir.to_owned(),
     })?;
-    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| bad(e.to_string()))?;
+    let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(bytes))
+        .map_err(bad)?
+        .map_err(|e| bad(e.to_string()))?;
     // Some folders carry the settings of a training run; a prompt is neither cut nor padded.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(EngineError::coding)?;
@@ -186,9 +207,12 @@ fn read(
             tokens.push(token.clone());
         }
     }
-    inner
-        .add_tokens(tokens)
+    guarded(|| inner.add_tokens(tokens))
+        .map_err(bad)?
         .map_err(|e| bad(e.to_string()))?;
+    guarded(|| inner.encode_fast("", true))
+        .map_err(|error| bad(format!("its 'post_processor' fails: {error}")))?
+        .map_err(EngineError::coding)?;
     Ok(inner)
 }
 

@@ -43,7 +43,13 @@ fn llama_cpp_vectors() {
                     "{name}: {text:?} from {start}"
                 );
             }
+            assert!(tokenizer.check_room(&text, want.len() + 1).is_ok());
         }
+        assert!(
+            tokenizer
+                .check_room(&"word ".repeat(1 << 20), 4096)
+                .is_err()
+        );
     }
 }
 

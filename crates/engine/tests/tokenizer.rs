@@ -251,6 +251,14 @@ fn folders_that_do_not_serve_are_refused() {
         "{}",
         message(300)
     );
+    let mut file = byte_fallback();
+    file["post_processor"]["special_tokens"] = json!({});
+    write(dir.path(), &[("tokenizer.json", file)]);
+    let panics = message(300);
+    assert!(
+        panics.contains("tokenizer.json: not a tokenizer: its 'post_processor' fails: "),
+        "{panics}"
+    );
     let mut file = byte_level();
     file["model"]["vocab"] = json!("x".repeat(30_000));
     write(dir.path(), &[("tokenizer.json", file)]);
@@ -518,7 +526,85 @@ fn ends_that_the_model_does_not_have_are_left_out_and_said() {
     );
 }
 
+#[test]
+fn a_text_that_the_tokenizer_fails_on_is_an_error() {
+    let mut file = byte_level();
+    let greedy = json!({"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": false});
+    file["pre_tokenizer"] =
+        json!({"type": "Sequence", "pretokenizers": [greedy, file["pre_tokenizer"]]});
+    let t = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
+    assert_eq!(t.encode("aa", true).unwrap().len(), 2);
+    let error = t.encode(&format!("{}b", "a".repeat(60)), true).unwrap_err();
+    let EngineError::Coding { error } = &error else {
+        panic!("{error}")
+    };
+    assert!(error.contains("limit"), "{error}");
+    assert_eq!(t.encode("aa", true).unwrap().len(), 2, "and it goes on");
+}
+
+#[test]
+fn texts_that_cannot_fit_are_refused_before_they_are_tokenized() {
+    for t in [level(), fallback(), spaces()] {
+        for text in ["a", " ", "é", "tall told "] {
+            let long = text.repeat(10_000_000);
+            let refused = t.check_room(&long, 512).unwrap_err();
+            assert_eq!(
+                refused.to_string(),
+                format!(
+                    "the prompt has {} bytes, more than fit in the context of 512 tokens: shorten the prompt",
+                    long.len()
+                )
+            );
+        }
+        assert!(t.check_room(&"a".repeat(300), 512).is_ok());
+        assert!(t.check_room("", 0).is_ok());
+    }
+    // A token that takes the blanks after it stands for any number of them.
+    let mut file = byte_fallback();
+    file["added_tokens"][2]["rstrip"] = json!(true);
+    let t = tokenizer(&[("tokenizer.json", file)], BYTE_FALLBACK_IDS);
+    let blanks = format!("</s>{}", " ".repeat(10_000));
+    assert!(t.encode(&blanks, false).unwrap().len() < 4);
+    assert!(t.check_room(&blanks, 4).is_ok());
+    assert!(t.check_room(&blanks[4..], 4).is_err());
+    assert!(
+        t.check_room(&format!("{blanks}{}", "é".repeat(10_000)), 4)
+            .is_err()
+    );
+    // Unknown characters become one token if the file says so.
+    let mut file = byte_fallback();
+    file["model"]["byte_fallback"] = json!(false);
+    let t = tokenizer(&[("tokenizer.json", file)], BYTE_FALLBACK_IDS);
+    let unknown = "日".repeat(10_000);
+    assert!(t.encode(&unknown, false).unwrap().len() < 4);
+    assert!(t.check_room(&unknown, 4).is_ok());
+    // As it may be with parts that nobody here knows.
+    for (part, value) in [
+        (
+            "normalizer",
+            json!({"type": "Strip", "strip_left": true, "strip_right": true}),
+        ),
+        ("pre_tokenizer", json!({"type": "WhitespaceSplit"})),
+    ] {
+        let mut file = byte_level();
+        file[part] = value;
+        let t = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
+        assert!(t.check_room(&" ".repeat(10_000), 4).is_ok());
+    }
+}
+
 proptest! {
+    #[test]
+    fn no_text_that_fits_is_refused(text in r"(to|aaaa|    |e\u{301}|\u{1f82}|각|[a-é. ]|🦀|\PC){0,30}") {
+        let mut composed = byte_level();
+        composed["normalizer"] = json!({"type": "NFC"});
+        let composed = tokenizer(&[("tokenizer.json", composed)], BYTE_LEVEL_IDS);
+        for t in [level(), fallback(), spaces(), composed] {
+            let tokens = t.encode(&text, true).unwrap().len();
+            prop_assert!(t.check_room(&text, tokens + 1).is_ok());
+        }
+    }
+
     #[test]
     fn text_after_a_prompt_is_the_difference(
         text in r"(to| to|  |he|\n    |[a-é.]|🦀|日|👩‍👩|\PC){0,20}",

@@ -179,12 +179,17 @@ struct Talk<'a> {
 impl Talk<'_> {
     /// Answers or continues one prompt.
     fn once(&mut self, prompt: &str) -> Result<()> {
+        let tokenizer = &self.loaded.tokenizer;
         let ids = match &self.template {
             Some(template) => {
                 let text = template.render(&[Message::new("user", prompt)], true)?;
-                self.loaded.tokenizer.encode(&text, false)?
+                tokenizer.check_room(&text, self.session.context())?;
+                tokenizer.encode(&text, false)?
             }
-            None => self.loaded.tokenizer.encode_prompt(prompt)?,
+            None => {
+                tokenizer.check_room(prompt, self.session.context())?;
+                tokenizer.encode_prompt(prompt)?
+            }
         };
         if self.common.json {
             let outcome = self.session.generate(&ids, &self.params, &mut |_| flow())?;
