@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{difference, pieces, pieces_after, shared, vectors};
@@ -105,55 +104,83 @@ fn start_and_end_of_real_tokenizers() {
     }
 }
 
-fn conversation(system: bool) -> Vec<Message> {
-    let mut messages = vec![
-        Message::new("user", "How many legs has a spider?"),
-        Message::new("assistant", "Eight. <b>Insects & co.</b> have six 🐛."),
-        Message::new("user", " And a café's chair?\n"),
-    ];
-    if system {
-        messages.insert(0, Message::new("system", "Answer in one line."));
-    }
-    messages
-}
-
 /// `fixtures/chat/expected.json` was rendered by Jinja2; `generate.py` beside it says how.
 #[test]
 fn chat_templates_render_as_in_jinja2() {
-    let expected = include_str!("fixtures/chat/expected.json");
-    let expected: BTreeMap<String, Value> = serde_json::from_str(expected).unwrap();
+    let expected: Value =
+        serde_json::from_str(include_str!("fixtures/chat/expected.json")).unwrap();
+    let want = expected["rendered"].as_object().unwrap();
     let mut rendered = 0;
-    for folder in ["tokenizers/chat-templates", "tokenizers/mistral"] {
-        let Some(dir) = shared(folder) else { return };
-        let files = std::fs::read_dir(dir)
-            .unwrap()
-            .map(|entry| entry.unwrap().path());
-        for path in files.filter(|path| path.extension().is_some_and(|e| e == "jinja")) {
-            for (system, prompt) in [(false, false), (false, true), (true, false), (true, true)] {
-                let name = path.file_name().unwrap().to_str().unwrap();
-                let case = format!("{name} system={system} prompt={prompt}").to_lowercase();
-                assert_case(
-                    &case,
-                    &path,
-                    &conversation(system),
-                    prompt,
-                    &expected[&case],
-                );
+    for (name, template) in templates() {
+        for (about, messages) in expected["conversations"].as_object().unwrap() {
+            let messages: Vec<Message> = messages.as_array().unwrap().iter().map(message).collect();
+            for prompt in [false, true] {
+                let case = format!("{name} {about} prompt={prompt}").to_lowercase();
+                assert_case(&case, &template, &messages, prompt, &want[&case]);
                 rendered += 1;
             }
         }
     }
-    assert_eq!(rendered, expected.len());
+    assert!(
+        rendered == want.len() || rendered == 0,
+        "{rendered} of {}",
+        want.len()
+    );
 }
 
-fn assert_case(case: &str, path: &Path, messages: &[Message], prompt: bool, expected: &Value) {
-    let source = std::fs::read_to_string(path).unwrap();
+/// The templates of real models: files, and fields of `tokenizer_config.json`.
+fn templates() -> Vec<(String, ChatTemplate)> {
     let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
-    let template = ChatTemplate::new(path, &source, tokens).unwrap();
+    let mut found = Vec::new();
+    for folder in ["chat-templates", "mistral", "phi-3", "qwen2.5", "qwen3"] {
+        let Some(dir) = shared(&format!("tokenizers/{folder}")) else {
+            return Vec::new();
+        };
+        let files = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
+        for path in files {
+            let source = match path.file_name().unwrap().to_str().unwrap() {
+                name if name.ends_with(".jinja") => std::fs::read_to_string(&path).unwrap(),
+                "tokenizer_config.json" => {
+                    let config = std::fs::read_to_string(&path).unwrap();
+                    let config: Value = serde_json::from_str(&config).unwrap();
+                    config["chat_template"].as_str().unwrap().to_owned()
+                }
+                _ => continue,
+            };
+            let name = match path.extension().is_some_and(|e| e == "json") {
+                true => folder.to_owned(),
+                false => path.file_name().unwrap().to_str().unwrap().to_owned(),
+            };
+            found.push((name, ChatTemplate::new(&path, &source, tokens).unwrap()));
+        }
+    }
+    found
+}
+
+fn message(json: &Value) -> Message {
+    Message::new(
+        json["role"].as_str().unwrap(),
+        json["content"].as_str().unwrap(),
+    )
+}
+
+fn assert_case(
+    case: &str,
+    template: &ChatTemplate,
+    messages: &[Message],
+    prompt: bool,
+    expected: &Value,
+) {
     // Some templates write the date. It may change while the test runs.
     let today = || {
-        let date = ChatTemplate::new(path, "{{ strftime_now('%d %b %Y') }}", tokens).unwrap();
-        date.render(&[], false).unwrap()
+        let date = ChatTemplate::new(
+            Path::new("date"),
+            "{{ strftime_now('%d %b %Y') }}",
+            [("", "")],
+        );
+        date.unwrap().render(&[], false).unwrap()
     };
     let before = today();
     let result = template.render(messages, prompt);

@@ -1,16 +1,25 @@
 //! Conversations to prompts, by the template that comes with a model.
 
+mod filters;
+#[cfg(test)]
+mod hostile;
 mod json;
+mod methods;
+mod python;
+mod sandbox;
+#[cfg(test)]
+mod snippets;
+mod syntax;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::Local;
 use chrono::format::StrftimeItems;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
-use minijinja::{Environment, ErrorKind, context};
-use minijinja_contrib::pycompat;
+use minijinja::{Environment, ErrorKind, escape_formatter};
 use serde::Serialize;
 
 use crate::EngineError;
@@ -40,51 +49,59 @@ const NAME: &str = "chat";
 /// The chat template of a model: a Jinja template, run as Transformers runs it.
 ///
 /// So blocks take the line break after them and the blanks before them; there are `raise_exception`, `strftime_now`, `break`
-/// and `continue`, the methods of Python's strings, lists and dictionaries, and a `tojson` that writes as Python's
-/// `json.dumps` does. The template sees `messages`, `add_generation_prompt`, the special tokens by role (`bos_token`,
-/// `eos_token`, ...), and `tools` and `documents`, which are none.
-#[derive(Debug)]
+/// and `continue`, `generation` tags, the methods of Python's strings, lists and dictionaries, and a `tojson` that writes as
+/// Python's `json.dumps` does. The template sees `messages`, `add_generation_prompt`, the special tokens by role (`bos_token`,
+/// `eos_token`, ...), `tools` and `documents`, which are none, and [variables](Self::with_variables).
+///
+/// A template comes with the weights, from anyone: its work and its memory are bounded.
+#[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
     path: PathBuf,
-    special_tokens: Value,
+    variables: BTreeMap<String, Value>,
 }
 
 impl ChatTemplate {
     /// Reads the template of a model's folder: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`, which is
-    /// a text or a list of named ones (the one called `default` then). None when the model has no template: a base model.
+    /// a text or a list of named ones (the one called `default` then). None when the model has no template, or an empty one: a
+    /// base model.
     ///
     /// # Errors
     /// A file that cannot be read; a field that is neither; a syntax error, with its line.
     pub fn from_dir(dir: &Path) -> Result<Option<Self>, EngineError> {
-        let tokens = special_tokens(dir)?;
-        let tokens = || {
-            tokens
-                .iter()
-                .filter_map(|(role, text)| Some((role, text.as_ref()?)))
+        let (path, source) = match read_text(dir, "chat_template.jinja")? {
+            Some(source) => (dir.join("chat_template.jinja"), source),
+            None => {
+                let path = dir.join("tokenizer_config.json");
+                let config = read_object(dir, "tokenizer_config.json")?;
+                match configured(&config["chat_template"], &path)? {
+                    Some(source) => (path, source.to_owned()),
+                    None => return Ok(None),
+                }
+            }
         };
-        let path = dir.join("chat_template.jinja");
-        if let Some(source) = read_text(dir, "chat_template.jinja")? {
-            return Self::new(&path, &source, tokens()).map(Some);
+        if source.trim().is_empty() {
+            return Ok(None);
         }
-        let path = dir.join("tokenizer_config.json");
-        let config = read_object(dir, "tokenizer_config.json")?;
-        let source = match &config["chat_template"] {
-            serde_json::Value::Null => return Ok(None),
-            serde_json::Value::String(source) => source,
-            named => default_template(named).ok_or_else(|| EngineError::Json {
-                path: path.clone(),
-                error: "field 'chat_template' is neither a text nor a list with a template named 'default'"
-                    .to_owned(),
-            })?,
-        };
-        Self::new(&path, source, tokens()).map(Some)
+        Self::new(&path, &source, named_tokens(dir)?).map(Some)
+    }
+
+    /// Reads a template of the user's from a file, for the model in a folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a syntax error, with its line.
+    pub fn from_file(file: &Path, dir: &Path) -> Result<Self, EngineError> {
+        let missing = || EngineError::io(file, std::io::ErrorKind::NotFound.into());
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let name = file.file_name().and_then(|name| name.to_str());
+        let source = read_text(folder, name.ok_or_else(missing)?)?.ok_or_else(missing)?;
+        Self::new(file, &source, named_tokens(dir)?)
     }
 
     /// A template from its text; `path` is where it came from, for messages, and `special_tokens` are (role, text).
     ///
     /// # Errors
-    /// A syntax error, with its line.
+    /// A syntax error, with its line; a text of more than 256 kB.
     pub fn new<R, T>(
         path: &Path,
         source: &str,
@@ -94,28 +111,44 @@ impl ChatTemplate {
         R: ToString,
         T: ToString,
     {
-        let mut env = Environment::new();
-        let blocks = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .expect("the delimiters are the default ones");
-        env.set_syntax(blocks);
-        env.set_unknown_method_callback(pycompat::unknown_method_callback);
-        env.add_filter("tojson", json::tojson);
-        env.add_function("raise_exception", raise_exception);
-        env.add_function("strftime_now", strftime_now);
-        env.add_template_owned(NAME, source.to_owned())
-            .map_err(|e| template_error(path, &e))?;
-        let special_tokens: BTreeMap<String, Value> = special_tokens
-            .into_iter()
-            .map(|(role, text)| (role.to_string(), Value::from(text.to_string())))
-            .collect();
-        Ok(Self {
-            env,
+        let failed = |line, error| EngineError::Template {
             path: path.to_owned(),
-            special_tokens: special_tokens.into(),
+            line,
+            error,
+        };
+        if source.len() > sandbox::MAX_TEMPLATE_BYTES {
+            let (bytes, limit) = (source.len(), sandbox::MAX_TEMPLATE_BYTES);
+            let error = format!("the template has {bytes} bytes, at most {limit} are read");
+            return Err(failed(None, error));
+        }
+        let source = source.to_owned();
+        let env = sandbox::run(move || compile(&source))
+            .map_err(|error| failed(None, error))?
+            .map_err(|e| template_error(path, &e))?;
+        let variables = special_tokens
+            .into_iter()
+            .map(|(role, text)| (role.to_string(), Value::from(text.to_string())));
+        Ok(Self {
+            env: Arc::new(env),
+            path: path.to_owned(),
+            variables: variables.collect(),
         })
+    }
+
+    /// The same with variables for the template, such as `enable_thinking`, in place of those of these names, if any:
+    /// special tokens, `tools`, `documents`.
+    #[must_use]
+    pub fn with_variables(mut self, variables: serde_json::Map<String, serde_json::Value>) -> Self {
+        let values = variables.into_iter();
+        self.variables
+            .extend(values.map(|(name, value)| (name, Value::from(Serde(value)))));
+        self
+    }
+
+    /// Whether the template says `name` anywhere; a variable that it does not say changes nothing.
+    pub fn mentions(&self, name: &str) -> bool {
+        let template = self.env.get_template(NAME);
+        template.is_ok_and(|template| template.source().contains(name))
     }
 
     /// The prompt for a conversation. With `add_generation_prompt` it ends where the model's answer begins.
@@ -123,23 +156,74 @@ impl ChatTemplate {
     /// The text holds the special tokens already: encode it without adding any.
     ///
     /// # Errors
-    /// The template refuses the conversation (roles out of turn, say), or fails; with the line.
+    /// The template refuses the conversation (roles out of turn, say), or fails, with the line; it takes too much work.
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, EngineError> {
-        let context = context! {
-            messages => Value::from(Serde(messages)),
-            add_generation_prompt,
-            tools => (),
-            documents => (),
-            ..self.special_tokens.clone()
-        };
-        self.env
-            .get_template(NAME)
-            .and_then(|template| template.render(context))
+        let mut context = self.variables.clone();
+        for (name, value) in [
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+        ] {
+            context.entry(name.to_owned()).or_insert(value);
+        }
+        context.insert("messages".to_owned(), Value::from(Serde(messages)));
+        let env = Arc::clone(&self.env);
+        sandbox::run(move || env.get_template(NAME)?.render(context))
+            .map_err(|error| EngineError::Template {
+                path: self.path.clone(),
+                line: None,
+                error,
+            })?
             .map_err(|e| template_error(&self.path, &e))
+    }
+}
+
+/// The environment in which Transformers runs a template, and the template in it.
+fn compile(source: &str) -> Result<Environment<'static>, minijinja::Error> {
+    let mut env = Environment::new();
+    let blocks = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .expect("the delimiters are the default ones");
+    let source = syntax::translate(source, &blocks);
+    env.set_syntax(blocks);
+    env.set_fuel(Some(sandbox::FUEL));
+    env.set_unknown_method_callback(methods::call);
+    env.set_formatter(|out, state, value| match value.as_str() {
+        Some(_) => escape_formatter(out, state, value),
+        None => Ok(out.write_str(&python::text(state, value)?)?),
+    });
+    filters::add_to(&mut env);
+    env.add_function("raise_exception", raise_exception);
+    env.add_function("strftime_now", strftime_now);
+    env.add_template_owned(NAME, source)?;
+    Ok(env)
+}
+
+/// The special tokens of a model's folder that have a text.
+fn named_tokens(dir: &Path) -> Result<impl Iterator<Item = (String, String)>, EngineError> {
+    let tokens = special_tokens(dir)?.into_iter();
+    Ok(tokens.filter_map(|(role, text)| Some((role, text?))))
+}
+
+/// The template that a field of `tokenizer_config.json` holds.
+fn configured<'a>(
+    field: &'a serde_json::Value,
+    path: &Path,
+) -> Result<Option<&'a str>, EngineError> {
+    match field {
+        serde_json::Value::Null => Ok(None),
+        serde_json::Value::String(source) => Ok(Some(source)),
+        named => default_template(named).map(|source| Some(source.as_str())).ok_or_else(|| EngineError::Json {
+            path: path.to_owned(),
+            error: "field 'chat_template' is neither a text nor a list with a template named 'default'"
+                .to_owned(),
+        }),
     }
 }
 
@@ -164,16 +248,20 @@ fn template_error(path: &Path, error: &minijinja::Error) -> EngineError {
     }
 }
 
+/// What goes wrong in a filter or a method.
+fn invalid(what: impl Into<std::borrow::Cow<'static, str>>) -> minijinja::Error {
+    minijinja::Error::new(ErrorKind::InvalidOperation, what)
+}
+
 fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+    Err(invalid(message))
 }
 
 /// The local date and time by a format of `strftime`.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    let items = StrftimeItems::new(format).parse().map_err(|_| {
-        let message = format!("'{format}' is no format for a date");
-        minijinja::Error::new(ErrorKind::InvalidOperation, message)
-    })?;
+    let items = StrftimeItems::new(format)
+        .parse()
+        .map_err(|_| invalid(format!("'{format}' is no format for a date")))?;
     Ok(Local::now().format_with_items(items.iter()).to_string())
 }
 
@@ -277,7 +365,30 @@ mod tests {
                 "{error}"
             );
         }
+        write("tokenizer_config.json", r#"{"chat_template": ""}"#);
+        assert_eq!(rendered().unwrap(), None);
         write("chat_template.jinja", "file");
         assert_eq!(rendered().unwrap().as_deref(), Some("file"));
+        write("own.jinja", "{{ bos_token }}own");
+        write("tokenizer_config.json", r#"{"bos_token": "<s>"}"#);
+        let own = ChatTemplate::from_file(&dir.path().join("own.jinja"), dir.path());
+        assert_eq!(own.unwrap().render(&[], false).unwrap(), "<s>own");
+        let absent = ChatTemplate::from_file(&dir.path().join("absent.jinja"), dir.path());
+        assert!(absent.unwrap_err().to_string().contains("absent.jinja"));
+    }
+
+    #[test]
+    fn variables_come_from_the_caller() {
+        let template = ChatTemplate::new(
+            Path::new("t"),
+            "{{ thinking is false }}{{ tools[0].name }}{{ bos_token }}",
+            [("bos_token", "<s>")],
+        )
+        .unwrap();
+        assert!(template.mentions("thinking") && !template.mentions("thinkin_"));
+        let variables =
+            serde_json::json!({"thinking": false, "tools": [{"name": "t"}], "bos_token": "!"});
+        let template = template.with_variables(variables.as_object().unwrap().clone());
+        assert_eq!(template.render(&[], true).unwrap(), "Truet!");
     }
 }
