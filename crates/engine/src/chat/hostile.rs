@@ -54,7 +54,8 @@ fn work_is_bounded() {
         "{% macro m(x) %}{{ m(x) }}{{ m(x) }}{% endmacro %}{{ m(1) }}",
     ] {
         let error = outcome(source).expect_err(source);
-        let known = ["fuel", "recursion", "too large", "too many"];
+        // The last on a machine that is busy.
+        let known = ["fuel", "recursion", "too large", "too many", "takes more"];
         assert!(
             known.iter().any(|word| error.contains(word)),
             "{source}: {error}"

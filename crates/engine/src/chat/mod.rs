@@ -91,10 +91,12 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read; a syntax error, with its line.
     pub fn from_file(file: &Path, dir: &Path) -> Result<Self, EngineError> {
-        let missing = || EngineError::io(file, std::io::ErrorKind::NotFound.into());
-        let folder = file.parent().unwrap_or(Path::new(""));
-        let name = file.file_name().and_then(|name| name.to_str());
-        let source = read_text(folder, name.ok_or_else(missing)?)?.ok_or_else(missing)?;
+        let io = |error| EngineError::io(file, error);
+        // A pipe or a device may never end.
+        if !std::fs::metadata(file).map_err(io)?.is_file() {
+            return Err(io(std::io::Error::other("not a regular file")));
+        }
+        let source = std::fs::read_to_string(file).map_err(io)?;
         Self::new(file, &source, named_tokens(dir)?)
     }
 
