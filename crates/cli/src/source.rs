@@ -35,7 +35,7 @@ pub fn resolve(model: &str, common: Common) -> Result<PathBuf> {
             "{model}: a file that is not GGUF; give the directory that holds the model, or a GGUF file"
         );
     }
-    match HubId::parse(model) {
+    match HubId::parse(model).map_or_else(|| at_address(model), |id| Ok(Some(id)))? {
         Some(id) => hub::fetch(&id, common),
         None => bail!(
             "{model}: no such directory; give a directory in Hugging Face layout, a GGUF file or a hub id such as org/name"
@@ -49,6 +49,51 @@ fn start(path: &Path) -> Option<Vec<u8>> {
     let file = path.is_file().then(|| File::open(path).ok())??;
     file.take(64).read_to_end(&mut bytes).ok()?;
     Some(bytes)
+}
+
+/// Whether this is an address, as one copies it from a browser.
+pub fn is_address(text: &str) -> bool {
+    text.contains("://") || host_and_path(text).is_some()
+}
+
+/// What follows the name of the hub in an address.
+fn host_and_path(address: &str) -> Option<&str> {
+    let rest = ["https://", "http://"]
+        .iter()
+        .find_map(|scheme| address.strip_prefix(scheme))
+        .unwrap_or(address);
+    let (host, path) = rest.split_once('/')?;
+    ["huggingface.co", "www.huggingface.co", "hf.co"]
+        .contains(&host)
+        .then_some(path)
+}
+
+/// The model at an address of the hub; none for what is no address.
+///
+/// # Errors
+/// An address of something else.
+fn at_address(text: &str) -> Result<Option<HubId>> {
+    if !is_address(text) {
+        return Ok(None);
+    }
+    let path = host_and_path(text).unwrap_or_default();
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let parts: Vec<&str> = path.trim_end_matches('/').split('/').collect();
+    let id = match parts[..] {
+        [org, name] => HubId::parse(&format!("{org}/{name}")),
+        [org, name, "tree" | "blob" | "resolve", revision] => {
+            let revision = revision.replace("%2F", "/");
+            HubId::parse(&format!("{org}/{name}@{revision}"))
+        }
+        _ => None,
+    };
+    match id {
+        Some(id) => Ok(Some(id)),
+        None => bail!(
+            "{text}: not the address of a model; give its id, org/name or org/name@revision (another hub than \
+             huggingface.co by HF_ENDPOINT)"
+        ),
+    }
 }
 
 /// What a report calls the model: the last part of its directory or file, wherever that lies; a hub id is a name already.
@@ -85,5 +130,38 @@ pub fn shipped() -> Result<PathBuf> {
             "the model that ships ({SHIPPED}) is not in the repository, beside the executable or here; name a model: \
              sparamx run MODEL"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_the_hub_is_a_model() {
+        for (address, name, revision) in [
+            ("https://huggingface.co/org/name", "org/name", "main"),
+            ("https://huggingface.co/org/name/", "org/name", "main"),
+            ("huggingface.co/org/name?library=x", "org/name", "main"),
+            ("https://hf.co/org/name/tree/v1.0", "org/name", "v1.0"),
+            (
+                "https://huggingface.co/org/name/tree/refs%2Fpr%2F1",
+                "org/name",
+                "refs/pr/1",
+            ),
+        ] {
+            let id = at_address(address).expect(address).expect(address);
+            assert_eq!((id.name.as_str(), id.revision.as_str()), (name, revision));
+        }
+        for other in [
+            "https://huggingface.co/org",
+            "https://huggingface.co/datasets/org/name",
+            "https://huggingface.co/org/name/resolve/main/model.safetensors",
+            "https://example.com/org/name",
+        ] {
+            let error = at_address(other).expect_err(other).to_string();
+            assert!(error.contains("org/name"), "{error}");
+        }
+        assert!(at_address("org/name").expect("no address").is_none());
     }
 }
