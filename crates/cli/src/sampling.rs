@@ -1,4 +1,4 @@
-//! How the next token is chosen: options, the wishes of the model, and our defaults, in this order.
+//! How the next token is chosen: options, the defaults of the model, and ours, in this order.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Result;
 use clap::Args;
 use serde_json::Value;
-use sparamx_engine::SamplingParams;
+use sparamx_engine::{GenerateParams, SamplingParams};
 use sparamx_model::model_json;
 
 use crate::cli;
@@ -17,19 +17,19 @@ const TOP_P: f32 = 0.95;
 /// Options of sampling.
 #[derive(Clone, Debug, Args)]
 pub struct SamplingArgs {
-    /// Randomness; 0 always takes the most probable token [default: the model's wish, or 0.8]
+    /// Randomness; 0 always takes the most probable token [default: the model's, or 0.8]
     #[arg(long, value_name = "T", value_parser = temperature)]
     temperature: Option<f32>,
-    /// Choose among so many of the most probable tokens; 0 among all [default: the model's wish, or 0]
+    /// Choose among so many of the most probable tokens; 0 among all [default: the model's, or 0]
     #[arg(long, value_name = "K", value_parser = cli::whole::<usize>)]
     top_k: Option<usize>,
-    /// Choose among the most probable tokens that together have this probability [default: the model's wish, or 0.95]
+    /// Choose among the most probable tokens that together have this probability [default: the model's, or 0.95]
     #[arg(long, value_name = "P", value_parser = share)]
     top_p: Option<f32>,
-    /// Leave out tokens with less than this share of the highest probability [default: the model's wish, or 0]
+    /// Leave out tokens with less than this share of the highest probability [default: the model's, or 0]
     #[arg(long, value_name = "P", value_parser = share)]
     min_p: Option<f32>,
-    /// Make tokens that are there already less probable; 1 does not [default: the model's wish, or 1]
+    /// Make tokens that are there already less probable; 1 does not [default: the model's, or 1]
     #[arg(long, value_name = "R", value_parser = penalty)]
     repetition_penalty: Option<f32>,
     /// The same seed gives the same text [default: another one every time]
@@ -64,27 +64,87 @@ impl SamplingArgs {
     /// The parameters for the model in a directory.
     ///
     /// # Errors
-    /// Its `generation_config.json` cannot be read.
+    /// Its `generation_config.json` cannot be read, or has a value that means nothing.
     pub fn params(&self, directory: &Path) -> Result<SamplingParams> {
-        let wish = Wish::read(directory)?;
-        Ok(SamplingParams {
-            temperature: self.temperature.or(wish.temperature).unwrap_or(TEMPERATURE),
-            top_k: self.top_k.or(wish.top_k).unwrap_or(0),
-            top_p: self.top_p.or(wish.top_p).unwrap_or(TOP_P),
-            min_p: self.min_p.or(wish.min_p).unwrap_or(0.0),
+        let model = Defaults::read(directory)?;
+        let params = SamplingParams {
+            temperature: self
+                .temperature
+                .or(model.temperature)
+                .unwrap_or(TEMPERATURE),
+            top_k: self.top_k.or(model.top_k).unwrap_or(0),
+            top_p: self.top_p.or(model.top_p).unwrap_or(TOP_P),
+            min_p: self.min_p.or(model.min_p).unwrap_or(0.0),
             repetition_penalty: self
                 .repetition_penalty
-                .or(wish.repetition_penalty)
+                .or(model.repetition_penalty)
                 .unwrap_or(1.0),
             // The keys of a hasher are the standard library's only source of randomness.
             seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
-        })
+        };
+        // Options were checked when they were read.
+        params.validate().with_context(|| {
+            let path = directory.join(FILE);
+            format!(
+                "{}: choose another value by the option of this name",
+                path.display()
+            )
+        })?;
+        Ok(params)
     }
 }
 
-/// What `generation_config.json` asks for.
+/// Changes one parameter, named as in `generation_config.json` or as the option.
+///
+/// # Errors
+/// There is no such parameter; a value that it cannot have.
+pub fn set(params: &mut GenerateParams, name: &str, value: &str) -> Result<(), String> {
+    fn read<T: std::str::FromStr>(value: &str, to: &mut T) -> Result<(), String> {
+        *to = value
+            .parse()
+            .map_err(|_| format!("'{value}' is not the number that is needed"))?;
+        Ok(())
+    }
+    let mut new = params.clone();
+    let sampling = &mut new.sampling;
+    match name.trim_start_matches('-').replace('-', "_").as_str() {
+        "temperature" => read(value, &mut sampling.temperature)?,
+        "top_k" => read(value, &mut sampling.top_k)?,
+        "top_p" => read(value, &mut sampling.top_p)?,
+        "min_p" => read(value, &mut sampling.min_p)?,
+        "repetition_penalty" => read(value, &mut sampling.repetition_penalty)?,
+        "seed" => read(value, &mut sampling.seed)?,
+        "max_tokens" => read(value, &mut new.max_tokens)?,
+        _ => return Err(format!("there is no parameter '{name}' (see /help)")),
+    }
+    if new.max_tokens == 0 {
+        return Err("max_tokens is 0, allowed is 1 or more".to_owned());
+    }
+    new.sampling.validate().map_err(|error| error.to_string())?;
+    *params = new;
+    Ok(())
+}
+
+/// The parameters that [`set`] changes.
+pub fn show(params: &GenerateParams) -> String {
+    let sampling = &params.sampling;
+    format!(
+        "temperature {}, top_k {}, top_p {}, min_p {}, repetition_penalty {}, seed {}, max_tokens {}",
+        sampling.temperature,
+        sampling.top_k,
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+        sampling.seed,
+        params.max_tokens
+    )
+}
+
+const FILE: &str = "generation_config.json";
+
+/// What `generation_config.json` says.
 #[derive(Debug, Default, PartialEq)]
-struct Wish {
+struct Defaults {
     temperature: Option<f32>,
     top_k: Option<usize>,
     top_p: Option<f32>,
@@ -92,19 +152,18 @@ struct Wish {
     repetition_penalty: Option<f32>,
 }
 
-impl Wish {
-    fn read(directory: &Path) -> Result<Wish> {
-        const NAME: &str = "generation_config.json";
-        let Some(fields) = model_json(directory, NAME)? else {
-            return Ok(Wish::default());
+impl Defaults {
+    fn read(directory: &Path) -> Result<Defaults> {
+        let Some(fields) = model_json(directory, FILE)? else {
+            return Ok(Defaults::default());
         };
-        Ok(Wish::of(&Value::Object(fields)))
+        Ok(Defaults::of(&Value::Object(fields)))
     }
 
-    fn of(value: &Value) -> Wish {
+    fn of(value: &Value) -> Defaults {
         let number = |name: &str| value[name].as_f64().map(|number| number as f32);
         let greedy = value["do_sample"] == false;
-        Wish {
+        Defaults {
             temperature: if greedy {
                 Some(0.0)
             } else {
@@ -126,23 +185,23 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_model_has_its_wishes() {
-        let wish = Wish::of(
+    fn the_model_has_defaults() {
+        let defaults = Defaults::of(
             &json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}),
         );
         assert_eq!(
-            wish,
-            Wish {
+            defaults,
+            Defaults {
                 temperature: Some(0.6),
                 top_p: Some(0.9),
-                ..Wish::default()
+                ..Defaults::default()
             }
         );
-        let greedy = Wish::of(&json!({"do_sample": false, "temperature": 0.6}));
+        let greedy = Defaults::of(&json!({"do_sample": false, "temperature": 0.6}));
         assert_eq!(greedy.temperature, Some(0.0));
         assert_eq!(
-            Wish::of(&json!({"top_k": null, "temperature": "hot"})),
-            Wish::default()
+            Defaults::of(&json!({"top_k": null, "temperature": "hot"})),
+            Defaults::default()
         );
     }
 
@@ -166,5 +225,36 @@ mod tests {
         );
         fs::write(directory.path().join("generation_config.json"), "{").expect("a file");
         assert!(args.params(directory.path()).is_err());
+        fs::write(
+            directory.path().join("generation_config.json"),
+            r#"{"top_p": 2.0}"#,
+        )
+        .expect("a file");
+        let error = format!(
+            "{:#}",
+            args.params(directory.path()).expect_err("2 is no share")
+        );
+        assert!(
+            error.contains("generation_config.json") && error.contains("top_p is 2"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn parameters_are_set_by_name() {
+        let mut params = GenerateParams::default();
+        set(&mut params, "top-p", "0.5").expect("a share");
+        set(&mut params, "max_tokens", "7").expect("a number");
+        assert_eq!((params.sampling.top_p, params.max_tokens), (0.5, 7));
+        for (name, value) in [
+            ("top_p", "2"),
+            ("top_k", "-1"),
+            ("max_tokens", "0"),
+            ("mood", "1"),
+        ] {
+            let before = params.clone();
+            set(&mut params, name, value).expect_err(name);
+            assert_eq!(params, before);
+        }
     }
 }
