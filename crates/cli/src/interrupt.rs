@@ -19,6 +19,7 @@ static TERMINATION: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 pub fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         if ASKED.swap(true, Ordering::Relaxed) {
+            crate::terminal::restore();
             std::process::exit(INTERRUPTED);
         }
     })

@@ -19,6 +19,7 @@ mod progress;
 mod runtime;
 mod sampling;
 mod source;
+mod terminal;
 mod texts;
 mod units;
 

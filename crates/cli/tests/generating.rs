@@ -85,11 +85,26 @@ fn the_answer_has_its_fields_and_nothing_else() {
     );
     assert!(["length", "stop"].contains(&answer["finish_reason"].as_str().expect("text")));
     assert!(answer["prefill_tokens_per_s"].as_f64() > Some(0.0));
+    // Which model, how fast, and why it ended.
     let summary = String::from_utf8(done.stderr).expect("UTF-8");
-    for word in ["3 prompt tokens", "tokens/s", "threads", "linear_"] {
-        assert!(summary.contains(word), "{summary}");
+    let lines: Vec<&str> = summary.lines().collect();
+    assert_eq!(lines.len(), 2, "{summary}");
+    assert!(lines[0].starts_with("model: "), "{summary}");
+    assert!(
+        lines[1].contains("tokens at ") && lines[1].contains(" tokens/s ("),
+        "{summary}"
+    );
+    assert!(!summary.contains("linear_"), "{summary}");
+}
+
+#[test]
+fn details_are_there_on_demand() {
+    let directory = model::directory();
+    let done = run(&["run", text(&directory), "ab", "-n", "5", "-v"]);
+    let details = String::from_utf8(done.stderr).expect("UTF-8");
+    for word in ["3 prompt tokens (", "threads", "linear_"] {
+        assert!(details.contains(word), "{details}");
     }
-    assert_eq!(summary.lines().count(), 1, "{summary}");
 }
 
 #[test]
