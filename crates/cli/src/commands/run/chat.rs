@@ -5,7 +5,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use sparamx_engine::{FinishReason, Message};
 
-use super::talk::Talk;
+use super::talk::{Talk, say};
 use crate::{interrupt, output, sampling, terminal};
 
 const HELP: &str = "\
@@ -22,8 +22,9 @@ Ctrl-C ends the answer.";
 ///
 /// # Errors
 /// The terminal cannot be read, or standard output cannot be written.
-pub(super) fn run(talk: Talk<'_>) -> Result<()> {
+pub(super) fn run(mut talk: Talk<'_>) -> Result<()> {
     let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
+    say(&mut talk.about);
     if !talk.common.quiet {
         output::complain("/help lists the commands, Ctrl-C ends an answer, Ctrl-D the chat.");
     }

@@ -128,12 +128,10 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         Some(model) => source::resolve(model, common)?,
         None => source::shipped()?,
     };
-    if !common.quiet {
-        output::complain(&match model {
-            Some(model) => format!("model: {}", source::name(model, &directory)),
-            None => format!("model: {}, which ships with sparamx", directory.display()),
-        });
-    }
+    let about = match model {
+        Some(model) => format!("model: {}", source::name(model, &directory)),
+        None => format!("model: {}, which ships with sparamx", directory.display()),
+    };
     let sampling = args.sampling.params(&directory)?;
     if common.verbose {
         output::complain(&format!("{sampling:?}"));
@@ -163,6 +161,7 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         system: args.system.clone(),
         params,
         common,
+        about: (!common.quiet).then_some(about),
     };
     talk.check_system()?;
     match prompt {

@@ -21,6 +21,8 @@ pub(super) struct Talk<'a> {
     pub system: Option<String>,
     pub params: GenerateParams,
     pub common: Common,
+    /// Which model it is, to be said once.
+    pub about: Option<String>,
 }
 
 impl Talk<'_> {
@@ -28,7 +30,11 @@ impl Talk<'_> {
     pub fn once(&mut self, prompt: &str) -> Result<()> {
         let ids = self.prompt_ids(&[Message::new("user", prompt)], prompt)?;
         if self.common.json {
-            let outcome = self.session.generate(&ids, &self.params, &mut |_| flow())?;
+            let mut about = self.about.take();
+            let outcome = self.session.generate(&ids, &self.params, &mut |_| {
+                say(&mut about);
+                flow()
+            })?;
             self.summarize(&outcome);
             return output::json(&outcome);
         }
@@ -84,10 +90,11 @@ impl Talk<'_> {
     /// Generates, and writes the text to standard output as it comes, after `before`.
     pub fn stream(&mut self, ids: &[u32], before: &str) -> Result<Outcome> {
         let mut out = io::stdout().lock();
-        let mut before = Some(before);
+        let (mut before, mut about) = (Some(before), self.about.take());
         let mut written = Ok(());
         let outcome = self.session.generate(ids, &self.params, &mut |event| {
-            // Only now is it certain that the prompt can be run.
+            // Only now is it certain that the prompt can be run: an error is one line.
+            say(&mut about);
             let text = before.take().unwrap_or_default();
             let more = match event {
                 Event::Token { text, .. } | Event::Finished { text, .. } => text,
@@ -138,6 +145,13 @@ impl Talk<'_> {
             runtime.cpu().isa(),
             kernel.name
         ));
+    }
+}
+
+/// Says once which model it is.
+pub(super) fn say(about: &mut Option<String>) {
+    if let Some(line) = about.take() {
+        output::complain(&line);
     }
 }
 
