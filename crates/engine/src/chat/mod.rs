@@ -244,6 +244,9 @@ fn template_error(path: &Path, error: &minijinja::Error) -> EngineError {
         path: path.to_owned(),
         line: error.line(),
         error: match error.detail() {
+            _ if kind == ErrorKind::OutOfFuel => {
+                "it takes more work or memory than a template may".to_owned()
+            }
             Some(detail) => format!("{kind}: {detail}"),
             None => kind.to_string(),
         },

@@ -9,8 +9,8 @@ pub(super) const MAX_TEMPLATE_BYTES: usize = 1 << 18;
 /// Stack of the thread. The parser and the compiler call themselves for each operator of a chain, and the longest chain that
 /// fits in a template, of minus signs, was measured to take 70 MB. Only what is used takes memory.
 const STACK_BYTES: usize = 1 << 28;
-/// Work of one rendering, in the units of minijinja: an instruction, or 64 bytes of text that is made. So 128 MB at most.
-pub(super) const FUEL: u64 = 2_000_000;
+/// Work of one rendering, in the units of minijinja: an instruction, or 64 bytes of text that is made. So 64 MB at most.
+pub(super) const FUEL: u64 = 1_000_000;
 /// For what is not counted as work: comparing lists that contain each other many times, say. Real prompts take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
