@@ -55,7 +55,13 @@ fn work_is_bounded() {
     ] {
         let error = outcome(source).expect_err(source);
         // The last on a machine that is busy.
-        let known = ["more work or memory", "recursion", "too large", "too many", "more than 2 seconds"];
+        let known = [
+            "more work or memory",
+            "recursion",
+            "too large",
+            "too many",
+            "more than 2 seconds",
+        ];
         assert!(
             known.iter().any(|word| error.contains(word)),
             "{source}: {error}"

@@ -115,67 +115,65 @@ fn questions(text: &str, name: &str, args: &[Value]) -> Found {
 
 /// Where something is in a text.
 fn searches(text: &str, name: &str, args: &[Value]) -> Found {
-    let position = |from: usize, at: Option<usize>, part: &str| match at {
-        Some(at) => Ok(Value::from(from + part[..at].chars().count())),
-        None if name.ends_with("index") => Err(invalid("substring not found")),
-        None => Ok(Value::from(-1)),
-    };
-    Some(match name {
-        "find" | "index" => within(text, args).and_then(|found| match found {
-            (what, Some((from, part))) => position(from, part.find(text_of(&what, name)?), part),
-            _ => position(0, None, ""),
-        }),
-        "rfind" | "rindex" => within(text, args).and_then(|found| match found {
-            (what, Some((from, part))) => position(from, part.rfind(text_of(&what, name)?), part),
-            _ => position(0, None, ""),
-        }),
-        "count" => within(text, args).and_then(|(what, part)| {
-            let what = text_of(&what, name)?;
-            Ok(Value::from(
-                part.map_or(0, |(_, part)| part.matches(what).count()),
-            ))
-        }),
-        "startswith" => within(text, args).and_then(|(what, part)| {
-            any_of(&what, name, |what| {
-                part.is_some_and(|(_, p)| p.starts_with(what))
-            })
-        }),
-        "endswith" => within(text, args).and_then(|(what, part)| {
-            any_of(&what, name, |what| {
-                part.is_some_and(|(_, p)| p.ends_with(what))
-            })
-        }),
-        _ => return None,
-    })
+    if !matches!(
+        name,
+        "find" | "index" | "rfind" | "rindex" | "count" | "startswith" | "endswith"
+    ) {
+        return None;
+    }
+    Some(search(text, name, args))
 }
 
-/// What is looked for, and the part of the text from `start` to `end` with its place; no part if it begins behind the end.
-fn within<'t>(text: &'t str, args: &[Value]) -> Result<(Value, Option<(usize, &'t str)>), Error> {
+fn search(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
     let (what, start, end): (Value, Option<i64>, Option<i64>) = from_args(args)?;
+    let (from, part) = within(text, start, end);
+    match name {
+        "startswith" => any_of(&what, name, |what| {
+            part.is_some_and(|part| part.starts_with(what))
+        }),
+        "endswith" => any_of(&what, name, |what| {
+            part.is_some_and(|part| part.ends_with(what))
+        }),
+        "count" => {
+            let what = text_of(&what, name)?;
+            Ok(part.map_or(0, |part| part.matches(what).count()).into())
+        }
+        _ => {
+            let what = text_of(&what, name)?;
+            let before = part.and_then(|part| {
+                let at = match name.starts_with('r') {
+                    true => part.rfind(what),
+                    false => part.find(what),
+                };
+                at.map(|at| &part[..at])
+            });
+            match before {
+                Some(before) => Ok(Value::from(from + before.chars().count())),
+                None if name.ends_with("index") => Err(invalid("substring not found")),
+                None => Ok(Value::from(-1)),
+            }
+        }
+    }
+}
+
+/// The part of a text from `start` to `end`, counted in characters, and where it begins; no part if that is behind its end.
+fn within(text: &str, start: Option<i64>, end: Option<i64>) -> (usize, Option<&str>) {
     if start.is_none() && end.is_none() {
-        return Ok((what, Some((0, text))));
+        return (0, Some(text));
     }
     let count = text.chars().count() as i64;
-    let place = |index: i64| {
-        if index < 0 {
-            (index + count).max(0)
-        } else {
-            index
-        }
+    let place = |index: i64| match index < 0 {
+        true => (index + count).max(0),
+        false => index,
     };
-    let (start, end) = (
-        place(start.unwrap_or(0)),
-        place(end.unwrap_or(count)).min(count),
-    );
-    if start > end {
-        return Ok((what, None));
-    }
+    let start = place(start.unwrap_or(0));
+    let end = place(end.unwrap_or(count)).min(count);
     let byte = |place: i64| {
-        text.char_indices()
-            .nth(place as usize)
-            .map_or(text.len(), |(at, _)| at)
+        let mut places = text.char_indices().skip(place as usize);
+        places.next().map_or(text.len(), |(at, _)| at)
     };
-    Ok((what, Some((start as usize, &text[byte(start)..byte(end)]))))
+    let part = (start <= end).then(|| &text[byte(start)..byte(end)]);
+    (start as usize, part)
 }
 
 fn text_of<'v>(value: &'v Value, method: &str) -> Result<&'v str, Error> {
@@ -185,8 +183,8 @@ fn text_of<'v>(value: &'v Value, method: &str) -> Result<&'v str, Error> {
 
 /// Whether it holds for the text, or for one of a tuple's.
 fn any_of(what: &Value, method: &str, holds: impl Fn(&str) -> bool) -> Result<Value, Error> {
-    if what.as_str().is_some() {
-        return Ok(Value::from(holds(text_of(what, method)?)));
+    if let Some(text) = what.as_str() {
+        return Ok(Value::from(holds(text)));
     }
     for item in what.try_iter()? {
         if holds(text_of(&item, method)?) {
