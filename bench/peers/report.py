@@ -202,7 +202,7 @@ def plot_models(data, path):
         )
         for prefill, batch in tests
     ]
-    _bars(panels, "tokens_per_s", "tokens a second", path)
+    _bars(panels, "tokens_per_s", "TinyLlama-1.1B shape, random weights", "tokens a second (more is better)", path)
 
 
 def plot_linear(data, path):
@@ -211,36 +211,45 @@ def plot_linear(data, path):
     shape = next((shape for shape in PLOT_SHAPES if shape in shapes), next(iter(shapes), None))
     rows = [row for row in data["linear"] if (row["n"], row["k"]) == shape]
     panels = [
-        (f"{shape[1]} → {shape[0]}, M = {m}", [row for row in rows if row["m"] == m])
+        (f"M = {m}" + (" rows" if m > 1 else " row"), [row for row in rows if row["m"] == m])
         for m in sorted({row["m"] for row in rows})
     ]
-    _bars(panels, "us", "microseconds a call (less is better)", path)
+    title = f"Linear layer {shape[1]} → {shape[0]}, M rows at a time" if shape else ""
+    _bars(panels, "us", title, "microseconds a call (less is better)", path)
 
 
-def _bars(panels, unit, label, path):
+def _bars(panels, unit, title, label, path):
     """One panel a test: a bar for each kind of weights, of all panels in the same order, with the spread as a line."""
     if not panels:
         return
     kinds = [key for key, _ in by_kind([row for _, rows in panels for row in rows])]
     # Text stays text, and no date or random name goes into the file.
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "peers", "font.size": 9})
-    width, height = 3 + 2.6 * len(panels), 1 + 0.24 * len(kinds)
+    width, height = 3 + 2.6 * len(panels), 1.6 + 0.24 * len(kinds)
     figure, axes = plt.subplots(1, len(panels), sharey=True, figsize=(width, height), layout="constrained", squeeze=False)
-    for axis, (title, rows) in zip(axes[0], panels):
+    several = any(len(row[unit]["rounds"]) > 1 for _, rows in panels for row in rows)
+    for axis, (name, rows) in zip(axes[0], panels):
         values = {(row["precision"], row["peer"], row["kind"]): row[unit] for row in rows}
         for at, key in enumerate(kinds):
             if key not in values:
                 continue
             value = values[key]
-            deviation = [[value["median"] - value["min"]], [value["max"] - value["median"]]]
-            axis.barh(at, value["median"], xerr=deviation, color=COLOURS[key[1]], ecolor="#444444")
-            axis.text(value["max"], at, f" {number(value['median'])}", va="center", fontsize=8)
-        axis.set_title(title)
-        axis.margins(x=0.2)
+            axis.barh(at, value["median"], color=COLOURS[key[1]])
+            if value["min"] < value["max"]:
+                axis.hlines(at, value["min"], value["max"], color="#222222", linewidth=1)
+                axis.vlines([value["min"], value["max"]], at - 0.2, at + 0.2, color="#222222", linewidth=1)
+            # Points of the page, so that a figure stays clear of the line whatever the axis.
+            place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8}
+            axis.annotate(number(value["median"]), (value["max"], at), **place)
+        axis.set_title(name)
+        axis.margins(x=0.25)
         axis.set_xlim(left=0)
+        axis.locator_params(axis="x", nbins=4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_yticks(range(len(kinds)), [f"{NAMES[peer]} {kind}" for _, peer, kind in kinds])
     axes[0][0].invert_yaxis()
+    spread_line = "; lines: the slowest and the fastest round" if several else ""
+    figure.suptitle(f"{title}\nbars: median of the rounds{spread_line}", fontsize=10)
     figure.supxlabel(label)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
