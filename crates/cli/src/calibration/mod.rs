@@ -3,16 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use flate2::read::MultiGzDecoder;
-use serde_json::Value;
 use sparamx_cpu::topology;
 use sparamx_engine::Tokenizer;
 use sparamx_model::Config;
 
 use crate::cli::{self, Common, UsageError};
-use crate::{output, texts, units};
+use crate::texts::Text;
+use crate::{output, units};
 
 /// The text if nobody names one: from "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), "Pride and Prejudice" (Jane
 /// Austen, 1813), "Frankenstein" (Mary Shelley, 1831) and "Moby-Dick" (Herman Melville, 1851), about 48 KB of each, with line
@@ -30,7 +29,7 @@ const BYTES_PER_TOKEN: usize = 16;
 /// Options of calibration.
 #[derive(Debug, Args)]
 pub struct CalibrationArgs {
-    /// Text to calibrate with: a file in UTF-8, or .jsonl with a field "text" in each line as datasets have it, either also
+    /// Text to calibrate with: plain, or .jsonl or .json of documents with a field "text", as data sets have them, either also
     /// as .gz [default: a built-in sample of English novels]
     #[arg(long = "calibration", value_name = "FILE")]
     file: Option<PathBuf>,
@@ -101,9 +100,9 @@ impl CalibrationArgs {
         let wanted = wanted.min(self.windows_in_memory(tokens, config, streams)?);
         let (text, source) = match &self.file {
             None => (Text::Plain(SAMPLE.to_owned()), SAMPLE_NAME.to_owned()),
-            Some(path) => (read(path)?, name(path)),
+            Some(path) => (Text::read(path, common)?, name(path)),
         };
-        let documents = text.documents(wanted * tokens * BYTES_PER_TOKEN);
+        let documents = thinned(&text, wanted * tokens * BYTES_PER_TOKEN);
         let mut ids = Vec::new();
         for document in documents {
             ids.extend(tokenizer.encode(document, true)?);
@@ -152,24 +151,22 @@ impl CalibrationArgs {
     }
 }
 
-/// What a file holds.
-enum Text {
-    Plain(String),
-    Documents(Vec<String>),
-}
-
-impl Text {
-    /// Parts of the text, all or, if it has more bytes than that, as many as have about so many, spread over it.
-    fn documents(&self, bytes: usize) -> Vec<&str> {
-        let all: Vec<&str> = match self {
-            Text::Plain(text) if text.len() <= bytes => vec![text],
-            Text::Plain(text) => pieces(text, (bytes / DEFAULT_WINDOWS).max(1)),
-            Text::Documents(documents) => documents.iter().map(String::as_str).collect(),
-        };
-        let length: usize = all.iter().map(|document| document.len()).sum();
-        let step = (length / bytes.max(1)).max(1);
-        all.into_iter().step_by(step).collect()
-    }
+/// Parts of a text, all or, if it has more bytes than that, as many as have about so many, spread over it.
+fn thinned(text: &Text, bytes: usize) -> Vec<&str> {
+    let all: Vec<&str> = match text {
+        Text::Plain(text) if text.len() <= bytes => vec![text],
+        Text::Plain(text) => pieces(text, (bytes / DEFAULT_WINDOWS).max(1)),
+        Text::Documents(documents) => {
+            // Some data sets have an empty one for every empty line.
+            let filled = documents
+                .iter()
+                .filter(|document| !document.trim().is_empty());
+            filled.map(String::as_str).collect()
+        }
+    };
+    let length: usize = all.iter().map(|document| document.len()).sum();
+    let step = (length / bytes.max(1)).max(1);
+    all.into_iter().step_by(step).collect()
 }
 
 /// The text in pieces of about so many bytes.
@@ -181,49 +178,6 @@ fn pieces(mut text: &str, bytes: usize) -> Vec<&str> {
         text = rest;
     }
     pieces
-}
-
-/// Reads a file as text, or as one JSON object a line.
-fn read(path: &Path) -> Result<Text> {
-    let mut bytes = texts::read(path)?;
-    let mut plain = path.to_owned();
-    if path.extension().is_some_and(|e| e == "gz") {
-        bytes = texts::whole(MultiGzDecoder::new(&bytes[..]), path)
-            .with_context(|| format!("{}: cannot be unpacked", path.display()))?;
-        plain.set_extension("");
-    }
-    let text = match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('\0') => text,
-        _ => bail!(
-            "{}: not text in UTF-8; unpack or convert it first",
-            path.display()
-        ),
-    };
-    let is_lines = path
-        .extension()
-        .is_some_and(|e| e == "jsonl" || e == "json");
-    if !is_lines {
-        return Ok(Text::Plain(text));
-    }
-    let lines = text.lines().enumerate();
-    let document = |(number, line): (usize, &str)| {
-        let value: Option<Value> = serde_json::from_str(line).ok();
-        let document = value.and_then(|mut value| match value.get_mut("text")?.take() {
-            Value::String(text) => Some(text),
-            _ => None,
-        });
-        document.with_context(|| {
-            format!(
-                "{}: line {}: not an object with a field \"text\", which every line of a .jsonl file must be",
-                path.display(),
-                number + 1
-            )
-        })
-    };
-    let documents = lines
-        .filter(|(_, line)| !line.trim().is_empty())
-        .map(document);
-    Ok(Text::Documents(documents.collect::<Result<_>>()?))
 }
 
 /// The name of a file without its folder: what `config.json` of the output says.
@@ -242,14 +196,14 @@ mod tests {
     fn long_texts_are_thinned_out_evenly() {
         let documents: Vec<String> = (0..100).map(|i| format!("{i:010}")).collect();
         let text = Text::Documents(documents);
-        assert_eq!(text.documents(1000).len(), 100);
-        let tenth = text.documents(100);
+        assert_eq!(thinned(&text, 1000).len(), 100);
+        let tenth = thinned(&text, 100);
         assert_eq!(tenth.len(), 10);
         assert_eq!((tenth[0], tenth[9]), ("0000000000", "0000000090"));
         let long = "äöü".repeat(100_000);
         let text = Text::Plain(long.clone());
-        assert_eq!(text.documents(600_000), [long.as_str()]);
-        let some = text.documents(60_000);
+        assert_eq!(thinned(&text, 600_000), [long.as_str()]);
+        let some = thinned(&text, 60_000);
         let bytes: usize = some.iter().map(|piece| piece.len()).sum();
         assert!((50_000..70_000).contains(&bytes), "{bytes}");
         assert!(some.len() > 100);

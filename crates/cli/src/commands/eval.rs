@@ -10,7 +10,7 @@ use sparamx_engine::{Evaluation, Questions, Task, evaluate};
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::loading::Ready;
 use crate::output::Table;
-use crate::{loading, output, progress, source, units};
+use crate::{loading, output, progress, source, texts, units};
 
 /// Options of `eval`.
 #[derive(Debug, Args)]
@@ -20,7 +20,16 @@ Examples:
   sparamx eval llama-8b-50 hellaswag_val.jsonl --limit 500
   sparamx eval llama-8b-50 winogrande_validation.jsonl --json
 
-A file has one JSON object a line, as the data sets have them on the hub. Which task it is shows by the fields:
+A question has some choices, and the model takes the one that it finds most probable after the question. Printed is the share of
+questions that it gets right:
+  acc         it takes the most probable choice
+  acc_norm    it takes the most probable choice for its length, which is fairer where choices differ in length
+  ±           the standard error: two figures closer than about twice that may differ by luck alone
+  chance      the share that drawing lots would get right
+Compare a compressed model with the dense one it was made of on the same files. Prompts and rules are those of
+lm-evaluation-harness without examples (0-shot), so that the figures can be compared with published ones.
+
+A file has one question in JSON a line, as the data sets have them on the hub. Its fields say which task it is:
   arc          question, choices {text, label}, answerKey
   boolq        question, passage, answer or label
   copa         premise, choice1, choice2, question, label
@@ -30,16 +39,12 @@ A file has one JSON object a line, as the data sets have them on the hub. Which 
   sciq         question, support, correct_answer, distractor1, distractor2, distractor3
   winogrande   sentence, option1, option2, answer
 
-The model takes the choice of the largest log likelihood given the context (acc), or the largest for each of its characters
-(acc_norm). Prompts and rules are those of lm-evaluation-harness without examples (0-shot), and the figures can be compared. After
-± stands the standard error; chance is what drawing at random gets.
-
 --json prints {results: [{file, task, questions, chance, acc, acc_stderr, acc_norm, acc_norm_stderr, truncated}, ..]}.")]
 pub struct EvalArgs {
     /// Directory or hub id
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Questions in JSON Lines
+    /// Files of questions, one in JSON a line
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// The task of all files, where their fields do not tell
@@ -139,6 +144,7 @@ pub fn read(
         let file = Questions::read(path, task, limit)?;
         Ok((path.display().to_string(), file))
     };
+    paths.iter().try_for_each(|path| texts::check_file(path))?;
     paths.iter().map(read).collect()
 }
 

@@ -1,6 +1,6 @@
 //! `sparamx perplexity`: how well a model predicts texts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -11,7 +11,8 @@ use sparamx_model::Config;
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::kv::KvArgs;
 use crate::loading::Ready;
-use crate::{loading, output, progress, source, texts, units};
+use crate::texts::Text;
+use crate::{loading, output, progress, source, units};
 
 /// The window if nobody says, where the model's context is larger.
 const DEFAULT_WINDOW: usize = 2048;
@@ -26,18 +27,20 @@ Examples:
   sparamx perplexity llama-8b-50 wiki.test.raw c4.txt stories.txt
   sparamx perplexity models/stories-5m-50 stories.txt --ctx 512 --json
 
-A text is split into windows of --ctx tokens that do not overlap; the first token of each is not scored, or the first --unscored.
-Keys and values are pruned and rounded as --kv-sparsity and the like say.
- Printed are the
-exponential of the mean negative log likelihood, the number of tokens scored, and bits per byte of the text. Of several files
-each gets a line, and so do all together: every token weighs the same, whatever file it is in.
+Perplexity says how well the model predicts the text: it is as unsure of each token as if it drew lots among so many. Lower is better.
+Compare a compressed model with the dense one it was made of, on the same text and with the same --ctx: what the figure rises
+by is what compression costs. Models with different tokenizers are compared by bits per byte of text.
+
+The text is cut into windows of --ctx tokens, each read by itself. Its first token is not scored, as nothing comes before it. Of
+several files each gets a line, and all together one, in which every token weighs the same. A .json or .jsonl file is read as the
+documents in it, see --calibration of `sparamx compress`; text may be packed as .gz.
 
 --json prints {perplexity, tokens, bits_per_byte}, and of several files {files: [{file, perplexity, ..}, ..], all: {perplexity, ..}}.")]
 pub struct PerplexityArgs {
     /// Directory, GGUF file or hub id
     #[arg(value_name = "MODEL")]
     model: String,
-    /// Text in UTF-8
+    /// Texts in UTF-8
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Tokens in a window [default: the model's context, at most 2048]
@@ -74,7 +77,10 @@ struct OfFile {
 /// The model or a text cannot be read, or the window does not fit the model.
 pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
     check_window(args.ctx)?;
-    let read = |path: &PathBuf| Ok((path.display().to_string(), read_text(path)?));
+    let read = |path: &PathBuf| {
+        let text = Text::read(path, common)?.joined();
+        Ok((path.display().to_string(), text))
+    };
     let texts: Vec<(String, String)> = args.files.iter().map(read).collect::<Result<_>>()?;
     let loaded = loading::load(
         &source::resolve(&args.model, common)?,
@@ -155,15 +161,6 @@ pub fn window(ctx: Option<usize>, config: &Config) -> Result<usize> {
         )));
     }
     Ok(window)
-}
-
-/// Reads a text.
-///
-/// # Errors
-/// The file cannot be read or is not UTF-8.
-pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(texts::read(path)?)
-        .with_context(|| format!("{}: not UTF-8 text; convert it first", path.display()))
 }
 
 /// Measures one text, with a bar.
