@@ -73,6 +73,8 @@ pub enum CompressError {
     Busy {
         /// The folder of what is being written.
         partial: PathBuf,
+        /// That process, if it is known.
+        pid: Option<u32>,
     },
     /// An earlier process left something to go on from.
     Unfinished {
@@ -253,11 +255,14 @@ impl fmt::Display for CompressError {
                 "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; choose one of them",
             ),
             CompressError::Tensor { name, error } => write!(f, "{name}: {error}"),
-            CompressError::Busy { partial } => write!(
-                f,
-                "{}: another process is writing there; wait for it, or choose another output directory",
-                partial.display()
-            ),
+            CompressError::Busy { partial, pid } => {
+                let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+                write!(
+                    f,
+                    "{}: another process{pid} is writing there; wait for it, or choose another output directory",
+                    partial.display()
+                )
+            }
             CompressError::Unfinished { partial } => write!(
                 f,
                 "{}: left by a run that was stopped; go on from it with the same command and --resume, or remove it",

@@ -14,10 +14,10 @@ use crate::calibrated::{Calibration, Calibrator, Solution, Target};
 use crate::compact::{Compact, Content};
 use crate::layer::{Method, Note, Pattern};
 use crate::output::Output;
-use crate::progress::{Progress, Reporter};
+use crate::progress::{Progress, Reporter, Step};
 use crate::prune::{clear_negative_zeros, prune_pattern};
 use crate::staging::Staging;
-use crate::state::{self, State};
+use crate::state::{self, State, Unit};
 use crate::{
     Allocation, CompressError, Counts, Kept, Options, Report, Rounding, Scope, SolvedTensor, files,
     owl, select,
@@ -150,7 +150,7 @@ impl<'a> Job<'a> {
             let target = |i: usize| patterns[i].map(|pattern| (i, pattern));
             let targets: Vec<Target> = unit.clone().filter_map(target).collect();
             self.reporter.layer = self.checkpoint.plan()[unit.start].layer();
-            if number < self.state.units().len() {
+            if self.is_done(number, &output)? {
                 self.skip(&unit, &targets, &output.path(number), calibrator.as_mut())?;
             } else {
                 let ready = self.unit(&unit, &targets, calibrator.as_mut())?;
@@ -163,7 +163,8 @@ impl<'a> Job<'a> {
         }
         let files = output.finish()?;
         let mut counts = Counts::default();
-        self.state.units().iter().for_each(|unit| counts.add(unit));
+        let units = self.state.units().iter();
+        units.for_each(|unit| counts.add(&unit.counts));
         let (from, out) = (self.checkpoint.dir(), self.staging.out());
         files::copy(from, &out)?;
         let quantization = self.quantization(&counts);
@@ -198,6 +199,21 @@ impl<'a> Job<'a> {
         let plan = self.checkpoint.plan();
         let bytes: u64 = plan.iter().map(|tensor| 2 * tensor.elements()).sum();
         bytes <= self.options.single_file_bytes
+    }
+
+    /// Whether a unit is written and its file as it was then. If it is not, whoever watches is told.
+    fn is_done(&mut self, number: usize, output: &Output<'_>) -> Result<bool, CompressError> {
+        let Some(unit) = self.state.units().get(number) else {
+            return Ok(false);
+        };
+        let crc32 = output.checksum(number);
+        if crc32.is_some() && crc32 == unit.crc32 {
+            return Ok(true);
+        }
+        let parts = self.units.len();
+        let part = number + 1;
+        self.reporter.step(Step::Damaged { part, parts })?;
+        Ok(false)
     }
 
     /// Passes over a unit that is written, which the calibration has to see all the same.
@@ -283,7 +299,9 @@ impl<'a> Job<'a> {
             tensors.extend(parts);
         }
         output.write(number, &tensors)?;
-        self.state.add(self.staging, counts)
+        let crc32 = output.checksum(number);
+        let unit = Unit { counts, crc32 };
+        self.state.set(self.staging, number, unit)
     }
 
     /// What `config.json` says about the packing.

@@ -4,6 +4,8 @@
 //! every unit is a file of the output. Those of a small one are parts, which become one file at the end.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
@@ -13,6 +15,8 @@ use crate::staging::Staging;
 use crate::{CompressError, files};
 
 const SINGLE: &str = "model.safetensors";
+/// What is read at a time: few calls, and it stays in the cache.
+const BUFFER_BYTES: usize = 256 << 10;
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Where the units of a model go.
@@ -52,6 +56,18 @@ impl<'a> Output<'a> {
         tensors: &[TensorOut<'_>],
     ) -> Result<(), CompressError> {
         write(&self.path(unit), tensors, BTreeMap::new())
+    }
+
+    /// The CRC-32 of the file of a unit; none if it cannot be read.
+    pub(crate) fn checksum(&self, unit: usize) -> Option<u32> {
+        let mut file = File::open(self.path(unit)).ok()?;
+        let (mut crc, mut buffer) = (crc32fast::Hasher::new(), vec![0; BUFFER_BYTES]);
+        loop {
+            match file.read(&mut buffer).ok()? {
+                0 => return Some(crc.finalize()),
+                bytes => crc.update(&buffer[..bytes]),
+            }
+        }
     }
 
     /// Makes one file of the parts, or writes the index. Returns how many files there are.

@@ -44,6 +44,13 @@ pub enum Step<'a> {
     },
     /// A part of the model was found done by an earlier process.
     Resumed,
+    /// A part that an earlier process wrote is not what it was, and is made again.
+    Damaged {
+        /// The part, counted from 1.
+        part: usize,
+        /// Parts of the model.
+        parts: usize,
+    },
 }
 
 /// Counts, and calls the caller back.

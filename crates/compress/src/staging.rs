@@ -4,7 +4,7 @@
 //! that are needed until then; a record of what is done; and a lock, which the system takes away with the process.
 
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use crate::CompressError;
@@ -12,15 +12,24 @@ use crate::state::State;
 
 const LOCK: &str = "lock";
 const OUT: &str = "out";
+/// More than the digits of any process id.
+const PID_BYTES: u64 = 20;
 
-/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty, and `resume` is set if something
-/// unfinished is there.
+/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty, nobody writes it, and `resume` is set if
+/// something unfinished is there.
 ///
 /// # Errors
-/// [`CompressError::OutputExists`], [`CompressError::Unfinished`], or [`CompressError::CannotMake`] if a file is in its way or that
-/// cannot be found out.
+/// [`CompressError::OutputExists`], [`CompressError::Busy`], [`CompressError::Unfinished`], or [`CompressError::CannotMake`] if a
+/// file is in its way or that cannot be found out.
 pub fn check_output(target: &Path, resume: bool) -> Result<(), CompressError> {
-    check_unfinished(&root(&resolve(target)?), resume)
+    let root = root(&resolve(target)?);
+    // Whoever only looks shares the lock with others that look.
+    if let Ok(lock) = File::open(root.join(LOCK))
+        && matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
+    {
+        return Err(busy(root, lock));
+    }
+    check_unfinished(&root, resume)
 }
 
 /// The folder of what is being written. It disappears with this value unless [`Staging::publish`] made it the output or
@@ -56,11 +65,22 @@ impl Staging {
             error,
         };
         fs::create_dir_all(&root).map_err(cannot_make)?;
-        let lock = File::create(root.join(LOCK)).map_err(cannot_make)?;
+        let mut lock = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(root.join(LOCK))
+            .map_err(cannot_make)?;
         // A file system that knows no locks does without.
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            return Err(CompressError::Busy { partial: root });
+            return Err(busy(root, lock));
         }
+        // Only for the message of whoever comes second.
+        let pid = std::process::id();
+        let _ = lock
+            .set_len(0)
+            .and_then(|()| lock.write_all(pid.to_string().as_bytes()));
         check_unfinished(&root, resume)?;
         // Only now it is ours to remove.
         let staging = Staging {
@@ -134,6 +154,17 @@ fn root(target: &Path) -> PathBuf {
     let parent = target.parent().unwrap_or(Path::new("/"));
     let name = target.file_name().unwrap_or_default().to_string_lossy();
     parent.join(format!(".{name}.partial"))
+}
+
+/// The error of whoever finds the folder locked, with the process that has it if that can be read.
+fn busy(partial: PathBuf, lock: File) -> CompressError {
+    let mut text = String::new();
+    // A process that was just started has not written it yet.
+    let _ = lock.take(PID_BYTES).read_to_string(&mut text);
+    CompressError::Busy {
+        partial,
+        pid: text.trim().parse().ok(),
+    }
 }
 
 /// Refuses to begin anew where there is something to go on from.
@@ -284,8 +315,15 @@ mod tests {
         let target = root.path().join("new");
         let first = Staging::new(&target, false).expect("a staging folder");
         for resume in [false, true] {
-            let second = Staging::new(&target, resume);
-            assert!(matches!(second.err(), Some(CompressError::Busy { .. })));
+            let second = Staging::new(&target, resume).err().expect("refused");
+            let looked = check_output(&target, resume).expect_err("refused");
+            for error in [second, looked] {
+                let pid = std::process::id();
+                assert!(
+                    matches!(error, CompressError::Busy { pid: Some(found), .. } if found == pid)
+                );
+                assert!(error.to_string().contains(&format!("(process {pid})")));
+            }
         }
         // Nothing of the first one was touched.
         fs::write(first.out().join("file"), "text").expect("a file");
@@ -303,7 +341,7 @@ mod tests {
         staging.keep();
         let staging = Staging::new(&target, false).expect("a staging folder");
         let mut state = State::open(&staging, &serde_json::json!({"a": "b"})).expect("new");
-        state.add(&staging, Default::default()).expect("written");
+        state.set(&staging, 0, Default::default()).expect("written");
         staging.keep();
         assert!(matches!(
             Staging::new(&target, false).err(),

@@ -21,8 +21,18 @@ pub(crate) struct State {
     key: Value,
     /// The sparsity of each layer where calibration decided it, as bits of an f64.
     layer_sparsities: Option<Vec<u64>>,
-    /// What came of each unit that is written.
-    units: Vec<Counts>,
+    /// The units that are written.
+    units: Vec<Unit>,
+}
+
+/// A unit that is written.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Unit {
+    /// What came of it.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// The CRC-32 of its file, which a disk or a copy may have changed by the time the work goes on.
+    pub crc32: Option<u32>,
 }
 
 impl State {
@@ -64,8 +74,8 @@ impl State {
         serde_json::from_slice(&text).map_or(0, |state: State| state.units.len())
     }
 
-    /// What came of the units that are written.
-    pub(crate) fn units(&self) -> &[Counts] {
+    /// The units that are written.
+    pub(crate) fn units(&self) -> &[Unit] {
         &self.units
     }
 
@@ -80,12 +90,20 @@ impl State {
         self.layer_sparsities = Some(sparsities.iter().map(|s| s.to_bits()).collect());
     }
 
-    /// Takes down a unit whose file is written.
+    /// Takes down a unit whose file is written: the next one, or one in place of what was there.
     ///
     /// # Errors
     /// [`CompressError::Io`]
-    pub(crate) fn add(&mut self, staging: &Staging, unit: Counts) -> Result<(), CompressError> {
-        self.units.push(unit);
+    pub(crate) fn set(
+        &mut self,
+        staging: &Staging,
+        number: usize,
+        unit: Unit,
+    ) -> Result<(), CompressError> {
+        match self.units.get_mut(number) {
+            Some(known) => *known = unit,
+            None => self.units.push(unit),
+        }
         let (new, path) = (staging.root().join(NEW), staging.root().join(FILE));
         let value = serde_json::to_value(&*self).expect("plain data");
         files::write_json(&new, &value)?;

@@ -294,6 +294,53 @@ fn a_stop_anywhere_changes_no_byte() {
 }
 
 #[test]
+fn a_part_that_changed_is_made_again() {
+    let root = tempfile::tempdir().expect("a directory");
+    for single_file_bytes in [0, u64::MAX] {
+        let options = Options {
+            single_file_bytes,
+            ..sparsegpt()
+        };
+        let whole = root.path().join(format!("whole-{single_file_bytes}"));
+        finished(&whole, &options, 2);
+        for damage in ["flipped", "cut", "gone"] {
+            let output = root.path().join(format!("{damage}-{single_file_bytes}"));
+            assert!(stopped(&output, &options, 3));
+            let name = match single_file_bytes {
+                0 => "out/model-00002-of-00004.safetensors",
+                _ => "part-1.safetensors",
+            };
+            let partial = format!(".{damage}-{single_file_bytes}.partial");
+            let part = root.path().join(partial).join(name);
+            let mut bytes = fs::read(&part).expect("a file");
+            let last = bytes.len() - 1;
+            match damage {
+                "flipped" => bytes[last] ^= 1,
+                _ => bytes.truncate(last),
+            }
+            match damage {
+                "gone" => fs::remove_file(&part).expect("removed"),
+                _ => fs::write(&part, bytes).expect("a file"),
+            }
+            let resume = Options {
+                resume: true,
+                ..options.clone()
+            };
+            let mut damaged = Vec::new();
+            let done = run(&output, &resume, 2, &mut |progress| {
+                if let Step::Damaged { part, .. } = progress {
+                    damaged.push(part);
+                }
+                ControlFlow::Continue(())
+            });
+            done.expect("it goes on");
+            assert_eq!(damaged, [2], "{damage}");
+            assert!(content(&whole) == content(&output), "{damage}");
+        }
+    }
+}
+
+#[test]
 fn what_is_left_is_used_for_the_same_only() {
     let root = tempfile::tempdir().expect("a directory");
     let output = root.path().join("out");

@@ -176,8 +176,6 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
     sparamx_compress::check_output(&args.output, args.resume)?;
     runtime::loading_threads(args.threads)?;
     let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
-    interrupt::install()?;
-    interrupt::install_termination()?;
     let start = Instant::now();
     // A packed model is refused before anybody looks for a tokenizer.
     let needed = options.needs_calibration().is_some() && checkpoint.config().packed.is_none();
@@ -226,6 +224,7 @@ fn compress(
 ) -> Result<Report> {
     let bar = progress::layer_bar(common);
     let mut noted = false;
+    let _watch = interrupt::watch();
     let done = sparamx_compress::compress(
         checkpoint,
         &args.output,
@@ -271,13 +270,20 @@ fn message(progress: &Progress<'_>) -> String {
             format!("{layer}{module}{}", error.unwrap_or_default())
         }
         Step::Resumed => format!("{layer}done before"),
+        Step::Damaged { part, .. } => format!("part {part} again"),
     }
 }
 
-/// Errors of tensors for who asks for them, and the first note of a tensor for all but who asks for silence.
+/// Errors of tensors for who asks for them; for all but who asks for silence, the first note of a tensor and parts made again.
 fn tell(progress: &Progress<'_>, noted: &mut bool, common: Common) {
-    let Step::Tensor { name, error, note } = progress.step else {
-        return;
+    let (name, error, note) = match progress.step {
+        Step::Tensor { name, error, note } => (name, error, note),
+        Step::Damaged { part, parts } if !common.quiet => {
+            return output::complain(&format!(
+                "note: part {part} of {parts} is not as it was written and is made again"
+            ));
+        }
+        _ => return,
     };
     if let (Some(error), true) = (error, common.verbose) {
         output::complain(&format!("{name}: error {error:.6}"));
