@@ -1,7 +1,8 @@
 //! The `sparamx` command: run, compress, measure and inspect sparse language models on the CPU.
 //!
 //! Standard output carries results only; progress, logs and errors go to standard error. The exit status is 0; 2 for
-//! wrong usage; 1 for anything else, and then one line on standard error says what, where and what to do.
+//! wrong usage; 130, 143 and 129 after Ctrl-C, SIGTERM and SIGHUP; 1 for anything else. One line on standard error says what,
+//! where and what to do.
 #![forbid(unsafe_code)]
 
 mod calibration;
@@ -15,6 +16,7 @@ mod kv;
 mod loading;
 mod memory;
 mod output;
+mod panics;
 mod progress;
 mod runtime;
 mod sampling;
@@ -31,19 +33,33 @@ use crate::cli::Cli;
 const FAILURE: u8 = 1;
 /// Exit status of wrong usage.
 const USAGE: u8 = 2;
+/// Exit status of a panic, as Rust has it.
+const PANIC: u8 = 101;
 
 fn main() -> ExitCode {
+    panics::quiet();
+    panics::caught(run).unwrap_or_else(|panic| {
+        output::complain(&format!(
+            "error: a fault of sparamx at {}; please report it with the command that led to it",
+            output::shortened(&output::one_line(&panic))
+        ));
+        ExitCode::from(PANIC)
+    })
+}
+
+fn run() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match commands::dispatch(cli) {
+    match interrupt::install().and_then(|()| commands::dispatch(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("error: {}", output::describe(&error)));
             let usage = error.downcast_ref::<cli::UsageError>().is_some();
-            ExitCode::from(if usage { USAGE } else { FAILURE })
+            let failure = interrupt::status().unwrap_or(FAILURE);
+            ExitCode::from(if usage { USAGE } else { failure })
         }
     }
 }

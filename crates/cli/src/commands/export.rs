@@ -66,13 +66,12 @@ pub fn run(args: &ExportArgs, common: Common) -> Result<()> {
     sparamx_compress::check_output(&args.output, false)?;
     runtime::loading_threads(args.threads)?;
     let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
-    interrupt::install()?;
-    interrupt::install_termination()?;
     let format = match args.format {
         Format::Dense => ExportFormat::Dense,
         Format::SparseBitmask => ExportFormat::SparseBitmask,
     };
     let bar = progress::byte_bar(common, 0, "writing");
+    let _watch = interrupt::watch();
     let report = sparamx_compress::export(&checkpoint, &args.output, format, &mut |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);

@@ -45,13 +45,15 @@ pub(super) fn run(mut talk: Talk<'_>) -> Result<()> {
         };
         // Without a history the chat goes on.
         let _ = editor.add_history_entry(&line);
-        interrupt::clear();
         match chat.take(Line::read(&line)) {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(error) if output::is_broken_pipe(&error) => return Err(error),
             Err(error) => output::complain(&format!("error: {}", output::describe(&error))),
         }
+        // Ctrl-C ends the answer, anything else the chat.
+        interrupt::clear();
+        interrupt::check()?;
     }
 }
 

@@ -138,7 +138,6 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
     }
     let template = args.template(&directory, common)?;
     let loaded = loading::load(&directory, args.threads, args.memory, common)?;
-    interrupt::install()?;
     let params = GenerateParams {
         max_tokens: args.max_tokens,
         sampling,
@@ -165,7 +164,10 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
     };
     talk.check_system()?;
     match prompt {
-        Prompt::Text(text) => talk.once(&text),
+        Prompt::Text(text) => {
+            talk.once(&text)?;
+            Ok(interrupt::check()?)
+        }
         Prompt::Chat => chat::run(talk),
     }
 }

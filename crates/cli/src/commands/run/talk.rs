@@ -92,6 +92,7 @@ impl Talk<'_> {
         let mut out = io::stdout().lock();
         let (mut before, mut about) = (Some(before), self.about.take());
         let mut written = Ok(());
+        let _watch = interrupt::watch();
         let outcome = self.session.generate(ids, &self.params, &mut |event| {
             // Only now is it certain that the prompt can be run: an error is one line.
             say(&mut about);

@@ -1,0 +1,51 @@
+//! Panics, which are faults of ours: kept quiet where somebody catches them, one line where nobody does.
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Mutex, PoisonError};
+
+/// What the last panic said, and where.
+static LAST: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps panics from printing anything until they reach [`caught`]. With `RUST_BACKTRACE` they print what they usually do.
+pub fn quiet() {
+    if std::env::var_os("RUST_BACKTRACE").is_some() {
+        return;
+    }
+    panic::set_hook(Box::new(|panic| {
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(|place| format!("{place}: "));
+        let text = place.unwrap_or_default() + message;
+        *LAST.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }));
+}
+
+/// Does some work.
+///
+/// # Errors
+/// It panicked: what the panic said, and where.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+        let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        last.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_becomes_a_text() {
+        assert_eq!(caught(|| 5), Ok(5));
+        quiet();
+        let text: Result<(), String> = caught(|| panic!("five {}", 5));
+        drop(panic::take_hook());
+        if std::env::var_os("RUST_BACKTRACE").is_none() {
+            let text = text.expect_err("a panic");
+            assert!(
+                text.contains("panics.rs:") && text.ends_with(": five 5"),
+                "{text}"
+            );
+        }
+    }
+}
