@@ -84,12 +84,36 @@ pub fn options(args: &CompressArgs) -> Result<Options> {
         None if calibrated => Rounding::Compensated,
         None | Some(RoundingArg::Nearest) => Rounding::Nearest,
     };
+    check_prunes(&options)?;
     if args.calibration.given() && options.needs_calibration().is_none() {
         bail!(usage(
             "--calibration changes nothing here: give --method wanda or sparsegpt, --reconstruct on or --rounding gptq"
         ));
     }
     Ok(options)
+}
+
+/// Refuses to run a text through the model for nothing.
+fn check_prunes(options: &Options) -> Result<()> {
+    let prunes = |pattern: Pattern| match pattern {
+        Pattern::Unstructured(sparsity) => sparsity > 0.0,
+        Pattern::NofM { keep, of } => keep < of,
+    };
+    let common = prunes(options.pattern);
+    if options.allocation == Allocation::Owl && !common {
+        bail!(UsageError(
+            "--allocate owl shares out --sparsity, which is 0".to_owned()
+        ));
+    }
+    let nothing = !common && !options.patterns.iter().any(|&(_, pattern)| prunes(pattern));
+    match options.needs_calibration() {
+        Some(what) if nothing && options.precision == Precision::Bf16 => {
+            bail!(UsageError(format!(
+                "nothing to prune, and {what} would run a text through the model: give --sparsity, --pattern or --sparsity-file"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The numbers asked for.

@@ -13,11 +13,11 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_compress::layer::{LayerSpec, Pattern};
-use sparamx_compress::{Calibration, Scope, layer_errors};
+use sparamx_compress::{Calibration, Report, Scope, layer_errors};
 use sparamx_engine::{Prediction, Questions, Scoring, Tokenizer};
 use sparamx_format::GROUP_ELEMS;
 use sparamx_kernels::Runtime;
-use sparamx_model::Checkpoint;
+use sparamx_model::{Checkpoint, Model};
 
 use self::results::{Accuracy, File, Inputs, Layers, Results, Row, Tensor};
 use self::setting::{Grid, Method, Setting, Way, Weights};
@@ -25,6 +25,7 @@ use super::{eval, perplexity};
 use crate::calibration::{CalibrationArgs, Sample};
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::loading::{self, Ready};
+use crate::texts::Text;
 use crate::{interrupt, output, progress, runtime, source, units};
 
 /// Hidden states kept for each token, at most: of the pruned model and of the dense one.
@@ -42,8 +43,9 @@ Examples:
   sparamx report llama-8b --text wiki.test.raw --sparsities 0.5 --methods wanda,sparsegpt+refit --weights bf16,int8 -o quality
 
 The model is compressed in every combination of --methods, --sparsities and --weights, one after the other, and each is measured:
-bytes of weights, perplexity over all texts as `sparamx perplexity` does, and questions as `sparamx eval` does. Dense int8 and int4,
-rounded to nearest and with calibration, stand beside them. Errors of single layers are compared by method.
+bytes of weights, perplexity over all texts as `sparamx perplexity` does, and questions as `sparamx eval` does. Dense int8 and int4
+stand beside them. With a calibrated method (all but magnitude) the calibration text goes through the model: dense int8 and int4
+are rounded by it, too, and errors of single layers are compared by method.
 
 DIR gets results.json after every step, and at the end results.md with one table and quality.svg with one plot. A report that was
 stopped is continued by the same command; more sparsities, methods or weights are added to it.
@@ -100,7 +102,8 @@ pub struct ReportArgs {
 /// is kept.
 pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
     check(args)?;
-    let texts = args.texts.iter().map(|path| perplexity::read_text(path));
+    let read = |path: &PathBuf| Ok(Text::read(path, common)?.joined());
+    let texts = args.texts.iter().map(read);
     let texts: Vec<String> = texts.collect::<Result<_>>()?;
     let questions = eval::read(&args.questions, None, args.limit)?;
     let directory = source::resolve(&args.model, common)?;
@@ -113,22 +116,25 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
         );
     }
     let tokenizer = loading::tokenizer(&checkpoint, common)?;
-    let sample = args
-        .calibration
-        .sample(&tokenizer, checkpoint.config(), STREAMS, common)?;
+    let grid = args.grid();
+    let sample = needs_calibration(&grid, args.group)
+        .then(|| {
+            args.calibration
+                .sample(&tokenizer, checkpoint.config(), STREAMS, common)
+        })
+        .transpose()?;
     let ctx = perplexity::window(args.ctx, checkpoint.config())?;
-    let inputs = inputs(args, &checkpoint, &directory, &sample, ctx)?;
+    let inputs = inputs(args, &checkpoint, &directory, sample.as_ref(), ctx)?;
     let results = Results::open(&args.output, inputs)?;
-    interrupt::install()?;
     let runtime = runtime::start(args.threads.count(), common)?;
     let mut study = Study {
         args,
         common,
-        calibration: Calibration {
+        calibration: sample.as_ref().map(|sample| Calibration {
             runtime: &runtime,
             windows: &sample.windows,
             source: sample.source.clone(),
-        },
+        }),
         runtime: &runtime,
         checkpoint: &checkpoint,
         tokenizer: &tokenizer,
@@ -138,30 +144,49 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
         results,
     };
     study.layers()?;
-    study.rows()?;
+    study.rows(&grid)?;
     study.write()
+}
+
+/// Whether any setting needs a text that goes through the model.
+fn needs_calibration(grid: &Grid, group_elems: usize) -> bool {
+    let mut settings = grid.settings().into_iter();
+    settings.any(|setting| setting.options(group_elems).needs_calibration().is_some())
+}
+
+impl ReportArgs {
+    fn grid(&self) -> Grid {
+        Grid {
+            ways: self.methods.clone(),
+            sparsities: self.sparsities.clone(),
+            weights: self.weights.clone(),
+        }
+    }
 }
 
 /// Refuses what is wrong without reading anything.
 fn check(args: &ReportArgs) -> Result<()> {
     perplexity::check_window(args.ctx)?;
     args.calibration.check()?;
-    if args.limit == Some(0) {
-        bail!(UsageError("--limit must be at least 1".to_owned()));
-    }
-    if !GROUP_ELEMS.contains(&args.group) {
-        bail!(UsageError(
-            "--group: a group has 32, 64 or 128 columns".to_owned()
-        ));
-    }
-    Ok(())
+    let wrong = if args.limit == Some(0) {
+        "--limit must be at least 1".to_owned()
+    } else if args.limit.is_some() && args.questions.is_empty() {
+        "--limit changes nothing without questions: give --eval".to_owned()
+    } else if !GROUP_ELEMS.contains(&args.group) {
+        format!("--group {}: a group has 32, 64 or 128 columns", args.group)
+    } else if args.calibration.given() && !needs_calibration(&args.grid(), args.group) {
+        "--calibration changes nothing here: none of --methods is calibrated".to_owned()
+    } else {
+        return Ok(());
+    };
+    bail!(UsageError(wrong))
 }
 
 fn inputs(
     args: &ReportArgs,
     checkpoint: &Checkpoint,
     directory: &Path,
-    sample: &Sample,
+    sample: Option<&Sample>,
     ctx: usize,
 ) -> Result<Inputs> {
     Ok(Inputs {
@@ -183,18 +208,28 @@ fn inputs(
             .map(|path| File::of(path))
             .collect::<Result<_>>()?,
         limit: args.limit,
-        calibration: sample.source.clone(),
-        calibration_windows: sample.windows.len(),
-        calibration_tokens: sample.windows[0].len(),
+        calibration: sample.map(|sample| results::Text {
+            calibration: sample.source.clone(),
+            calibration_windows: sample.windows.len(),
+            calibration_tokens: sample.windows[0].len(),
+        }),
         group: args.group,
     })
+}
+
+/// A model as one setting makes it.
+struct Compressed {
+    report: Report,
+    model: Model,
+    /// What compressing took.
+    seconds: f64,
 }
 
 /// A report under way.
 struct Study<'a> {
     args: &'a ReportArgs,
     common: Common,
-    calibration: Calibration<'a>,
+    calibration: Option<Calibration<'a>>,
     runtime: &'a Runtime,
     checkpoint: &'a Checkpoint,
     tokenizer: &'a Tokenizer,
@@ -205,144 +240,91 @@ struct Study<'a> {
 }
 
 impl Study<'_> {
-    /// Errors of single layers, at every sparsity that lacks them.
+    /// Errors of single layers, at every sparsity that lacks them, if there are calibrated methods to compare.
     fn layers(&mut self) -> Result<()> {
-        let lacking = |&sparsity: &f64| {
-            let known = &self.results.layers;
-            sparsity > 0.0 && !known.iter().any(|layers| layers.sparsity == sparsity)
-        };
-        let mut sparsities: Vec<f64> = self
-            .args
-            .sparsities
-            .iter()
-            .copied()
-            .filter(lacking)
+        let asked = |method: &Method| self.args.methods.iter().any(|way| way.method == *method);
+        let asked: Vec<Method> = [Method::Wanda, Method::SparseGpt]
+            .into_iter()
+            .filter(asked)
             .collect();
+        let mut sparsities = self.args.sparsities.clone();
+        sparsities.retain(|&sparsity| {
+            let mut known = self.results.layers.iter();
+            let known = known.find(|layers| layers.sparsity == sparsity);
+            let lacks = |&method: &Method| known.is_none_or(|layers| !layers.has(method));
+            sparsity > 0.0 && asked.iter().any(lacks)
+        });
         sparsities.sort_by(f64::total_cmp);
         sparsities.dedup();
-        if sparsities.is_empty() {
+        let Some(calibration) = self.calibration.as_ref().filter(|_| !sparsities.is_empty()) else {
             return Ok(());
-        }
-        let methods = [
+        };
+        let mut methods = vec![
             (Method::Magnitude, Scope::Tensor),
             (Method::Magnitude, Scope::Row),
-            (Method::Wanda, Scope::Row),
-            (Method::SparseGpt, Scope::Row),
         ];
-        let spec = |sparsity: f64, (method, scope): (Method, Scope)| LayerSpec {
-            method: method.library(),
-            pattern: Pattern::Unstructured(sparsity),
-            scope,
-            ..LayerSpec::default()
-        };
+        methods.extend(asked.iter().map(|&method| (method, Scope::Row)));
         let specs: Vec<LayerSpec> = sparsities
             .iter()
-            .flat_map(|&sparsity| methods.map(|method| spec(sparsity, method)))
+            .flat_map(|&sparsity| methods.iter().map(move |&method| spec(sparsity, method)))
             .collect();
         let bar = progress::count_bar(self.common, 0, "layers", "errors of layers");
-        let all = layer_errors(
-            self.checkpoint,
-            &self.calibration,
-            &specs,
-            &mut |done, total| {
-                bar.set_length(total as u64);
-                bar.set_position(done as u64);
-                go_on()
-            },
-        )?;
+        let all = layer_errors(self.checkpoint, calibration, &specs, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            ControlFlow::Continue(())
+        })?;
         bar.finish_and_clear();
         for (index, &sparsity) in sparsities.iter().enumerate() {
             let tensor = |layer: &sparamx_compress::LayerErrors| {
-                let errors = &layer.errors[index * methods.len()..];
+                let errors = &layer.errors[index * methods.len()..][..methods.len()];
+                let of = |method| Some(errors[methods.iter().position(|(m, _)| *m == method)?]);
                 Tensor {
                     name: layer.tensor.clone(),
                     magnitude: errors[0],
                     magnitude_by_row: errors[1],
-                    wanda: errors[2],
-                    sparsegpt: errors[3],
+                    wanda: of(Method::Wanda),
+                    sparsegpt: of(Method::SparseGpt),
                 }
             };
-            self.results.layers.push(Layers {
-                sparsity,
-                tensors: all.iter().map(tensor).collect(),
-            });
+            let tensors = all.iter().map(tensor).collect();
+            self.results.add_layers(Layers { sparsity, tensors });
         }
-        let by_sparsity = |a: &Layers, b: &Layers| a.sparsity.total_cmp(&b.sparsity);
-        self.results.layers.sort_by(by_sparsity);
-        self.results.save(&self.args.output)
+        self.results.save(&self.args.output)?;
+        Ok(interrupt::check()?)
     }
 
     /// Rows of the table, those that are missing.
-    fn rows(&mut self) -> Result<()> {
-        let grid = Grid {
-            ways: self.args.methods.clone(),
-            sparsities: self.args.sparsities.clone(),
-            weights: self.args.weights.clone(),
-        };
+    fn rows(&mut self, grid: &Grid) -> Result<()> {
         let settings = grid.settings();
         let count = settings.len();
         for (index, setting) in settings.into_iter().enumerate() {
             if self.results.row(&setting).is_some() {
                 continue;
             }
-            let row = self.row(&setting)?;
+            let row = self.row(&setting).with_context(|| setting.to_string())?;
             if !self.common.quiet {
                 output::complain(&format!(
-                    "{}/{count} {} {} {}: {}, perplexity {:.3}",
+                    "{} of {count}: {setting}: {}, perplexity {:.3}",
                     index + 1,
-                    setting.how(),
-                    setting.weights,
-                    setting.sparsity,
                     units::bytes(row.bytes),
                     row.perplexity
                 ));
             }
             self.results.rows.push(row);
             self.results.save(&self.args.output)?;
+            interrupt::check()?;
         }
         Ok(())
     }
 
-    /// Compresses to a directory inside the report's, measures, and removes it, and what a stop may have left of it.
+    /// The row of one setting.
     fn row(&self, setting: &Setting) -> Result<Row> {
-        let directory = self.args.output.join("model");
-        let remove = || {
-            remove(&directory)?;
-            remove(&self.args.output.join(".model.partial"))
-        };
-        remove()?;
-        let row = self.measured(setting, &directory);
-        remove()?;
-        stop_if_asked()?;
-        row.with_context(|| {
-            format!(
-                "{}, {} zeros, {}",
-                setting.how(),
-                units::percent(setting.sparsity),
-                setting.weights
-            )
-        })
-    }
-
-    fn measured(&self, setting: &Setting, directory: &Path) -> Result<Row> {
-        let options = setting.options(self.args.group);
-        let start = Instant::now();
-        let bar = progress::byte_bar(self.common, 0, "compressing");
-        let report = sparamx_compress::compress(
-            self.checkpoint,
-            directory,
-            &options,
-            Some(&self.calibration),
-            &mut |progress| {
-                bar.set_length(progress.total_bytes);
-                bar.set_position(progress.done_bytes);
-                go_on()
-            },
-        )?;
-        bar.finish_and_clear();
-        let compress_seconds = start.elapsed().as_secs_f64();
-        let checkpoint = Checkpoint::open(&report.dir)?;
-        let model = loading::weights(self.runtime, &checkpoint, self.args.memory, self.common)?;
+        let Compressed {
+            report,
+            model,
+            seconds,
+        } = self.compressed(setting)?;
         let ready = Ready {
             runtime: self.runtime,
             model: &model,
@@ -361,7 +343,6 @@ impl Study<'_> {
             .with_context(|| path.display().to_string())?;
             text_perplexities.push(measured.perplexity().perplexity);
             all += measured;
-            stop_if_asked()?;
         }
         let mut accuracies = Vec::with_capacity(self.questions.len());
         for (path, file) in self.questions {
@@ -375,7 +356,6 @@ impl Study<'_> {
                 acc_norm: figures.acc_norm,
                 acc_norm_stderr: figures.acc_norm_stderr,
             });
-            stop_if_asked()?;
         }
         let solved = &report.counts.solved;
         let errors: f64 = solved.iter().map(|tensor| tensor.error).sum();
@@ -389,8 +369,50 @@ impl Study<'_> {
             text_perplexities,
             accuracies,
             layer_error: (!solved.is_empty()).then(|| errors / solved.len() as f64),
-            compress_seconds,
+            compress_seconds: seconds,
         })
+    }
+
+    /// Compresses to a directory inside the report's and loads what is there. The directory is gone then, and with it what a run
+    /// that was stopped may have left.
+    fn compressed(&self, setting: &Setting) -> Result<Compressed> {
+        let directory = self.args.output.join("model");
+        let remove = || {
+            remove(&directory)?;
+            remove(&self.args.output.join(".model.partial"))
+        };
+        let _watch = interrupt::watch();
+        remove()?;
+        let start = Instant::now();
+        let bar = progress::byte_bar(self.common, 0, "compressing");
+        let report = sparamx_compress::compress(
+            self.checkpoint,
+            &directory,
+            &setting.options(self.args.group),
+            self.calibration.as_ref(),
+            &mut |progress| {
+                bar.set_length(progress.total_bytes);
+                bar.set_position(progress.done_bytes);
+                match interrupt::asked() {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            },
+        );
+        bar.finish_and_clear();
+        let seconds = start.elapsed().as_secs_f64();
+        let loaded = report.map_err(Into::into).and_then(|report| {
+            let checkpoint = Checkpoint::open(&report.dir)?;
+            let model = loading::weights(self.runtime, &checkpoint, self.args.memory, self.common)?;
+            Ok(Compressed {
+                report,
+                model,
+                seconds,
+            })
+        });
+        remove()?;
+        interrupt::check()?;
+        loaded
     }
 
     /// Table, plot, and what is printed.
@@ -416,17 +438,13 @@ impl Study<'_> {
     }
 }
 
-fn go_on() -> ControlFlow<()> {
-    match interrupt::asked() {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    }
-}
-
-fn stop_if_asked() -> Result<()> {
-    match interrupt::asked() {
-        true => bail!("interrupted; the same command goes on"),
-        false => Ok(()),
+/// A method by itself, in bf16.
+fn spec(sparsity: f64, (method, scope): (Method, Scope)) -> LayerSpec {
+    LayerSpec {
+        method: method.library(),
+        pattern: Pattern::Unstructured(sparsity),
+        scope,
+        ..LayerSpec::default()
     }
 }
 

@@ -28,7 +28,8 @@ pub fn svg(results: &Results) -> Option<String> {
     let chart = Chart {
         title: format!("{}: perplexity by bytes of weights", results.inputs.model),
         note: "large marks: 50 % zeros; lower left is better".to_owned(),
-        x: format!("{unit} of weights, all tensors"),
+        x: format!("size of all weights, {unit}"),
+        y: "perplexity".to_owned(),
         scale: Scale::Logarithmic,
         highest: dense.perplexity * HIGHEST,
         panels,
@@ -71,7 +72,7 @@ fn panel(results: &Results, weights: Weights, unit_bytes: f64) -> Option<Panel> 
         });
     }
     Some(Panel {
-        title: format!("pruned, {weights}"),
+        title: format!("pruned, weights in {weights}"),
         series,
     })
 }

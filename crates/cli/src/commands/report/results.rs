@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::setting::{Method, Setting, Weights};
-use crate::units;
+use crate::{interrupt, units};
 
 /// Name of the file.
 const FILE: &str = "results.json";
@@ -39,14 +39,22 @@ pub struct Inputs {
     pub questions: Vec<File>,
     /// Questions taken of each file, at most.
     pub limit: Option<usize>,
-    /// Where the text to calibrate with is from.
+    /// The text to calibrate with; none if no setting needs one.
+    #[serde(flatten)]
+    pub calibration: Option<Text>,
+    /// Columns that share a scale, of int4.
+    pub group: usize,
+}
+
+/// A text to calibrate with.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Text {
+    /// Where it is from.
     pub calibration: String,
     /// Its windows.
     pub calibration_windows: usize,
     /// Tokens in one of them.
     pub calibration_tokens: usize,
-    /// Columns that share a scale, of int4.
-    pub group: usize,
 }
 
 /// A file by its name, and its size to tell it from another of that name.
@@ -108,7 +116,7 @@ pub struct Layers {
     pub tensors: Vec<Tensor>,
 }
 
-/// Errors of a tensor.
+/// Errors of a tensor, by those methods that were asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tensor {
     /// Its name.
@@ -118,9 +126,22 @@ pub struct Tensor {
     /// Pruned by magnitude, the smallest of each row, as Wanda does.
     pub magnitude_by_row: f64,
     /// Pruned by Wanda.
-    pub wanda: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wanda: Option<f64>,
     /// Pruned by SparseGPT.
-    pub sparsegpt: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sparsegpt: Option<f64>,
+}
+
+impl Layers {
+    /// Whether they have the errors of a method.
+    pub fn has(&self, method: Method) -> bool {
+        self.tensors.iter().all(|tensor| match method {
+            Method::Magnitude => true,
+            Method::Wanda => tensor.wanda.is_some(),
+            Method::SparseGpt => tensor.sparsegpt.is_some(),
+        })
+    }
 }
 
 impl Results {
@@ -129,12 +150,18 @@ impl Results {
     /// # Errors
     /// The folder cannot be made; what is there cannot be read, or is of other inputs.
     pub fn open(folder: &Path, inputs: Inputs) -> Result<Self> {
-        let found = open(folder, |found: &Self| found.inputs == inputs)?;
-        Ok(found.unwrap_or(Results {
-            inputs,
-            layers: Vec::new(),
-            rows: Vec::new(),
-        }))
+        let found = open(folder, |found: &Self| found.inputs.go_with(&inputs))?;
+        Ok(match found {
+            Some(mut found) => {
+                found.inputs.calibration = found.inputs.calibration.or(inputs.calibration);
+                found
+            }
+            None => Results {
+                inputs,
+                layers: Vec::new(),
+                rows: Vec::new(),
+            },
+        })
     }
 
     /// Writes them: complete, or not at all.
@@ -143,6 +170,15 @@ impl Results {
     /// The folder cannot be written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         save(folder, self)
+    }
+
+    /// Takes in errors of layers, in place of those at the same sparsity.
+    pub fn add_layers(&mut self, layers: Layers) {
+        self.layers
+            .retain(|known| known.sparsity != layers.sparsity);
+        self.layers.push(layers);
+        self.layers
+            .sort_by(|a, b| a.sparsity.total_cmp(&b.sparsity));
     }
 
     /// The row of a setting.
@@ -187,6 +223,19 @@ impl Results {
 }
 
 impl Inputs {
+    /// Whether rows of both may stand in one table: those that were not calibrated go with any calibration.
+    fn go_with(&self, other: &Inputs) -> bool {
+        let calibration = match &self.calibration {
+            Some(calibration) => Some(calibration),
+            None => other.calibration.as_ref(),
+        };
+        let both = |inputs: &Inputs| Inputs {
+            calibration: inputs.calibration.as_ref().or(calibration).cloned(),
+            ..inputs.clone()
+        };
+        both(self) == both(other)
+    }
+
     /// A line for each thing that the figures depend on.
     pub fn lines(&self) -> Vec<String> {
         let files = |files: &[File]| {
@@ -204,12 +253,14 @@ impl Inputs {
                 files(&self.texts),
                 self.ctx
             ),
-            format!(
-                "Calibration: {}, {} windows of {} tokens",
-                self.calibration, self.calibration_windows, self.calibration_tokens
-            ),
-            format!("int4: a scale for {} columns", self.group),
         ];
+        if let Some(text) = &self.calibration {
+            lines.push(format!(
+                "Calibration: {}, {} windows of {} tokens",
+                text.calibration, text.calibration_windows, text.calibration_tokens
+            ));
+        }
+        lines.push(format!("int4: a scale for {} columns", self.group));
         if !self.questions.is_empty() {
             let limit = self
                 .limit
@@ -280,6 +331,7 @@ pub fn save(folder: &Path, results: &impl Serialize) -> Result<()> {
 /// The folder cannot be written.
 pub fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf> {
     let (path, temporary) = (folder.join(name), folder.join(format!(".{name}.new")));
+    let _watch = interrupt::watch();
     fs::write(&temporary, text)
         .and_then(|()| fs::rename(&temporary, &path))
         .with_context(|| format!("cannot write {}", path.display()))?;

@@ -8,6 +8,8 @@ use sparamx_compress::layer::{self, Pattern};
 use sparamx_compress::{Options, Rounding};
 use sparamx_model::Precision;
 
+use crate::units;
+
 /// A way to prune, with or without refitting the weights that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Way {
@@ -77,7 +79,8 @@ pub struct Grid {
 
 impl Grid {
     /// The settings, each once: first dense ones, of which bf16 is the measure of all others, then by sparsity, way and
-    /// numbers. Dense int8 and int4 are rounded both ways. What is pruned by calibration is rounded by it too.
+    /// numbers. Dense int8 and int4 are rounded both ways if any way is calibrated. What is pruned by calibration is rounded by
+    /// it too.
     pub fn settings(&self) -> Vec<Setting> {
         let mut settings = Vec::new();
         let mut add = |way, sparsity, weights, rounding| {
@@ -94,7 +97,9 @@ impl Grid {
         add(None, 0.0, Weights::Bf16, None);
         for &weights in self.weights.iter().filter(|&&w| w != Weights::Bf16) {
             add(None, 0.0, weights, Some(Round::Nearest));
-            add(None, 0.0, weights, Some(Round::Gptq));
+            if self.ways.iter().any(|way| way.is_calibrated()) {
+                add(None, 0.0, weights, Some(Round::Gptq));
+            }
         }
         for &sparsity in self.sparsities.iter().filter(|&&sparsity| sparsity > 0.0) {
             for &way in &self.ways {
@@ -123,7 +128,8 @@ impl Way {
         "sparsegpt+refit",
     ];
 
-    fn is_calibrated(self) -> bool {
+    /// Whether it needs a text that goes through the model.
+    pub fn is_calibrated(self) -> bool {
         self.refit || self.method != Method::Magnitude
     }
 }
@@ -167,6 +173,18 @@ impl Setting {
             (None, None) => "dense".to_owned(),
             (None, Some(Round::Nearest)) => "dense, nearest".to_owned(),
             (None, Some(Round::Gptq)) => "dense, gptq".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, ", self.weights)?;
+        match (self.way, self.rounding) {
+            (Some(way), _) => write!(f, "{} zeros by {way}", units::percent(self.sparsity)),
+            (None, None) => f.write_str("dense"),
+            (None, Some(Round::Nearest)) => f.write_str("dense, rounded to nearest"),
+            (None, Some(Round::Gptq)) => f.write_str("dense, rounded by gptq"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The report in Markdown.
 
-use super::results::{Layers, Results, Row};
+use super::results::{Layers, Results, Row, Tensor};
 use super::setting::Weights;
 use crate::output::Table;
 use crate::units;
@@ -51,18 +51,27 @@ pub fn summary(results: &Results) -> Vec<String> {
         return lines;
     };
     let rise = |row: &Row| row.perplexity - dense.perplexity;
+    // A share of a rise that is none says nothing.
+    let share = |row: &Row, whole: &Row| match rise(whole) > 0.0 {
+        true => format!(", {} of the rise", units::percent(rise(row) / rise(whole))),
+        false => String::new(),
+    };
     let best = results.best(SUMMARY, Weights::Bf16);
     if let (Some(magnitude), Some(best)) = (results.magnitude(SUMMARY), best) {
-        lines.push(format!(
-            "perplexity {:.3} dense; {:.3} by magnitude (+{:.3}); {:.3} by {} (+{:.3}, {} of the rise)",
-            dense.perplexity,
-            magnitude.perplexity,
-            rise(magnitude),
-            best.perplexity,
-            best.setting.how(),
-            rise(best),
-            units::percent(rise(best) / rise(magnitude)),
-        ));
+        let by = |row: &Row, share: String| {
+            let how = row.setting.how();
+            format!(
+                "; {:.3} by {how} ({:+.3}{share})",
+                row.perplexity,
+                rise(row)
+            )
+        };
+        let mut line = format!("perplexity {:.3} dense", dense.perplexity);
+        line.push_str(&by(magnitude, String::new()));
+        if best.setting != magnitude.setting {
+            line.push_str(&by(best, share(best, magnitude)));
+        }
+        lines.push(line);
     }
     for weights in [Weights::Int8, Weights::Int4] {
         let same = |row: &&Row| {
@@ -88,12 +97,11 @@ pub fn summary(results: &Results) -> Vec<String> {
     {
         if let Some(rival) = results.dense_rival(row.bytes) {
             lines.push(format!(
-                "{} {}, {}: {:.3}; dense {} of {}: {:.3}",
-                row.setting.how(),
-                row.setting.weights,
+                "{}: {}, perplexity {:.3}; {} in no more bytes: {}, perplexity {:.3}",
+                row.setting,
                 units::bytes(row.bytes),
                 row.perplexity,
-                rival.setting.weights,
+                rival.setting,
                 units::bytes(rival.bytes),
                 rival.perplexity
             ));
@@ -170,28 +178,26 @@ fn layers(all: &[Layers]) -> String {
     ]);
     for Layers { sparsity, tensors } in all {
         let count = tensors.len();
-        let mean = |error: fn(&super::results::Tensor) -> f64| {
-            format!(
-                "{:.4}",
-                tensors.iter().map(error).sum::<f64>() / count as f64
-            )
+        // Nothing where a method was not asked for.
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        let mean = |error: fn(&Tensor) -> Option<f64>| {
+            let sum: Option<f64> = tensors.iter().map(error).sum();
+            or_dash(sum.map(|sum| format!("{:.4}", sum / count as f64)))
         };
-        let above = |pair: fn(&super::results::Tensor) -> (f64, f64)| {
-            let pairs = tensors.iter().map(pair);
-            pairs
-                .filter(|(one, other)| *one > other * (1.0 + EQUAL))
-                .count()
-                .to_string()
+        let above = |pair: fn(&Tensor) -> Option<(f64, f64)>| {
+            let pairs: Option<Vec<(f64, f64)>> = tensors.iter().map(pair).collect();
+            let above = |(one, other): &&(f64, f64)| *one > other * (1.0 + EQUAL);
+            or_dash(pairs.map(|pairs| pairs.iter().filter(above).count().to_string()))
         };
         table.row(vec![
             sparsity.to_string(),
-            mean(|tensor| tensor.magnitude),
-            mean(|tensor| tensor.magnitude_by_row),
+            mean(|tensor| Some(tensor.magnitude)),
+            mean(|tensor| Some(tensor.magnitude_by_row)),
             mean(|tensor| tensor.wanda),
             mean(|tensor| tensor.sparsegpt),
             count.to_string(),
-            above(|tensor| (tensor.wanda, tensor.magnitude_by_row)),
-            above(|tensor| (tensor.sparsegpt, tensor.wanda)),
+            above(|tensor| Some((tensor.wanda?, tensor.magnitude_by_row))),
+            above(|tensor| Some((tensor.sparsegpt?, tensor.wanda?))),
         ]);
     }
     table.markdown()
