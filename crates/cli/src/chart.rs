@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 const PANEL_WIDTH: f64 = 320.0;
 const PANEL_HEIGHT: f64 = 300.0;
 const GAP: f64 = 24.0;
-const LEFT: f64 = 64.0;
+/// Room for the title of the vertical axis and its numbers.
+const LEFT: f64 = 76.0;
 const RIGHT: f64 = 16.0;
 /// Room for the legend and the titles of the panels.
 const TOP: f64 = 92.0;
@@ -14,6 +15,11 @@ const BOTTOM: f64 = 54.0;
 const CHAR_WIDTH: f64 = 6.6;
 /// Room around the points, as a share of the axis.
 const MARGIN: f64 = 0.05;
+/// Between two numbers of an axis, at least, so that none touches the next.
+const TICK_GAP_X: f64 = 44.0;
+const TICK_GAP_Y: f64 = 24.0;
+/// Of up to so many places along the horizontal axis each gets a number.
+const FEW: usize = 8;
 
 /// Colors for light pages, and others for dark ones. Without variables, which some viewers do not know.
 const STYLE: &str = "
@@ -22,22 +28,22 @@ text { fill: #24292f; font: 12px system-ui, sans-serif; }
 .title { font-weight: 600; }
 .grid { stroke: #d8dee4; }
 .line { fill: none; stroke-width: 1.8; }
-circle, rect.point { stroke-width: 1.8; }
+circle, rect.point, path { stroke-width: 1.8; }
 .dashed { stroke-dasharray: 5 4; }
-.gray { stroke: #6e7781; } circle.gray { fill: #6e7781; }
-.yellow { stroke: #bf8700; } circle.yellow { fill: #bf8700; }
-.blue { stroke: #0969da; } circle.blue { fill: #0969da; }
-.red { stroke: #cf222e; } circle.red { fill: #cf222e; }
-circle.dashed { fill: #ffffff; stroke-dasharray: none; }
+.gray { stroke: #6e7781; } circle.gray, path.gray { fill: #6e7781; }
+.yellow { stroke: #bf8700; } circle.yellow, path.yellow { fill: #bf8700; }
+.blue { stroke: #0969da; } circle.blue, path.blue { fill: #0969da; }
+.red { stroke: #cf222e; } circle.red, path.red { fill: #cf222e; }
+circle.dashed, path.dashed { fill: #ffffff; stroke-dasharray: none; }
 @media (prefers-color-scheme: dark) {
   .page, rect.point { fill: #0d1117; }
   text { fill: #c9d1d9; }
   .grid { stroke: #30363d; }
-  .gray { stroke: #8b949e; } circle.gray { fill: #8b949e; }
-  .yellow { stroke: #e3b341; } circle.yellow { fill: #e3b341; }
-  .blue { stroke: #58a6ff; } circle.blue { fill: #58a6ff; }
-  .red { stroke: #ff7b72; } circle.red { fill: #ff7b72; }
-  circle.dashed { fill: #0d1117; }
+  .gray { stroke: #8b949e; } circle.gray, path.gray { fill: #8b949e; }
+  .yellow { stroke: #e3b341; } circle.yellow, path.yellow { fill: #e3b341; }
+  .blue { stroke: #58a6ff; } circle.blue, path.blue { fill: #58a6ff; }
+  .red { stroke: #ff7b72; } circle.red, path.red { fill: #ff7b72; }
+  circle.dashed, path.dashed { fill: #0d1117; }
 }
 ";
 
@@ -49,9 +55,11 @@ pub struct Chart {
     pub note: String,
     /// What the horizontal axis shows, with the unit.
     pub x: String,
-    /// How the vertical axis grows. What it shows is in the title.
+    /// What the vertical axis shows, with the unit.
+    pub y: String,
+    /// How the vertical axis grows.
     pub scale: Scale,
-    /// Points above are cut off.
+    /// Points above are cut off: a triangle at the upper edge stands for each.
     pub highest: f64,
     /// From left to right.
     pub panels: Vec<Panel>,
@@ -62,6 +70,8 @@ pub struct Chart {
 pub enum Scale {
     /// Equal steps are equal differences.
     Linear,
+    /// The same, and it begins at 0: for what is compared by its ratio.
+    FromZero,
     /// Equal steps are equal ratios; for values above 0.
     Logarithmic,
 }
@@ -127,6 +137,25 @@ impl Series {
         let dashed = if self.dashed { " dashed" } else { "" };
         format!("{}{dashed}", self.color.class())
     }
+
+    /// The mark of a point.
+    fn mark(&self, x: f64, y: f64, radius: f64, tip: &str) -> String {
+        let (class, tip) = (self.class(), escape(tip));
+        let tip = match tip.is_empty() {
+            true => String::new(),
+            false => format!("<title>{tip}</title>"),
+        };
+        match self.square {
+            true => format!(
+                "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"9\" height=\"9\" class=\"point {class}\">{tip}</rect>",
+                x - 4.5,
+                y - 4.5
+            ),
+            false => format!(
+                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" class=\"{class}\">{tip}</circle>"
+            ),
+        }
+    }
 }
 
 impl Chart {
@@ -154,12 +183,18 @@ impl Chart {
             }
             out.push_str("</g>\n");
         }
-        let middle = (LEFT + panels_end) / 2.0;
+        let (middle, center) = ((LEFT + panels_end) / 2.0, TOP + PANEL_HEIGHT / 2.0);
+        let logarithmic = match self.scale {
+            Scale::Logarithmic => " (log scale)",
+            Scale::Linear | Scale::FromZero => "",
+        };
         let _ = writeln!(
             out,
-            "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n</svg>",
+            "<text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n\
+             <text transform=\"translate(20 {center}) rotate(-90)\" text-anchor=\"middle\">{}{logarithmic}</text>\n</svg>",
             height - 12.0,
-            escape(&self.x)
+            escape(&self.x),
+            escape(&self.y)
         );
         Some(out)
     }
@@ -185,15 +220,26 @@ impl Chart {
                 x + 32.0,
                 escape(&series.name)
             );
+            let _ = writeln!(out, "{}", series.mark(x + 13.0, y - 4.0, 3.5, ""));
             x += 48.0 + CHAR_WIDTH * series.name.len() as f64;
         }
-        let _ = writeln!(
-            out,
-            "<text x=\"{LEFT}\" y=\"62\">{}</text>",
-            escape(&self.note)
-        );
-        (out, x.max(LEFT + CHAR_WIDTH * self.note.len() as f64))
+        let mut points = known_points(&self.panels);
+        let cut = match points.any(|point| point.y > self.highest) {
+            true => format!(
+                "; \u{25b2} above the plot, over {}",
+                short((self.highest * 10.0).round() / 10.0)
+            ),
+            false => String::new(),
+        };
+        let note = format!("{}{cut}", self.note);
+        let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"62\">{}</text>", escape(&note));
+        (out, x.max(LEFT + CHAR_WIDTH * note.len() as f64))
     }
+}
+
+fn known_points(panels: &[Panel]) -> impl Iterator<Item = &Point> + Clone {
+    let series = panels.iter().flat_map(|panel| &panel.series);
+    series.flat_map(|series| &series.points)
 }
 
 /// What is drawn where. Values of a logarithmic axis are logarithms here.
@@ -201,17 +247,21 @@ struct Axes {
     x: (f64, f64),
     y: (f64, f64),
     scale: Scale,
+    highest: f64,
+    /// Numbers along the horizontal axis.
+    x_ticks: Vec<f64>,
 }
 
 impl Axes {
     fn of(chart: &Chart) -> Option<Self> {
-        let series = chart.panels.iter().flat_map(|panel| &panel.series);
-        let points = || series.clone().flat_map(|series| &series.points);
+        let points = || known_points(&chart.panels);
         points().next()?;
         let mut axes = Axes {
             x: (f64::MAX, f64::MIN),
             y: (f64::MAX, f64::MIN),
             scale: chart.scale,
+            highest: chart.highest,
+            x_ticks: Vec::new(),
         };
         for point in points() {
             let y = axes.scaled(point.y.min(chart.highest));
@@ -224,12 +274,23 @@ impl Axes {
         };
         axes.x = widen(axes.x);
         axes.y = widen(axes.y);
+        if axes.scale == Scale::FromZero {
+            axes.y.0 = 0.0;
+        }
+        let mut places: Vec<f64> = points().map(|point| point.x).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        axes.x_ticks = match places.len() {
+            // From the right, where they are further apart if each is twice the one before.
+            ..=FEW => spread(places.into_iter().rev(), TICK_GAP_X, |x| axes.at_x(x)),
+            _ => even_ticks(axes.x),
+        };
         Some(axes)
     }
 
     fn scaled(&self, y: f64) -> f64 {
         match self.scale {
-            Scale::Linear => y,
+            Scale::Linear | Scale::FromZero => y,
             Scale::Logarithmic => y.ln(),
         }
     }
@@ -244,8 +305,11 @@ impl Axes {
 
     fn y_ticks(&self) -> Vec<f64> {
         match self.scale {
-            Scale::Linear => even_ticks(self.y),
-            Scale::Logarithmic => ratio_ticks(self.y.0.exp(), self.y.1.exp()),
+            Scale::Linear | Scale::FromZero => even_ticks(self.y),
+            Scale::Logarithmic => {
+                let ticks = ratio_ticks(self.y.0.exp(), self.y.1.exp());
+                spread(ticks.into_iter(), TICK_GAP_Y, |y| self.at_y(y))
+            }
         }
     }
 
@@ -274,7 +338,7 @@ impl Axes {
                 );
             }
         }
-        for tick in even_ticks(self.x) {
+        for &tick in &self.x_ticks {
             let x = left + self.at_x(tick);
             let _ = writeln!(
                 out,
@@ -307,22 +371,22 @@ impl Axes {
         );
         for point in &series.points {
             let (x, y) = place(point);
-            let tip = escape(&point.tip);
             let radius = if point.large { 5.5 } else { 3.5 };
-            let _ = match series.square {
-                true => writeln!(
-                    out,
-                    "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"9\" height=\"9\" class=\"point {class}\"><title>{tip}</title></rect>",
-                    x - 4.5,
-                    y - 4.5
-                ),
-                false => writeln!(
-                    out,
-                    "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" class=\"{class}\"><title>{tip}</title></circle>"
-                ),
+            let mark = match point.y > self.highest {
+                true => triangle(x, TOP + 2.0, &series.class(), &point.tip),
+                false => series.mark(x, y, radius, &point.tip),
             };
+            let _ = writeln!(out, "{mark}");
         }
     }
+}
+
+/// What stands for a point above the plot, its tip at the upper edge.
+fn triangle(x: f64, top: f64, class: &str, tip: &str) -> String {
+    format!(
+        "<path d=\"M{x:.1} {top:.1} l5 9 h-10 z\" class=\"{class}\"><title>{}</title></path>",
+        escape(tip)
+    )
 }
 
 /// About five round numbers.
@@ -341,20 +405,39 @@ fn even_ticks((first, last): (f64, f64)) -> Vec<f64> {
         .collect()
 }
 
-/// Round numbers, as many as suit a logarithmic axis of this length.
+/// Round numbers of a logarithmic axis, the roundest first.
 fn ratio_ticks(low: f64, high: f64) -> Vec<f64> {
-    let series: &[f64] = match high / low {
-        ratio if ratio > 30.0 => &[1.0],
-        ratio if ratio > 6.0 => &[1.0, 2.0, 5.0],
-        ratio if ratio > 2.0 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
-        _ => &[
-            1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.2, 3.4, 3.6,
-            3.8, 4.0, 4.25, 4.5, 4.75, 5.0, 5.5, 6.0, 6.5, 7.0, 7.5, 8.0, 8.5, 9.0, 9.5,
+    const ROUND: [&[f64]; 5] = [
+        &[1.0],
+        &[2.0, 5.0],
+        &[1.5, 3.0, 4.0, 7.0],
+        &[1.2, 2.5, 6.0, 8.0, 9.0],
+        &[
+            1.1, 1.3, 1.4, 1.6, 1.7, 1.8, 1.9, 2.2, 2.4, 2.6, 2.8, 3.2, 3.4, 3.6, 3.8, 4.2, 4.5,
+            4.8, 5.5, 6.5, 7.5, 8.5, 9.5,
         ],
-    };
+    ];
     let powers = (low.log10().floor() as i32)..=(high.log10().ceil() as i32);
-    let all = powers.flat_map(|power| series.iter().map(move |s| s * 10f64.powi(power)));
-    all.filter(|tick| (low..=high).contains(tick)).collect()
+    let of_rank = |rank: &[f64]| -> Vec<f64> {
+        let all = powers.clone();
+        let all = all.flat_map(|power| rank.iter().map(move |s| s * 10f64.powi(power)));
+        all.filter(|tick| (low..=high).contains(tick)).collect()
+    };
+    ROUND.into_iter().flat_map(of_rank).collect()
+}
+
+/// Those ticks that are so far from all before them, where `place` puts them.
+fn spread(ticks: impl Iterator<Item = f64>, gap: f64, place: impl Fn(f64) -> f64) -> Vec<f64> {
+    let mut kept: Vec<f64> = Vec::new();
+    for tick in ticks {
+        if kept
+            .iter()
+            .all(|&other| (place(other) - place(tick)).abs() >= gap)
+        {
+            kept.push(tick);
+        }
+    }
+    kept
 }
 
 /// A number with no more digits than it needs.
@@ -377,6 +460,57 @@ mod tests {
     fn ticks_are_round_and_inside() {
         assert_eq!(even_ticks((0.0, 10.0)), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(even_ticks((-45.0, 62.0)), [0.0, 50.0]);
-        assert_eq!(ratio_ticks(0.9, 12.0), [1.0, 2.0, 5.0, 10.0]);
+        assert_eq!(ratio_ticks(0.9, 12.0)[..4], [1.0, 10.0, 2.0, 5.0]);
+        assert_eq!(ratio_ticks(10.5, 22.0)[..2], [20.0, 15.0]);
+        let kept = spread([0.0, 10.0, 4.0, 6.0, 20.0].into_iter(), 6.0, |x| x);
+        assert_eq!(kept, [0.0, 10.0, 20.0]);
+    }
+
+    #[test]
+    fn axes_are_named_and_what_is_cut_off_is_marked() {
+        let points = [(1.0, 2.0), (2.0, 90.0), (4.0, 3.0)];
+        let points = points.map(|(x, y)| Point {
+            x,
+            y,
+            large: false,
+            tip: "tip".to_owned(),
+        });
+        let series = Series {
+            name: "one".to_owned(),
+            color: Color::Red,
+            dashed: false,
+            square: false,
+            points: points.to_vec(),
+        };
+        let mut chart = Chart {
+            title: "title".to_owned(),
+            note: "note".to_owned(),
+            x: "size, MiB".to_owned(),
+            y: "perplexity".to_owned(),
+            scale: Scale::Logarithmic,
+            highest: 10.0,
+            panels: vec![Panel {
+                title: "panel".to_owned(),
+                series: vec![series],
+            }],
+        };
+        let svg = chart.svg().expect("a chart");
+        for words in [
+            "size, MiB",
+            "perplexity (log scale)",
+            "above the plot, over 10",
+            ">4</text>",
+        ] {
+            assert!(svg.contains(words), "no {words} in {svg}");
+        }
+        // Two points and the legend; the third is above.
+        assert_eq!(
+            (svg.matches("<circle").count(), svg.matches("<path").count()),
+            (3, 1)
+        );
+        chart.scale = Scale::FromZero;
+        chart.highest = f64::INFINITY;
+        let svg = chart.svg().expect("a chart");
+        assert!(svg.contains(">0</text>") && !svg.contains("<path") && !svg.contains("log scale"));
     }
 }

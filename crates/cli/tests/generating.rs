@@ -570,5 +570,9 @@ fn benchmarks_report_all_combinations() {
     assert_eq!(csv.lines().count(), 1 + rows.len());
     let svg = stdout(&output(sparamx().args(args).args(["-o", "svg"])));
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
-    assert_eq!(svg.matches("<circle").count(), rows.len(), "{svg}");
+    assert_eq!(
+        svg.matches("</title></circle>").count(),
+        rows.len(),
+        "{svg}"
+    );
 }

@@ -46,9 +46,10 @@ pub fn svg(rows: &[Row], machine: &str) -> Option<String> {
         note: machine.to_owned(),
         x: match by_batch {
             true => "sequences at a time".to_owned(),
-            false => "tokens of context".to_owned(),
+            false => "tokens before, in each sequence".to_owned(),
         },
-        scale: Scale::Linear,
+        y: "tokens a second".to_owned(),
+        scale: Scale::FromZero,
         highest: f64::INFINITY,
         panels: panels.collect(),
     };

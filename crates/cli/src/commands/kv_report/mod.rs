@@ -15,6 +15,7 @@ use super::report::results::{File, write};
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::kv::{self, KvKeptArgs, KvSparsity};
 use crate::loading::Loaded;
+use crate::texts::Text;
 use crate::{interrupt, loading, output, source};
 
 /// Files of the report, beside the results.
@@ -89,7 +90,8 @@ pub fn run(args: &KvReportArgs, common: Common) -> Result<()> {
             "--ctx must be at least 4: half of a window is scored".to_owned()
         ));
     }
-    let texts = args.texts.iter().map(|path| perplexity::read_text(path));
+    let read = |path: &PathBuf| Ok(Text::read(path, common)?.joined());
+    let texts = args.texts.iter().map(read);
     let texts: Vec<String> = texts.collect::<Result<_>>()?;
     let directory = source::resolve(&args.model, common)?;
     let loaded = loading::load(&directory, args.threads, args.memory, common)?;
@@ -106,7 +108,6 @@ pub fn run(args: &KvReportArgs, common: Common) -> Result<()> {
         sinks: args.kept.sinks,
     };
     let mut results = Results::open(&args.output, inputs)?;
-    interrupt::install()?;
     let settings = settings(&args.sparsities, &args.types, &args.rules);
     let count = settings.len();
     for (index, setting) in settings.into_iter().enumerate() {
@@ -125,6 +126,7 @@ pub fn run(args: &KvReportArgs, common: Common) -> Result<()> {
         }
         results.rows.push(row);
         results.save(&args.output)?;
+        interrupt::check()?;
     }
     show(args, &results, common)
 }
@@ -171,9 +173,6 @@ fn measure(
     for (path, text) in args.texts.iter().zip(texts) {
         all += perplexity::measure(loaded.ready(), text, &scoring, "scoring".to_owned(), common)
             .with_context(|| path.display().to_string())?;
-        if interrupt::asked() {
-            bail!("interrupted; the same command goes on");
-        }
     }
     let tokens = all.perplexity();
     Ok(Row {

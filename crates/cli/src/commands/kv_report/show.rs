@@ -119,7 +119,8 @@ pub fn svg(results: &Results) -> Option<String> {
             results.inputs.model
         ),
         note: "large marks: 50 % zeros; lower left is better".to_owned(),
-        x: "bits an element of an old page".to_owned(),
+        x: "bits of an element of an old page".to_owned(),
+        y: "rise of the perplexity, %".to_owned(),
         scale: Scale::Linear,
         highest: HIGHEST,
         panels: panels.into(),
