@@ -37,11 +37,19 @@ Examples:
   sparamx bench llama-8b-50 -o json
   sparamx bench --kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
 
-Columns: t/s is the median of the rounds and the largest deviation from it; GB/s is bytes of stored weights over the time
-of a forward pass, and the last column its share of the read bandwidth measured in the same rounds. The time of attention is in
-the passes: with --kv-sparsity, a column has the speed over that with dense keys and values. With --kernels: us is the
-median of the rounds, spread the fastest and the slowest; GB/s is bytes of stored weights over that time; 'chosen' marks the
-kernel that a model would use.")]
+Two tests: prefill reads a prompt (pp512: 512 tokens of it), decode writes text (tg128: 128 tokens, one after the other). They take
+turns for --rounds rounds, so that whatever else the machine does meets all alike. The columns of the table:
+  model to batch   what is measured; size is that of all weights
+  kv cache         how keys and values are kept, and the share of zeros in them
+  test             pp512 or tg128; @ d2048 after a text of 2048 tokens
+  t/s              tokens a second: the median of the rounds ± the largest difference of a round from it
+  over dense kv    how many times as fast as with dense keys and values
+  GB/s             bytes of weights that are read a second, 10^9 each
+  of bandwidth     that as a share of what this machine reads from memory, measured in the same rounds: decode cannot be faster than
+                   1, but for weights that stay in a cache, which is said
+
+--kernels measures single matrix multiplications instead: us is the median of the rounds in microseconds, spread the fastest and the
+slowest round, over dense how many times as fast as with dense weights; 'chosen' marks the kernel that a model would use.")]
 pub struct BenchArgs {
     /// Directory or hub id of a model to measure as it is
     #[arg(value_name = "MODEL", conflicts_with = "shape")]
@@ -104,9 +112,9 @@ pub struct BenchArgs {
     rounds: u32,
     #[command(flatten)]
     memory: Memory,
-    /// How to print the result
-    #[arg(short, long, value_name = "FORMAT", default_value = "md")]
-    output: Format,
+    /// How to print the result [default: md]
+    #[arg(short, long, value_name = "FORMAT")]
+    output: Option<Format>,
     #[command(flatten)]
     kernel_args: kernels::KernelArgs,
 }
@@ -209,12 +217,14 @@ const KV_WEIGHT_SPARSITY: f64 = 0.5;
 /// Nothing is asked for, the model cannot be read, there is not enough memory for all the models, or standard output cannot
 /// be written.
 pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
+    args.check_options()?;
     if args.kernel_args.kernels {
         return kernels::run(args, common);
     }
     let args = &args.completed();
     let tests = args.tests()?;
-    if args.profile && matches!(args.output, Format::Csv | Format::Svg) && !common.json {
+    let format = args.format(common)?;
+    if args.profile && matches!(format, Format::Csv | Format::Svg) {
         bail!(UsageError(
             "--profile is printed as a table or as JSON: use -o md or -o json".to_owned()
         ));
@@ -243,15 +253,16 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     )?;
     let kvs = args.kvs();
     let settings = args.settings(&tests, threads.len(), subjects.len(), kvs.len());
+    let total = u64::from(args.rounds) * settings.len() as u64;
+    let bar = progress::count_bar(common, total, "measurements", "warming up");
     let mut bench = Bench::new(runtimes, subjects, kvs, settings)?;
-    let total = u64::from(args.rounds) * bench.settings.len() as u64;
-    let bar = progress::count_bar(common, total, "measurements", "measuring");
     bench
         .runtimes
         .iter()
         .for_each(sparamx_kernels::Runtime::pin_caller);
     bench.warm_up()?;
     for _ in 0..args.rounds {
+        bar.set_message("memory");
         bench.round(args.profile, &mut |setting| {
             bar.set_message(setting.test.name());
             bar.inc(1);
@@ -259,13 +270,25 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     }
     bar.finish_and_clear();
     let report = report::Report::new(&bench);
-    match args.output {
-        _ if common.json => output::json(&report),
+    match format {
         Format::Json => output::json(&report),
         Format::Md => output::text_out(&report.markdown()),
         Format::Csv => output::text_out(&report.csv()),
         Format::Svg => output::text_out(&report.svg().unwrap_or_default()),
     }
+}
+
+/// What a table says of a share of the bandwidth of memory. Nothing comes from memory faster than memory reads.
+fn share(bandwidth_share: f64) -> String {
+    match from_cache(bandwidth_share) {
+        true => format!("{bandwidth_share:.2} (from the cache)"),
+        false => format!("{bandwidth_share:.2}"),
+    }
+}
+
+/// Whether what was read so fast came from the cache, in part or all of it.
+fn from_cache(bandwidth_share: f64) -> bool {
+    bandwidth_share > 1.0
 }
 
 /// What is to be measured: a checkpoint, or a shape with random weights.
@@ -294,6 +317,35 @@ impl Variant {
 }
 
 impl BenchArgs {
+    /// How to print the result.
+    ///
+    /// # Errors
+    /// Both options for it were given, and differ.
+    fn format(&self, common: Common) -> Result<Format> {
+        match (self.output, common.json) {
+            (Some(Format::Json) | None, true) => Ok(Format::Json),
+            (Some(_), true) => bail!(UsageError(
+                "--json and another format with -o: choose one of them".to_owned()
+            )),
+            (format, false) => Ok(format.unwrap_or(Format::Md)),
+        }
+    }
+
+    /// Refuses options that would change nothing.
+    fn check_options(&self) -> Result<()> {
+        let random = "without a MODEL: random weights stay as they are made";
+        let wrong = match (&self.model, self.kernel_args.kernels) {
+            (None, _) if self.memory.memory_bytes.is_some() => {
+                Some(format!("--memory changes nothing {random}"))
+            }
+            (_, true) if self.layers.is_some() => {
+                Some("--layers changes nothing with --kernels".to_owned())
+            }
+            _ => None,
+        };
+        wrong.map_or(Ok(()), |wrong| bail!(UsageError(wrong)))
+    }
+
     /// With a shape if there is neither a model nor a shape, but keys and values are to be compared.
     fn completed(&self) -> Self {
         let mut args = self.clone();

@@ -7,6 +7,7 @@ use super::measure::{Bench, Setting};
 use super::plot;
 use super::profile::Breakdown;
 use super::stats::{median, median_ratio};
+use super::{from_cache, share};
 use crate::kv::KvSparsity;
 use crate::output::Table;
 use crate::units;
@@ -51,6 +52,8 @@ pub struct Row {
     packed_gb_s: f64,
     read_bandwidth_gb_s: f64,
     bandwidth_share: f64,
+    /// That share is more than memory can give.
+    from_cache: bool,
     #[serde(skip)]
     weight_bytes: u64,
     #[serde(skip)]
@@ -112,7 +115,7 @@ impl Report {
                 ),
                 format!("{:.2}", row.over_dense_kv),
                 format!("{:.2}", row.packed_gb_s),
-                format!("{:.2}", row.bandwidth_share),
+                share(row.bandwidth_share),
             ]);
         }
         let profiles = self.profile.iter().zip(&self.rows);
@@ -157,6 +160,7 @@ impl Report {
             "packed_gb_s",
             "read_bandwidth_gb_s",
             "bandwidth_share",
+            "from_cache",
         ]);
         for row in &self.rows {
             table.row(vec![
@@ -177,6 +181,7 @@ impl Report {
                 row.packed_gb_s.to_string(),
                 row.read_bandwidth_gb_s.to_string(),
                 row.bandwidth_share.to_string(),
+                row.from_cache.to_string(),
             ]);
         }
         table.csv()
@@ -196,6 +201,7 @@ impl Row {
             .map(|seconds| bytes / seconds * 1e-9)
             .collect();
         let bandwidth = &bench.bandwidth[setting.runtime];
+        let bandwidth_share = median_ratio(&rates, bandwidth);
         Row {
             test: setting.test.name(),
             shape: subject.shape.clone(),
@@ -216,7 +222,8 @@ impl Row {
                 .fold(0.0, f64::max),
             packed_gb_s: median(&rates),
             read_bandwidth_gb_s: median(bandwidth),
-            bandwidth_share: median_ratio(&rates, bandwidth),
+            bandwidth_share,
+            from_cache: from_cache(bandwidth_share),
             weight_bytes,
             parameters: subject.parameters,
         }

@@ -50,7 +50,7 @@ pub struct KernelArgs {
     #[arg(long, value_name = "TEXT", requires = "kernels")]
     kernel: Option<String>,
     /// MiB of distinct weights that each kernel goes through in turn; 0 for one copy, which the caches may hold
-    /// [default: 8 times the last-level caches, and 256 at least]
+    /// [default: 4 times the last-level caches, and 256 at least]
     #[arg(long, value_name = "MIB", requires = "kernels", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     stream: Option<u32>,
 }
@@ -112,7 +112,8 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
             "--kernels takes one number of threads".to_owned()
         )),
     };
-    if args.output == Format::Svg && !common.json {
+    let format = args.format(common)?;
+    if format == Format::Svg {
         bail!(UsageError(
             "--kernels is printed as a table, CSV or JSON: use -o md, csv or json".to_owned()
         ));
@@ -125,8 +126,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     })?;
     let rt = runtime::start(threads, common)?;
     let report = plan.measure(&rt, common)?;
-    match args.output {
-        _ if common.json => output::json(&report),
+    match format {
         Format::Json => output::json(&report),
         Format::Md => output::text_out(&report.markdown()),
         Format::Csv => output::text_out(&report.csv()),

@@ -6,8 +6,8 @@ use sparamx_kernels::Runtime;
 use sparamx_kernels::catalog::select;
 
 use super::measure::{Entry, Group, Skipped};
-use crate::commands::bench::Weights;
 use crate::commands::bench::stats::{median, median_ratio};
+use crate::commands::bench::{Weights, from_cache, share};
 use crate::output::Table;
 
 /// All results, as `--json` prints them.
@@ -40,6 +40,8 @@ struct Row {
     packed_gb_s: f64,
     /// Median over the rounds of the rate over the bandwidth of the same round.
     bandwidth_share: f64,
+    /// That share is more than memory can give.
+    from_cache: bool,
     gflop_s: f64,
     /// How many times faster than the dense kernel with the same instructions and weights, in the same rounds.
     over_dense: Option<f64>,
@@ -102,7 +104,7 @@ impl Report {
                 figure(row.us),
                 format!("{}-{}", figure(row.us_min), figure(row.us_max)),
                 format!("{:.2}", row.packed_gb_s),
-                format!("{:.2}", row.bandwidth_share),
+                share(row.bandwidth_share),
                 format!("{:.1}", row.gflop_s),
                 row.over_dense
                     .map_or_else(|| "-".to_owned(), |times| format!("{times:.2}")),
@@ -140,6 +142,7 @@ impl Report {
             "gflop_s",
             "over_dense",
             "selected",
+            "from_cache",
         ]);
         for row in &self.kernels {
             table.row(vec![
@@ -162,6 +165,7 @@ impl Report {
                 row.over_dense
                     .map_or_else(String::new, |times| times.to_string()),
                 row.selected.to_string(),
+                row.from_cache.to_string(),
             ]);
         }
         table.csv()
@@ -178,6 +182,7 @@ impl Row {
             .iter()
             .map(|seconds| set.bytes() / seconds * 1e-9)
             .collect();
+        let bandwidth_share = median_ratio(&rates, &group.bandwidth);
         let dense = dense(group, entry).map(|dense| median_ratio(&dense.seconds, &entry.seconds));
         let chosen = select(rt.cpu().features(), format, setting.m);
         Row {
@@ -192,7 +197,8 @@ impl Row {
             us_min: entry.seconds.iter().copied().fold(f64::INFINITY, f64::min) * 1e6,
             us_max: entry.seconds.iter().copied().fold(0.0, f64::max) * 1e6,
             packed_gb_s: median(&rates),
-            bandwidth_share: median_ratio(&rates, &group.bandwidth),
+            bandwidth_share,
+            from_cache: from_cache(bandwidth_share),
             gflop_s: setting.flops() / seconds * 1e-9,
             over_dense: dense,
             selected: chosen.name == entry.spec.name,
