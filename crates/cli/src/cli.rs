@@ -9,7 +9,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::commands::{
     bench, compress, doctor, eval, export, inspect, kv_report, perplexity, report, run,
 };
-use crate::units;
+use crate::{output, units};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -20,6 +20,7 @@ Examples:
   sparamx doctor
 
 MODEL is a directory in Hugging Face layout, a GGUF file or a hub id (org/name, or org/name@revision).
+Sizes are in KiB, MiB and GiB, powers of 1024, and so are 800M and 12G in options; bandwidths are in GB/s, 10^9 bytes a second.
 Environment: SPARAMX_ISA (portable, avx2, avx512, amx), HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT,
 HF_HUB_OFFLINE, NO_COLOR.";
 
@@ -127,8 +128,11 @@ fn thread_count(text: &str) -> Result<usize, String> {
 
 /// Reads a whole number that is not negative.
 pub fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse()
-        .map_err(|_| "a whole number of at least 0 is needed".to_owned())
+    let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
+    text.parse().map_err(|_| match digits {
+        true => "the number is too large".to_owned(),
+        false => "a whole number of at least 0 is needed".to_owned(),
+    })
 }
 
 /// Reads a fraction of zeros: at least 0 and below 1.
@@ -159,10 +163,26 @@ pub fn usage_line(error: &clap::Error, args: impl Iterator<Item = OsString>) -> 
         .split("For more information")
         .next()
         .unwrap_or_default();
-    let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
     let command = args
         .filter_map(|arg| arg.into_string().ok())
         .find(|arg| Cli::command().find_subcommand(arg).is_some());
     let command = command.map(|name| format!(" {name}")).unwrap_or_default();
+    let message = output::shortened(&output::one_line(message));
     format!("{message} (see: sparamx{command} --help)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_are_one() {
+        for command in Cli::command().get_subcommands() {
+            let mut ids: Vec<_> = command.get_arguments().map(|arg| arg.get_id()).collect();
+            let count = ids.len();
+            ids.sort();
+            ids.dedup();
+            assert_eq!(ids.len(), count, "{}", command.get_name());
+        }
+    }
 }

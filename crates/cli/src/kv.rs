@@ -19,7 +19,7 @@ pub struct KvArgs {
     pages: KvPageArgs,
     /// Memory for the KV cache, such as 2G: what a prompt leaves there serves later ones that begin alike
     /// [default: half of what is available]
-    #[arg(long = "kv-memory", value_name = "SIZE", value_parser = units::parse_bytes)]
+    #[arg(id = "kv_memory_bytes", long = "kv-memory", value_name = "SIZE", value_parser = units::parse_bytes)]
     memory_bytes: Option<u64>,
 }
 

@@ -5,8 +5,13 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::units;
+
 /// What went wrong if standard output takes no more, a full disk for one.
 pub const CANNOT_WRITE: &str = "cannot write to standard output";
+/// Letters of an error that are printed: at its start, which says what it is about, and at its end, which says what to do.
+const HEAD: usize = 600;
+const TAIL: usize = 300;
 
 /// Prints one JSON object, followed by a line feed, on standard output.
 ///
@@ -44,7 +49,19 @@ pub fn describe(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
-    one_line(&text)
+    shortened(&one_line(&text))
+}
+
+/// A line with the middle left out if it is longer than anybody reads: values out of files may have any length.
+pub fn shortened(line: &str) -> String {
+    let letters = line.chars().count();
+    if letters <= HEAD + TAIL {
+        return line.to_owned();
+    }
+    let head: String = line.chars().take(HEAD).collect();
+    let tail: String = line.chars().skip(letters - TAIL).collect();
+    let cut = units::count((letters - HEAD - TAIL) as u64);
+    format!("{head} ... ({cut} letters left out) ... {tail}")
 }
 
 /// Whether the reader of standard output went away, as `head` does when it has enough.
@@ -177,6 +194,16 @@ mod tests {
             one_line("no\r\nsuch  file\u{1b}[31m: a\tb "),
             "no such file [31m: a b"
         );
+    }
+
+    #[test]
+    fn long_lines_lose_their_middle() {
+        let line = "ä".repeat(30_000) + "; give another";
+        let short = shortened(&line);
+        assert!(short.chars().count() < 1000, "{short}");
+        assert!(short.starts_with("ää") && short.ends_with("ä; give another"));
+        assert!(short.contains("(29,114 letters left out)"), "{short}");
+        assert_eq!(shortened("short"), "short");
     }
 
     #[test]

@@ -1,30 +1,32 @@
-//! Progress bars on standard error; none when it is not a terminal, or with `--quiet`.
+//! Progress on standard error: bars on a terminal, a line now and then elsewhere; nothing with `--quiet`.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike,
+};
 
 use crate::cli::Common;
 use crate::output;
 
+/// The time before the first line where there is no terminal, and between later ones.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+const LATER_LINES: Duration = Duration::from_secs(30);
+/// A line is as long as it is: this only has to be longer.
+const LINE_WIDTH: u16 = 400;
+
 /// A bar that counts bytes: rate and time left included.
 pub fn byte_bar(common: Common, bytes: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    bar(
-        common,
-        bytes,
-        message,
-        "{msg:20!} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta} left",
-    )
+    bar(common, bytes, message, 20, BYTES)
 }
 
 /// As [`byte_bar`], with room for a longer message.
 pub fn layer_bar(common: Common) -> ProgressBar {
-    bar(
-        common,
-        0,
-        "starting",
-        "{msg:48!} {wide_bar} {bytes}/{total_bytes} {decimal_bytes_per_sec} {eta} left",
-    )
+    bar(common, 0, "starting", 48, BYTES)
 }
 
 /// A bar that counts `unit`s.
@@ -34,37 +36,119 @@ pub fn count_bar(
     unit: &str,
     message: impl Into<Cow<'static, str>>,
 ) -> ProgressBar {
-    let template = format!(
-        "{{msg:20!}} {{wide_bar}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{eta}} left"
-    );
-    bar(common, total, message, &template)
+    let rest = format!("{{human_pos}}/{{human_len}} {unit} {{per_sec}} {{left}}");
+    bar(common, total, message, 20, &rest)
 }
 
 /// A bar for steps that mean nothing to people: how far the work is and the time left.
 pub fn work_bar(common: Common, total: u64, message: impl Into<Cow<'static, str>>) -> ProgressBar {
-    bar(
-        common,
-        total,
-        message,
-        "{msg:24!} {wide_bar} {percent} % {eta} left",
-    )
+    bar(common, total, message, 24, "{percent} % {left}")
 }
 
+/// What a bar of bytes says.
+const BYTES: &str = "{binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {left}";
+
+/// A bar with a message of so many letters and what is said behind it, there from the start.
 fn bar(
     common: Common,
     total: u64,
     message: impl Into<Cow<'static, str>>,
-    template: &str,
+    letters: usize,
+    rest: &str,
 ) -> ProgressBar {
-    let target = if common.quiet || !output::fancy_stderr() {
-        ProgressDrawTarget::hidden()
+    let (target, template) = if common.quiet {
+        (ProgressDrawTarget::hidden(), String::new())
+    } else if output::fancy_stderr() {
+        let template = format!("{{msg:{letters}!}} {{wide_bar}} {rest}");
+        (ProgressDrawTarget::stderr_with_hz(10), template)
     } else {
-        ProgressDrawTarget::stderr_with_hz(10)
+        let target = ProgressDrawTarget::term_like_with_hz(Box::<Lines>::default(), 1);
+        (target, format!("{{msg}}: {rest}"))
     };
-    let style = ProgressStyle::with_template(template)
+    let style = ProgressStyle::with_template(&template)
         .expect("a template of ours")
+        .with_key("left", left)
         .progress_chars("=> ");
-    ProgressBar::with_draw_target(Some(total), target)
+    let bar = ProgressBar::with_draw_target(Some(total), target)
         .with_style(style)
-        .with_message(message)
+        .with_message(message);
+    // A line about nothing out of nothing helps nobody.
+    if total > 0 || output::fancy_stderr() {
+        bar.tick();
+    }
+    bar
+}
+
+/// The time left, once there is something to tell it by.
+fn left(state: &ProgressState, out: &mut dyn fmt::Write) {
+    if state.pos() > 0 {
+        // Nobody to tell if it fails.
+        let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
+    }
+}
+
+/// When the next line is due, whichever bar it is of: not before some bar was made.
+static NEXT: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Whether it is time for a line.
+fn due() -> bool {
+    let now = Instant::now();
+    let mut next = lock(&NEXT);
+    let due = now >= *next.get_or_insert(now + FIRST_LINE);
+    if due {
+        *next = Some(now + LATER_LINES);
+    }
+    due
+}
+
+/// What is in it, whatever became of others that looked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes what a bar draws, and writes it as a line now and then.
+#[derive(Debug, Default)]
+struct Lines(Mutex<String>);
+
+impl TermLike for Lines {
+    fn width(&self) -> u16 {
+        LINE_WIDTH
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        lock(&self.0).push_str(text);
+        Ok(())
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.write_str(text)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let drawn = std::mem::take(&mut *lock(&self.0));
+        if !drawn.trim().is_empty() && due() {
+            output::complain(&output::one_line(&drawn));
+        }
+        Ok(())
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+        Ok(())
+    }
 }

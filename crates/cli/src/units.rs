@@ -16,7 +16,7 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
-/// Reads a number of bytes: `4096`, `1.5G`, `512MiB`; units are powers of 1024.
+/// Reads a number of bytes, more than 0: `4096`, `1.5G`, `512MiB`; units are powers of 1024.
 ///
 /// # Errors
 /// What is needed instead.
@@ -28,9 +28,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let unit = unit.trim().to_ascii_lowercase();
     let unit = unit.trim_end_matches('b').trim_end_matches('i');
     let power = ["", "k", "m", "g", "t"].iter().position(|u| *u == unit);
-    match (number.parse::<f64>(), power) {
-        (Ok(number), Some(power)) => Ok((number * 1024f64.powi(power as i32)) as u64),
-        _ => Err("a size is needed, such as 12G or 800M".to_owned()),
+    let bytes = |power| Some((number.parse::<f64>().ok()? * 1024f64.powi(power as i32)) as u64);
+    match power.and_then(bytes) {
+        Some(bytes) if bytes > 0 => Ok(bytes),
+        _ => Err("a size above 0 is needed, such as 12G or 800M".to_owned()),
     }
 }
 
@@ -59,7 +60,6 @@ mod tests {
     #[test]
     fn sizes_are_read() {
         for (text, bytes) in [
-            ("0", 0),
             ("4096", 4096),
             ("1.5G", 3 << 29),
             ("512MiB", 512 << 20),
@@ -68,7 +68,7 @@ mod tests {
         ] {
             assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
         }
-        for text in ["", "G", "12Q", "1.2.3", "-1", "1e3"] {
+        for text in ["", "G", "0", "0G", "12Q", "1.2.3", "-1", "1e3"] {
             assert!(parse_bytes(text).is_err(), "{text}");
         }
     }

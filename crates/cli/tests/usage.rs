@@ -166,6 +166,23 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["'x'", "--seed", "whole number"],
         ),
         (&["perplexity", "m"], &["<FILE>"]),
+        (
+            &["perplexity", "m", "f", "--memory", "0"],
+            &["'0'", "'--memory <SIZE>'", "above 0", "12G"],
+        ),
+        (
+            &["perplexity", "m", "f", "--kv-memory", "0"],
+            &["'0'", "'--kv-memory <SIZE>'"],
+        ),
+        (
+            &["eval", "m", "f", "--limit", "99999999999999999999999"],
+            &["--limit", "too large"],
+        ),
+        (&["bench", "m", "--json", "-o", "csv"], &["--json", "-o"]),
+        (
+            &["bench", "--shape", "tinyllama-1.1b", "--memory", "1G"],
+            &["--memory changes nothing", "MODEL"],
+        ),
         (&["eval", "m"], &["<FILE>"]),
         (&["report", "m", "-o", "d"], &["--text"]),
         (&["eval", "m", "f", "--limit", "0"], &["--limit"]),
@@ -178,6 +195,17 @@ fn wrong_usage_ends_with_2_and_one_line() {
         let line = fails(&run(args), 2, words);
         assert!(line.len() < 400, "{args:?}: {line}");
     }
+}
+
+#[test]
+fn a_long_value_is_cut() {
+    let digits = "9".repeat(30_000);
+    let line = fails(
+        &run(&["doctor", "-t", &digits]),
+        2,
+        &["letters left out", "sparamx doctor --help"],
+    );
+    assert!(line.len() < 1200, "{} letters", line.len());
 }
 
 #[test]
