@@ -26,7 +26,7 @@ pub fn byte_bar(common: Common, bytes: u64, message: impl Into<Cow<'static, str>
 
 /// As [`byte_bar`], with room for a longer message.
 pub fn layer_bar(common: Common) -> ProgressBar {
-    bar(common, 0, "starting", 48, BYTES)
+    bar(common, 0, "starting", 36, BYTES)
 }
 
 /// A bar that counts `unit`s.
@@ -36,7 +36,7 @@ pub fn count_bar(
     unit: &str,
     message: impl Into<Cow<'static, str>>,
 ) -> ProgressBar {
-    let rest = format!("{{human_pos}}/{{human_len}} {unit} {{per_sec}} {{left}}");
+    let rest = format!("{{human_pos}}/{{human_len}} {unit} {{rate}} {{left}}");
     bar(common, total, message, 20, &rest)
 }
 
@@ -68,6 +68,7 @@ fn bar(
     let style = ProgressStyle::with_template(&template)
         .expect("a template of ours")
         .with_key("left", left)
+        .with_key("rate", rate)
         .progress_chars("=> ");
     let bar = ProgressBar::with_draw_target(Some(total), target)
         .with_style(style)
@@ -77,6 +78,11 @@ fn bar(
         bar.tick();
     }
     bar
+}
+
+/// Steps a second, with as many digits as anybody reads.
+fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
+    let _ = write!(out, "{:.1}/s", state.per_sec());
 }
 
 /// The time left, once there is something to tell it by.

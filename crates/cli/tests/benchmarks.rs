@@ -67,6 +67,8 @@ fn every_kernel_that_runs_is_measured_and_one_of_each_kind_is_chosen() {
             "{row}"
         );
         assert_eq!(row["over_dense"].is_null(), row["sparsity"] == 0.0, "{row}");
+        let impossible = row["bandwidth_share"].as_f64() > Some(1.0);
+        assert_eq!(row["from_cache"], impossible, "{row}");
     }
     let chosen = |weights: &str, sparsity: f64| {
         let kind = |row: &&Value| row["weights"] == weights && row["sparsity"] == sparsity;

@@ -557,6 +557,8 @@ fn benchmarks_report_all_combinations() {
             assert!(row[field].is_number(), "no number {field} in {row}");
         }
         assert!(row["tokens_per_s"].as_f64() > Some(0.0), "{row}");
+        let impossible = row["bandwidth_share"].as_f64() > Some(1.0);
+        assert_eq!(row["from_cache"], impossible, "{row}");
     }
     let tests: Vec<&Value> = rows.iter().map(|row| &row["test"]).collect();
     assert!(tests.contains(&&json!("pp8")) && tests.contains(&&json!("tg4")));

@@ -41,7 +41,7 @@ A file has one question in JSON a line, as the data sets have them on the hub. I
 
 --json prints {results: [{file, task, questions, chance, acc, acc_stderr, acc_norm, acc_norm_stderr, truncated}, ..]}.")]
 pub struct EvalArgs {
-    /// Directory or hub id
+    /// Directory, GGUF file or hub id
     #[arg(value_name = "MODEL")]
     model: String,
     /// Files of questions, one in JSON a line

@@ -5,6 +5,7 @@
 
 mod kernels;
 mod measure;
+mod models;
 mod plot;
 mod profile;
 mod report;
@@ -13,15 +14,14 @@ mod stats;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use sparamx_engine::{KvPrecision, PagePool};
-use sparamx_format::container::PackedFormat;
 use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
-use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, plan, shapes};
+use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, Memory, UsageError};
 use crate::kv::{KvPageArgs, KvSparsity};
-use crate::{loading, memory, output, progress, runtime, source, units};
-use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Subject, Test};
+use crate::{memory, output, progress, runtime, source, units};
+use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
 
 /// Random weights are the same in every run.
 const SEED: u64 = 1;
@@ -51,7 +51,7 @@ turns for --rounds rounds, so that whatever else the machine does meets all alik
 --kernels measures single matrix multiplications instead: us is the median of the rounds in microseconds, spread the fastest and the
 slowest round, over dense how many times as fast as with dense weights; 'chosen' marks the kernel that a model would use.")]
 pub struct BenchArgs {
-    /// Directory or hub id of a model to measure as it is
+    /// Directory, GGUF file or hub id of a model to measure as it is
     #[arg(value_name = "MODEL", conflicts_with = "shape")]
     model: Option<String>,
     /// Measure a model of this shape with random weights
@@ -244,7 +244,7 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         .iter()
         .map(|&threads| runtime::start(threads, common))
         .collect::<Result<Vec<_>>>()?;
-    let subjects = load(
+    let subjects = models::load(
         &source,
         &models,
         &runtimes[runtimes.len() - 1],
@@ -276,19 +276,6 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         Format::Csv => output::text_out(&report.csv()),
         Format::Svg => output::text_out(&report.svg().unwrap_or_default()),
     }
-}
-
-/// What a table says of a share of the bandwidth of memory. Nothing comes from memory faster than memory reads.
-fn share(bandwidth_share: f64) -> String {
-    match from_cache(bandwidth_share) {
-        true => format!("{bandwidth_share:.2} (from the cache)"),
-        false => format!("{bandwidth_share:.2}"),
-    }
-}
-
-/// Whether what was read so fast came from the cache, in part or all of it.
-fn from_cache(bandwidth_share: f64) -> bool {
-    bandwidth_share > 1.0
 }
 
 /// What is to be measured: a checkpoint, or a shape with random weights.
@@ -458,7 +445,7 @@ impl BenchArgs {
         if let Some(checkpoint) = &source.checkpoint {
             return Ok(vec![Variant {
                 precision: checkpoint.config().packed.unwrap_or(Precision::Bf16),
-                sparsity: stored_sparsity(checkpoint)?,
+                sparsity: models::stored_sparsity(checkpoint)?,
             }]);
         }
         let sparsities = if self.sparsity.is_empty() {
@@ -565,64 +552,4 @@ impl BenchArgs {
         }
         settings
     }
-}
-
-/// The share of zeros in the packed weights of a checkpoint.
-fn stored_sparsity(checkpoint: &Checkpoint) -> Result<f64> {
-    let (mut elements, mut non_zeros) = (0, 0);
-    for (tensor, info) in checkpoint
-        .plan()
-        .iter()
-        .zip(checkpoint.tensors())
-        .filter(|(_, info)| info.packed.is_some_and(PackedFormat::is_sparse))
-    {
-        elements += tensor.elements();
-        non_zeros += checkpoint.nnz(&info.name)? as u64;
-    }
-    Ok(if elements == 0 {
-        0.0
-    } else {
-        1.0 - non_zeros as f64 / elements as f64
-    })
-}
-
-fn load(
-    source: &Source,
-    models: &[Variant],
-    rt: &sparamx_kernels::Runtime,
-    memory: Memory,
-    common: Common,
-) -> Result<Vec<Subject>> {
-    let parameters = plan::tensors(&source.config)
-        .iter()
-        .map(plan::TensorPlan::elements)
-        .sum();
-    let bar = progress::count_bar(
-        common,
-        models.len() as u64,
-        "models",
-        "making random weights",
-    );
-    let mut subjects = Vec::new();
-    for variant in models {
-        let model = match &source.checkpoint {
-            // As `run` would have it in memory.
-            Some(checkpoint) => {
-                let mut model = loading::weights(rt, checkpoint, memory, common)?;
-                loading::settle(&mut model, rt, memory, common)?;
-                model
-            }
-            None => Model::random(rt, &source.config, variant.random())?,
-        };
-        bar.inc(1);
-        subjects.push(Subject {
-            shape: source.name.clone(),
-            weights: variant.precision.name(),
-            sparsity: variant.sparsity,
-            parameters,
-            model,
-        });
-    }
-    bar.finish_and_clear();
-    Ok(subjects)
 }

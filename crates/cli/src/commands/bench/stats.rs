@@ -18,6 +18,19 @@ pub fn median_ratio(over: &[f64], under: &[f64]) -> f64 {
     median(&ratios)
 }
 
+/// What a table says of a share of the bandwidth of memory. Nothing comes from memory faster than memory reads.
+pub fn share(bandwidth_share: f64) -> String {
+    match from_cache(bandwidth_share) {
+        true => format!("{bandwidth_share:.2} (from the cache)"),
+        false => format!("{bandwidth_share:.2}"),
+    }
+}
+
+/// Whether what was read so fast came from the cache, in part or all of it.
+pub fn from_cache(bandwidth_share: f64) -> bool {
+    bandwidth_share > 1.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -27,6 +40,12 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn what_memory_cannot_give_is_marked() {
+        assert_eq!((share(0.874), from_cache(1.0)), ("0.87".to_owned(), false));
+        assert_eq!(share(1.5), "1.50 (from the cache)");
     }
 
     #[test]

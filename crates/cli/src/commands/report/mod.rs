@@ -52,7 +52,7 @@ stopped is continued by the same command; more sparsities, methods or weights ar
 
 --json prints what is in results.json.")]
 pub struct ReportArgs {
-    /// Directory or hub id of a dense model
+    /// Directory, GGUF file or hub id of a dense model
     #[arg(value_name = "MODEL")]
     model: String,
     /// Texts in UTF-8 to measure perplexity on
@@ -268,7 +268,8 @@ impl Study<'_> {
             .iter()
             .flat_map(|&sparsity| methods.iter().map(move |&method| spec(sparsity, method)))
             .collect();
-        let bar = progress::count_bar(self.common, 0, "layers", "errors of layers");
+        let layers = self.checkpoint.config().num_hidden_layers as u64;
+        let bar = progress::count_bar(self.common, layers, "layers", "errors of layers");
         let all = layer_errors(self.checkpoint, calibration, &specs, &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);

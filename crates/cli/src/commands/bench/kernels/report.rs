@@ -6,8 +6,8 @@ use sparamx_kernels::Runtime;
 use sparamx_kernels::catalog::select;
 
 use super::measure::{Entry, Group, Skipped};
-use crate::commands::bench::stats::{median, median_ratio};
-use crate::commands::bench::{Weights, from_cache, share};
+use crate::commands::bench::Weights;
+use crate::commands::bench::stats::{from_cache, median, median_ratio, share};
 use crate::output::Table;
 
 /// All results, as `--json` prints them.
