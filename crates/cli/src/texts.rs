@@ -73,9 +73,10 @@ impl Text {
         if !common.quiet {
             let fields: Vec<&str> = fields.into_iter().collect();
             output::complain(&format!(
-                "note: {}: {} documents, {}",
+                "note: {}: {} document{}, {}",
                 path.display(),
                 units::count(documents.len() as u64),
+                if documents.len() == 1 { "" } else { "s" },
                 fields.join(" and ")
             ));
         }
