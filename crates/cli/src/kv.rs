@@ -6,7 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use sparamx_engine::{KvOptions, KvPrecision, KvRule};
 
-use crate::{cli, units};
+use crate::cli::Common;
+use crate::{cli, output, units};
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Args)]
@@ -32,20 +33,20 @@ pub struct KvPageArgs {
     #[command(flatten)]
     pub kept: KvKeptArgs,
     /// Which of them stay: magnitude (the largest of 64 tokens), token (the largest of each token) or query (keys times the
-    /// mean magnitude of the queries)
-    #[arg(long = "kv-rule", value_name = "RULE", default_value = "query", value_parser = rule)]
-    pub rule: KvRule,
+    /// mean magnitude of the queries) [default: query]
+    #[arg(long = "kv-rule", value_name = "RULE", value_parser = rule)]
+    rule: Option<KvRule>,
 }
 
 /// Which tokens stay as they are.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct KvKeptArgs {
-    /// The most recent tokens that stay dense bf16, rounded up to pages of 64, at least one page
-    #[arg(long = "kv-window", value_name = "N", default_value = "64", value_parser = cli::whole::<usize>)]
-    pub window: usize,
-    /// The first tokens that stay dense bf16, rounded up to pages of 64
-    #[arg(long = "kv-sinks", value_name = "N", default_value = "0", value_parser = cli::whole::<usize>)]
-    pub sinks: usize,
+    /// The most recent tokens that stay dense bf16, rounded up to pages of 64, at least one page [default: 64]
+    #[arg(long = "kv-window", value_name = "N", value_parser = cli::whole::<usize>)]
+    window: Option<usize>,
+    /// The first tokens that stay dense bf16, rounded up to pages of 64 [default: 0]
+    #[arg(long = "kv-sinks", value_name = "N", value_parser = cli::whole::<usize>)]
+    sinks: Option<usize>,
 }
 
 /// Shares of zeros in keys and values.
@@ -110,6 +111,12 @@ impl fmt::Display for KvSparsity {
 }
 
 impl KvArgs {
+    /// Says which options change nothing.
+    pub fn warn_of_useless(&self, common: Common) {
+        self.pages
+            .warn_of_useless(self.sparsity.mean() > 0.0, common);
+    }
+
     /// What the engine is told.
     pub fn options(&self) -> KvOptions {
         KvOptions {
@@ -122,19 +129,52 @@ impl KvArgs {
 impl KvPageArgs {
     /// What the engine is told, for one sparsity.
     pub fn options(&self, sparsity: KvSparsity) -> KvOptions {
-        self.kept.options(sparsity, self.precision, self.rule)
+        self.of(sparsity, self.precision)
+    }
+
+    /// The same with other numbers.
+    pub fn of(&self, sparsity: KvSparsity, precision: KvPrecision) -> KvOptions {
+        let rule = self.rule.unwrap_or(KvRule::Query);
+        self.kept.options(sparsity, precision, rule)
+    }
+
+    /// Says which options change nothing where no page is pruned or rounded.
+    pub fn warn_of_useless(&self, sparse: bool, common: Common) {
+        if sparse || self.precision != KvPrecision::Bf16 || common.quiet {
+            return;
+        }
+        let given = [
+            ("--kv-rule", self.rule.is_some()),
+            ("--kv-window", self.kept.window.is_some()),
+            ("--kv-sinks", self.kept.sinks.is_some()),
+        ];
+        for (option, _) in given.into_iter().filter(|(_, given)| *given) {
+            output::complain(&format!(
+                "warning: {option} changes nothing without --kv-sparsity or --kv-type int8"
+            ));
+        }
     }
 }
 
 impl KvKeptArgs {
+    /// The most recent tokens that stay dense.
+    pub fn window(&self) -> usize {
+        self.window.unwrap_or(64)
+    }
+
+    /// The first tokens that stay dense.
+    pub fn sinks(&self) -> usize {
+        self.sinks.unwrap_or(0)
+    }
+
     /// What the engine is told, with the rest.
     pub fn options(&self, sparsity: KvSparsity, precision: KvPrecision, rule: KvRule) -> KvOptions {
         KvOptions {
             precision,
             key_sparsity: sparsity.keys as f32,
             value_sparsity: sparsity.values as f32,
-            window: self.window,
-            sinks: self.sinks,
+            window: self.window(),
+            sinks: self.sinks(),
             rule,
             ..KvOptions::default()
         }

@@ -223,3 +223,25 @@ fn wrong_values_are_refused() {
     let small = run(&["run", text(&directory), "hi", "--kv-memory", "1K"]);
     fails(&small, 1, &["KV cache", "bytes"]);
 }
+
+#[test]
+fn options_of_pages_that_nobody_packs_are_told() {
+    let directory = model::directory();
+    let said = |options: &[&str]| {
+        let mut command = sparamx();
+        command.args(["run", text(&directory), "abc", "-n", "1"]);
+        let done = output(command.args(options));
+        stdout(&done);
+        String::from_utf8_lossy(&done.stderr).into_owned()
+    };
+    let useless = "warning: --kv-window changes nothing without --kv-sparsity or --kv-type int8";
+    assert!(said(&["--kv-window", "128"]).contains(useless));
+    for options in [
+        &["--kv-window", "128", "--kv-sparsity", "0.5"][..],
+        &["--kv-window", "128", "--kv-type", "int8"],
+        &["--kv-window", "128", "-q"],
+        &[],
+    ] {
+        assert!(!said(options).contains("changes nothing"), "{options:?}");
+    }
+}

@@ -77,6 +77,7 @@ struct OfFile {
 /// The model or a text cannot be read, or the window does not fit the model.
 pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
     check_window(args.ctx)?;
+    args.kv.warn_of_useless(common);
     let read = |path: &PathBuf| {
         let text = Text::read(path, common)?.joined();
         Ok((path.display().to_string(), text))

@@ -222,6 +222,11 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         return kernels::run(args, common);
     }
     let args = &args.completed();
+    let sparse = args
+        .kv_sparsity
+        .iter()
+        .any(|sparsity| sparsity.mean() > 0.0);
+    args.kv_pages.warn_of_useless(sparse, common);
     let tests = args.tests()?;
     let format = args.format(common)?;
     if args.profile && matches!(format, Format::Csv | Format::Svg) {
@@ -470,10 +475,7 @@ impl BenchArgs {
     /// Ways to keep keys and values: dense bf16, then what is asked for.
     fn kvs(&self) -> Vec<Kv> {
         let kv = |precision, sparsity| Kv {
-            options: self
-                .kv_pages
-                .kept
-                .options(sparsity, precision, self.kv_pages.rule),
+            options: self.kv_pages.of(sparsity, precision),
             precision,
             sparsity,
         };

@@ -104,8 +104,8 @@ pub fn run(args: &KvReportArgs, common: Common) -> Result<()> {
             .map(|path| File::of(path))
             .collect::<Result<_>>()?,
         ctx,
-        window: args.kept.window,
-        sinks: args.kept.sinks,
+        window: args.kept.window(),
+        sinks: args.kept.sinks(),
     };
     let mut results = Results::open(&args.output, inputs)?;
     let settings = settings(&args.sparsities, &args.types, &args.rules);

@@ -122,6 +122,7 @@ fn variables(text: &str) -> Result<Map<String, Value>, String> {
 /// # Errors
 /// The model or the prompt cannot be used, there is nothing to chat on, or standard output cannot be written.
 pub fn run(args: &RunArgs, common: Common) -> Result<()> {
+    args.kv.warn_of_useless(common);
     let (model, prompt) = args.model_and_prompt()?;
     let prompt = prompt.read(common)?;
     let directory: PathBuf = match model {

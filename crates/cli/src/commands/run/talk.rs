@@ -31,6 +31,7 @@ impl Talk<'_> {
         let ids = self.prompt_ids(&[Message::new("user", prompt)], prompt)?;
         if self.common.json {
             let mut about = self.about.take();
+            let _watch = interrupt::watch();
             let outcome = self.session.generate(&ids, &self.params, &mut |_| {
                 say(&mut about);
                 flow()
