@@ -21,6 +21,7 @@ pub fn fetch(id: &HubId, common: Common) -> Result<PathBuf> {
         common,
         bar: ProgressBar::hidden(),
     };
+    let _watch = interrupt::watch();
     Ok(sparamx_hub::fetch(id, &settings, &mut bar)?)
 }
 

@@ -123,12 +123,20 @@ fn is_pipe(_: &Metadata) -> bool {
     false
 }
 
+/// The bytes of a file or pipe.
+///
+/// # Errors
+/// As [`check_file`]; it cannot be read, or is too large.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    check_file(path)?;
+    let cannot = || format!("cannot read {}", path.display());
+    limited(File::open(path).with_context(cannot)?).with_context(cannot)
+}
+
 /// The text of a file, without the mark that some editors begin it with.
 fn unpacked(path: &Path) -> Result<String> {
     let name = path.display();
-    check_file(path)?;
-    let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
-    let mut bytes = limited(file).with_context(|| format!("cannot read {name}"))?;
+    let mut bytes = read(path)?;
     if bytes.starts_with(GZIP) || path.extension().is_some_and(|end| end == "gz") {
         bytes = limited(MultiGzDecoder::new(&bytes[..]))
             .with_context(|| format!("{name}: cannot be unpacked"))?;

@@ -20,7 +20,7 @@ use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, shapes};
 
 use crate::cli::{self, Common, MAX_THREADS, Memory, UsageError};
 use crate::kv::{KvPageArgs, KvSparsity};
-use crate::{memory, output, progress, runtime, source, units};
+use crate::{loading, memory, output, progress, runtime, source, units};
 use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
 
 /// Random weights are the same in every run.
