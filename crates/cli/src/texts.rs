@@ -154,7 +154,10 @@ fn unpacked(path: &Path) -> Result<String> {
 }
 
 /// Everything there is to read, up to a quarter of the memory: the text becomes tokens, which take as much again.
-fn limited(from: impl Read) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// There is more; it cannot be read.
+pub fn limited(from: impl Read) -> Result<Vec<u8>> {
     let limit = topology::available_memory_bytes().unwrap_or(u64::MAX) / 4;
     let mut bytes = Vec::new();
     from.take(limit + 1).read_to_end(&mut bytes)?;

@@ -131,7 +131,7 @@ fn what_is_too_long_does_not_end_the_chat() {
     assert_shows(
         &shown,
         &[
-            "error: the prompt has 201 tokens",
+            "error: the prompt has 200 bytes",
             "there is no answer yet",
             "no chat template",
             "4 prompt tokens",

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use sparamx_engine::{FinishReason, Message};
+use sparamx_engine::{EngineError, FinishReason, Message};
 
 use super::talk::{Talk, say};
 use crate::{interrupt, output, sampling, terminal};
@@ -170,14 +170,18 @@ impl Chat<'_> {
         let mut left_out = 0;
         loop {
             let last = self.messages.last().map_or("", |message| &message.content);
-            let ids = self.talk.prompt_ids(&self.messages, last)?;
-            if ids.len() + answer <= context || self.messages.len() < 3 {
+            let ids = self.talk.prompt_ids(&self.messages, last);
+            let too_long = match &ids {
+                Ok(ids) => ids.len() + answer > context,
+                Err(error) => matches!(error.downcast_ref(), Some(EngineError::TextTooLong { .. })),
+            };
+            if !too_long || self.messages.len() < 3 {
                 if left_out > 0 {
                     output::complain(&format!(
                         "note: the context of {context} tokens is full: oldest turns left out: {left_out}"
                     ));
                 }
-                return Ok(ids);
+                return ids;
             }
             // A message and its answer.
             self.messages.drain(..2);

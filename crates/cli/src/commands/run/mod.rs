@@ -3,7 +3,7 @@
 mod chat;
 mod talk;
 
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -15,7 +15,7 @@ use crate::cli::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
 use crate::kv::KvArgs;
 use crate::sampling::SamplingArgs;
-use crate::{interrupt, loading, output, source};
+use crate::{interrupt, loading, output, source, texts};
 
 use self::talk::Talk;
 
@@ -247,11 +247,9 @@ impl Given<'_> {
     fn read(self, common: Common) -> Result<Prompt> {
         match self {
             Given::StandardInput => {
-                let mut text = String::new();
-                io::stdin()
-                    .lock()
-                    .read_to_string(&mut text)
-                    .context("cannot read the prompt from standard input")?;
+                const CANNOT: &str = "cannot read the prompt from standard input";
+                let bytes = texts::limited(io::stdin().lock()).context(CANNOT)?;
+                let text = String::from_utf8(bytes).context(CANNOT)?;
                 // The line feed that echo adds is no part of the prompt.
                 Ok(Prompt::Text(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
             }
