@@ -23,6 +23,8 @@ use crate::stream::Stream;
 pub const TRIES: u32 = 5;
 /// A transfer that got so much further before it broke has all its tries again.
 const HEADWAY_BYTES: u64 = 1 << 20;
+/// A file that is no weights is no larger: what reads it would refuse it.
+const MOST_SMALL_BYTES: u64 = 128 << 20;
 /// Who is asked to wait for longer is better told.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A pause that a user would wonder about.
@@ -232,6 +234,10 @@ impl Download<'_> {
         };
         self.progress.begin(name, expected);
         self.progress.at(part.bytes);
+        let most = match name.ends_with(".safetensors") {
+            true => u64::MAX,
+            false => MOST_SMALL_BYTES,
+        };
         loop {
             let chunk = stream.next(self.progress)?;
             if chunk.is_empty() {
@@ -239,6 +245,12 @@ impl Download<'_> {
             }
             part.write(&chunk)?;
             self.progress.at(part.bytes);
+            if part.bytes > most {
+                return Err(Fault::Corrupt(format!(
+                    "{name} arrived with more than {} MiB, too large for what it is",
+                    MOST_SMALL_BYTES >> 20
+                )));
+            }
             if expected.is_some_and(|expected| part.bytes > expected) {
                 return Err(Fault::Corrupt(format!(
                     "{name} arrived with more bytes than the hub announced"
