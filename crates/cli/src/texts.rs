@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use flate2::read::MultiGzDecoder;
 use serde_json::{Deserializer, Value};
 use sparamx_cpu::topology;
+use sparamx_format::{FormatError, lfs};
 
 use crate::cli::Common;
 use crate::{output, units};
@@ -130,15 +131,18 @@ fn is_pipe(_: &Metadata) -> bool {
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     check_file(path)?;
     let cannot = || format!("cannot read {}", path.display());
-    limited(File::open(path).with_context(cannot)?).with_context(cannot)
+    limited(File::open(path).with_context(cannot)?, u64::MAX).with_context(cannot)
 }
 
 /// The text of a file, without the mark that some editors begin it with.
 fn unpacked(path: &Path) -> Result<String> {
     let name = path.display();
     let mut bytes = read(path)?;
+    if lfs::is_pointer(&bytes) {
+        bail!("{name}: {}", FormatError::LfsPointer);
+    }
     if bytes.starts_with(GZIP) || path.extension().is_some_and(|end| end == "gz") {
-        bytes = limited(MultiGzDecoder::new(&bytes[..]))
+        bytes = limited(MultiGzDecoder::new(&bytes[..]), u64::MAX)
             .with_context(|| format!("{name}: cannot be unpacked"))?;
     }
     if let Some((_, what, way_out)) = REFUSED.iter().find(|(start, ..)| bytes.starts_with(start)) {
@@ -153,17 +157,17 @@ fn unpacked(path: &Path) -> Result<String> {
     }
 }
 
-/// Everything there is to read, up to a quarter of the memory: the text becomes tokens, which take as much again.
+/// Everything there is to read, up to `most` bytes and a quarter of the memory: the text becomes tokens, which take as much again.
 ///
 /// # Errors
 /// There is more; it cannot be read.
-pub fn limited(from: impl Read) -> Result<Vec<u8>> {
-    let limit = topology::available_memory_bytes().unwrap_or(u64::MAX) / 4;
+pub fn limited(from: impl Read, most: u64) -> Result<Vec<u8>> {
+    let limit = most.min(topology::available_memory_bytes().unwrap_or(u64::MAX) / 4);
     let mut bytes = Vec::new();
     from.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         bail!(
-            "more than {} of text, a quarter of the memory there is; give a part of it",
+            "more than {} of text, and no more is read here; give a part of it",
             units::bytes(limit)
         );
     }

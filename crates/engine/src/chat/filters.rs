@@ -9,6 +9,7 @@ use super::{invalid, json, methods, python, syntax};
 pub(super) fn add_to(env: &mut Environment<'_>) {
     minijinja_contrib::add_to_environment(env);
     env.add_filter(syntax::MODULO, modulo);
+    env.add_filter(syntax::KEPT, kept);
     env.add_filter("tojson", json::tojson);
     env.add_filter("int", int);
     env.add_filter("float", float);
@@ -67,6 +68,39 @@ fn by_name(args: Rest<ValueOrKwargs>, names: &[&str]) -> Result<Kwargs, Error> {
             _ => (name, value),
         })
         .collect())
+}
+
+/// What a namespace is to keep. Nothing that holds a namespace: it could be that one, and whatever goes through a value that holds itself
+/// does not come back.
+fn kept(value: Value) -> Result<Value, Error> {
+    refuse_namespaces(&value, &mut 0)?;
+    Ok(value)
+}
+
+/// A hundred times the parts of a long conversation; lists that hold each other many times have more.
+const MOST_PARTS: usize = 1_000_000;
+
+fn refuse_namespaces(value: &Value, parts: &mut usize) -> Result<(), Error> {
+    *parts += 1;
+    if *parts > MOST_PARTS {
+        return Err(invalid("a value with too many parts"));
+    }
+    if value
+        .as_object()
+        .is_some_and(|object| object.type_name().ends_with("::Namespace"))
+    {
+        return Err(invalid("a namespace cannot be kept in a namespace"));
+    }
+    match value.kind() {
+        ValueKind::Map => value.try_iter()?.try_for_each(|key| {
+            refuse_namespaces(&key, parts)?;
+            refuse_namespaces(&value.get_item(&key)?, parts)
+        }),
+        ValueKind::Seq | ValueKind::Iterable => value
+            .try_iter()?
+            .try_for_each(|item| refuse_namespaces(&item, parts)),
+        _ => Ok(()),
+    }
 }
 
 /// Python's `%`: formats if the left side is a text.

@@ -110,6 +110,43 @@ fn no_stack_overflows() {
     }
 }
 
+/// What walks through a value that holds itself does not come back, so that there is none.
+#[test]
+fn no_namespace_holds_itself() {
+    for value in [
+        "[ns]",
+        "{'b': [ns]}",
+        "{ns: 1}",
+        "ns",
+        "[other]",
+        "[1, ns]|reverse",
+        "1, ns",
+    ] {
+        let source = format!(
+            "{{% set ns = namespace(a=1) %}}{{% set other = namespace(b=ns) %}}{{%- set ns.a = {value} -%}}{{{{ ns|tojson ~ ns }}}}"
+        );
+        let error = outcome(&source).expect_err(&source);
+        assert!(
+            error.contains("a namespace cannot be kept in a namespace"),
+            "{error}"
+        );
+    }
+    assert_eq!(
+        outcome(
+            "{% set ns = namespace(a=[]) %}{% for m in messages %}{% set ns.a = ns.a + [m.role] %}{% endfor %}{{ ns.a }}"
+        ),
+        Ok("['user']".to_owned())
+    );
+}
+
+#[test]
+fn formats_of_dates_are_short_and_nothing_is_dumped() {
+    let error = outcome("{{ strftime_now('%c' * 1000) }}").expect_err("too long");
+    assert!(error.contains("at most 256 bytes"), "{error}");
+    let error = outcome("{{ debug() }}").expect_err("no such function");
+    assert!(error.contains("debug"), "{error}");
+}
+
 #[test]
 fn what_takes_too_long_is_left() {
     let lists = "{% set ns = namespace(a=[], b=[]) %}{% for i in range(60) %}\

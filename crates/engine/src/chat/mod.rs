@@ -45,6 +45,7 @@ impl Message {
 }
 
 const NAME: &str = "chat";
+const MAX_DATE_FORMAT_BYTES: usize = 256;
 
 /// The chat template of a model: a Jinja template, run as Transformers runs it.
 ///
@@ -86,18 +87,21 @@ impl ChatTemplate {
         Self::new(&path, &source, named_tokens(dir)?).map(Some)
     }
 
-    /// Reads a template of the user's from a file, for the model in a folder.
+    /// Reads a template of the user's from a file, for the model in a folder. None if it is empty.
     ///
     /// # Errors
     /// A file that cannot be read; a syntax error, with its line.
-    pub fn from_file(file: &Path, dir: &Path) -> Result<Self, EngineError> {
+    pub fn from_file(file: &Path, dir: &Path) -> Result<Option<Self>, EngineError> {
         let io = |error| EngineError::io(file, error);
         // A pipe or a device may never end.
         if !std::fs::metadata(file).map_err(io)?.is_file() {
             return Err(io(std::io::Error::other("not a regular file")));
         }
         let source = std::fs::read_to_string(file).map_err(io)?;
-        Self::new(file, &source, named_tokens(dir)?)
+        if source.trim().is_empty() {
+            return Ok(None);
+        }
+        Self::new(file, &source, named_tokens(dir)?).map(Some)
     }
 
     /// A template from its text; `path` is where it came from, for messages, and `special_tokens` are (role, text).
@@ -201,6 +205,8 @@ fn compile(source: &str) -> Result<Environment<'static>, minijinja::Error> {
         None => Ok(out.write_str(&python::text(state, value)?)?),
     });
     filters::add_to(&mut env);
+    // Jinja has it as an extension only, and it prints all there is, at any length.
+    env.remove_global("debug");
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
     env.add_template_owned(NAME, source)?;
@@ -264,6 +270,12 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 
 /// The local date and time by a format of `strftime`.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
+    // A letter of it can become many.
+    if format.len() > MAX_DATE_FORMAT_BYTES {
+        return Err(invalid(format!(
+            "a format for a date has at most {MAX_DATE_FORMAT_BYTES} bytes"
+        )));
+    }
     let items = StrftimeItems::new(format)
         .parse()
         .map_err(|_| invalid(format!("'{format}' is no format for a date")))?;
@@ -377,7 +389,7 @@ mod tests {
         write("own.jinja", "{{ bos_token }}own");
         write("tokenizer_config.json", r#"{"bos_token": "<s>"}"#);
         let own = ChatTemplate::from_file(&dir.path().join("own.jinja"), dir.path());
-        assert_eq!(own.unwrap().render(&[], false).unwrap(), "<s>own");
+        assert_eq!(own.unwrap().unwrap().render(&[], false).unwrap(), "<s>own");
         let absent = ChatTemplate::from_file(&dir.path().join("absent.jinja"), dir.path());
         assert!(absent.unwrap_err().to_string().contains("absent.jinja"));
     }

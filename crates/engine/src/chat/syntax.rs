@@ -5,6 +5,8 @@ use minijinja::syntax::SyntaxConfig;
 
 /// The filter that stands for the operator `%`.
 pub(super) const MODULO: &str = "_modulo";
+/// The filter through which a value goes that a namespace is to keep.
+pub(super) const KEPT: &str = "_kept";
 
 /// The template in minijinja's words:
 ///
@@ -12,6 +14,7 @@ pub(super) const MODULO: &str = "_modulo";
 /// - `{% generation %}` marks what the assistant says, for training. When a prompt is made it is a block with variables of its
 ///   own, which is what `{% with %}` is.
 /// - `a % b`, which formats if `a` is a text, is `(a)|_modulo(b)`: operators cannot be given a meaning, filters can.
+/// - `{% set ns.a = b %}` is `{% set ns.a = (b)|_kept %}`, which refuses what could make a namespace hold itself.
 ///
 /// Lines stay where they are. A template that cannot be read as tokens is left for the parser to refuse.
 pub(super) fn translate(source: &str, syntax: &SyntaxConfig) -> String {
@@ -63,12 +66,28 @@ enum Before {
     Is,
 }
 
+/// How far a tag has come that sets something.
+#[derive(Clone, Copy, PartialEq, Default)]
+enum Target {
+    /// It sets nothing, or a variable.
+    #[default]
+    None,
+    /// A name follows, or a part of it.
+    Name,
+    /// The name has parts: it is in a namespace.
+    InNamespace,
+    /// Its value follows.
+    Value,
+}
+
 /// Finds, token by token, what is to be replaced.
 #[derive(Default)]
 struct Reader {
     /// One for each bracket that is open.
     products: Vec<Product>,
     before: Before,
+    /// What is set by the tag.
+    target: Target,
     /// Where the last token ended.
     end: usize,
     edits: Vec<Edit>,
@@ -84,6 +103,18 @@ impl Reader {
             Token::BlockStart => {
                 self.products = vec![Product::default()];
                 self.before = Before::Block;
+                self.target = Target::None;
+            }
+            Token::Ident("set") if before == Before::Block => self.target = Target::Name,
+            Token::Assign if self.products.len() == 1 => {
+                self.end_product();
+                self.assign(end);
+            }
+            Token::BlockEnd => {
+                self.end_product();
+                if self.target == Target::Value {
+                    self.edit(self.end, self.end, format!(")|{KEPT}"));
+                }
             }
             Token::Ident(name) => self.before = self.name(name, start, before),
             Token::Str(_)
@@ -101,7 +132,12 @@ impl Reader {
                 self.products.pop();
                 self.before = Before::Operand;
             }
-            Token::Dot | Token::Pipe => self.before = Before::Dot,
+            Token::Dot | Token::Pipe => {
+                self.before = Before::Dot;
+                if self.target == Target::Name {
+                    self.target = Target::InNamespace;
+                }
+            }
             Token::Pow => {}
             Token::Minus if before != Before::Operand => self.operand_begins(start),
             Token::Mul | Token::Div | Token::FloorDiv => self.end_modulo(),
@@ -109,6 +145,18 @@ impl Reader {
             _ => self.end_product(),
         }
         self.end = end;
+    }
+
+    /// The value begins at `end`.
+    fn assign(&mut self, end: usize) {
+        self.target = match self.target {
+            Target::InNamespace => {
+                self.edit(end, end, "(".to_owned());
+                Target::Value
+            }
+            Target::Value => Target::Value,
+            Target::None | Target::Name => Target::None,
+        };
     }
 
     fn operand_begins(&mut self, start: usize) {
@@ -223,6 +271,22 @@ mod tests {
         becomes(
             "{% set a = n % 2 is not odd %}",
             "{% set a = (n )|_modulo( 2 is not odd) %}",
+        );
+    }
+
+    #[test]
+    fn what_a_namespace_keeps_goes_through_a_filter() {
+        becomes(
+            "{%- set ns.a = b.c %2 -%}",
+            "{%- set ns.a =( (b.c )|_modulo(2))|_kept -%}",
+        );
+        becomes(
+            "{% set a = b.c %}{% set ns.a %}x{% endset %}{{ f(a=b.c) }}",
+            "{% set a = b.c %}{% set ns.a %}x{% endset %}{{ f(a=b.c) }}",
+        );
+        becomes(
+            "{% set ns.a = f(x=1), 2 %}",
+            "{% set ns.a =( f(x=1), 2)|_kept %}",
         );
     }
 

@@ -1,5 +1,7 @@
 //! A conversation on the terminal.
 
+use std::io::ErrorKind;
+
 use anyhow::{Context, Result};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -41,6 +43,10 @@ pub(super) fn run(mut talk: Talk<'_>) -> Result<()> {
                 continue;
             }
             Err(ReadlineError::Eof) => return Ok(()),
+            Err(ReadlineError::Io(error)) if error.kind() == ErrorKind::InvalidData => {
+                output::complain("error: what was typed is not UTF-8; type it again");
+                continue;
+            }
             Err(error) => return Err(error).context("cannot read from the terminal"),
         };
         // Without a history the chat goes on.

@@ -200,7 +200,7 @@ impl RunArgs {
     fn template(&self, directory: &Path, common: Common) -> Result<Option<ChatTemplate>> {
         let template = match &self.chat_template {
             _ if self.no_chat_template => None,
-            Some(file) => Some(ChatTemplate::from_file(file, directory)?),
+            Some(file) => ChatTemplate::from_file(file, directory)?,
             None => ChatTemplate::from_dir(directory)?,
         };
         let Some(variables) = &self.chat_template_kwargs else {
@@ -231,6 +231,9 @@ fn names_model(text: &str) -> bool {
         || Path::new(text).is_dir()
 }
 
+/// The longest prompt that is read from standard input, in bytes: many times what the longest context holds.
+const MAX_PROMPT_BYTES: u64 = 128 << 20;
+
 /// What the command line says about the prompt.
 enum Given<'a> {
     Text(&'a str),
@@ -248,7 +251,7 @@ impl Given<'_> {
         match self {
             Given::StandardInput => {
                 const CANNOT: &str = "cannot read the prompt from standard input";
-                let bytes = texts::limited(io::stdin().lock()).context(CANNOT)?;
+                let bytes = texts::limited(io::stdin().lock(), MAX_PROMPT_BYTES).context(CANNOT)?;
                 let text = String::from_utf8(bytes).context(CANNOT)?;
                 // The line feed that echo adds is no part of the prompt.
                 Ok(Prompt::Text(text.strip_suffix('\n').unwrap_or(&text).to_owned()))
