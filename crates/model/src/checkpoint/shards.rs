@@ -39,8 +39,12 @@ impl Shards {
             return Self::of(dir, [SINGLE], &Index::new());
         }
         let path = dir.join(INDEX);
-        if let Some(text) = read_small_file(&path)? {
-            let index = parse(&text, &path)?;
+        let index = match read_small_file(&path)? {
+            Some(text) => parse(&text, &path)?,
+            None => Index::new(),
+        };
+        // An empty index says as little as none.
+        if !index.is_empty() {
             let mut names = BTreeSet::new();
             for (tensor, shard) in &index {
                 if names.contains(shard.as_str()) || is_there(&dir.join(shard))? {

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use crate::Config;
 use crate::plan;
 
-/// What of a layer is computed anew: rotary tables that old versions of Transformers saved.
-const COMPUTED: [&str; 3] = [
+/// What is computed anew: positions, masks and rotary tables that old versions of Transformers saved.
+const COMPUTED: [&str; 5] = [
+    "position_ids",
+    "self_attn.masked_bias",
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
     "rotary_emb.sin_cached",
 ];
 /// Scales of activations and of the KV cache: kernels quantize by themselves, or not at all.
-const ACTIVATIONS: [&str; 16] = [
+const ACTIVATIONS: [&str; 17] = [
+    ".prob_output_scale",
     ".input_scale",
     ".input_zero_point",
     ".input_global_scale",
@@ -30,6 +33,8 @@ const ACTIVATIONS: [&str; 16] = [
     ".k_global_scale",
     ".v_global_scale",
 ];
+/// Heads inside `model` that grade texts.
+const GRADES: [&str; 2] = ["value_head", "score"];
 /// Modules beside the decoder, also inside `model`, that guess several tokens.
 const GUESSES: [&str; 5] = ["mtp", "mtp_layers", "mtp_block", "medusa_head", "nextn"];
 /// Modules beside the decoder, also inside `model`, that look and listen.
@@ -102,7 +107,8 @@ pub(crate) fn kind(config: &Config, name: &str) -> Option<Kind> {
         return Some(PREDICTION);
     }
     let (first, _) = name.split_once('.')?;
-    let beside = SENSES.contains(&module) || !OF_A_DECODER.contains(&first);
+    let beside =
+        SENSES.contains(&module) || GRADES.contains(&module) || !OF_A_DECODER.contains(&first);
     beside.then_some(OTHER)
 }
 
