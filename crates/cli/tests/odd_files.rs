@@ -97,6 +97,19 @@ fn a_head_that_is_the_embedding_is_not_compressed() {
     assert!(run(&args).status.success());
 }
 
+#[test]
+fn a_pointer_of_git_lfs_is_no_text() {
+    let root = TempDir::new().expect("a directory");
+    let file = root.path().join("wiki.test.raw");
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+    fs::write(&file, pointer).expect("a file");
+    fails(
+        &run(&["perplexity", text(&model::directory()), text(&file)]),
+        1,
+        &["wiki.test.raw", "git lfs pull"],
+    );
+}
+
 #[cfg(unix)]
 #[test]
 fn texts_come_from_pipes_and_not_from_devices() {

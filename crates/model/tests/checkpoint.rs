@@ -118,6 +118,8 @@ fn tables_that_old_programs_wrote_beside_the_model_are_left_out_in_silence() {
     for name in [
         "model.layers.0.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",
+        "model.embeddings.position_ids",
+        "model.layers.0.self_attn.masked_bias",
         "model.layers.1.self_attn.rotary_emb.cos_cached",
     ] {
         files.tensors.insert(name.to_owned(), odd());
@@ -134,11 +136,13 @@ fn tensors_that_make_no_difference_are_left_out_and_told_once() {
         "model.layers.0.self_attn.k_proj.k_scale",
         "model.layers.1.self_attn.v_scale",
         "model.layers.1.mlp.down_proj.input_scale",
+        "model.layers.1.self_attn.prob_output_scale",
         "model.layers.2.eh_proj.weight",
         "model.layers.17.mlp.up_proj.weight",
         "mtp.fc.weight",
         "model.mtp.0.weight",
         "score.weight",
+        "model.value_head.weight",
         "v_head.summary.bias",
         "vision_tower.layers.0.weight",
         "model.visual.patch_embed.weight",
@@ -150,10 +154,10 @@ fn tensors_that_make_no_difference_are_left_out_and_told_once() {
         panic!("{:?}", checkpoint.notes())
     };
     for part in [
-        "3 scales of activations or of a KV cache ('model.layers.0.self_attn.k_proj.k_scale')",
+        "4 scales of activations or of a KV cache ('model.layers.0.self_attn.k_proj.k_scale')",
         "2 in layers after the last one",
         "2 of multi-token prediction",
-        "4 of modules beside the language model",
+        "5 of modules beside the language model",
     ] {
         assert!(note.contains(part), "{note} lacks {part}");
     }
@@ -612,6 +616,11 @@ fn numbered_shards_need_no_index() {
         "{error}"
     );
     std::fs::rename(dir.path().join("b.safetensors"), numbered(2)).unwrap();
+    // Nor one that says something.
+    let index = dir.path().join("model.safetensors.index.json");
+    std::fs::write(&index, r#"{"weight_map": {}}"#).unwrap();
+    load(&Checkpoint::open(dir.path()).unwrap()).unwrap();
+    std::fs::remove_file(index).unwrap();
     let other = dir.path().join("model-00001-of-00003.safetensors");
     std::fs::write(&other, "").unwrap();
     let message = refused(Checkpoint::open(dir.path())).to_string();
