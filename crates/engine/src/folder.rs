@@ -10,15 +10,16 @@ use crate::EngineError;
 
 /// Reads `dir/name`; none when there is no such file. `dir` may be a GGUF file, which stands for its folder.
 pub(crate) fn read_text(dir: &Path, name: &str) -> Result<Option<String>, EngineError> {
-    let Some(bytes) = model_file(dir, name)? else {
-        return Ok(None);
-    };
-    String::from_utf8(bytes)
-        .map(Some)
-        .map_err(|e| EngineError::Json {
-            path: dir.join(name),
-            error: e.to_string(),
-        })
+    let text = |bytes| utf8(bytes, &dir.join(name));
+    model_file(dir, name)?.map(text).transpose()
+}
+
+/// The text of the file `path`.
+pub(crate) fn utf8(bytes: Vec<u8>, path: &Path) -> Result<String, EngineError> {
+    String::from_utf8(bytes).map_err(|e| EngineError::Json {
+        path: path.to_owned(),
+        error: e.to_string(),
+    })
 }
 
 /// Reads the JSON object in `dir/name`; `null` when there is no such file, so that every field of it is absent.

@@ -195,7 +195,8 @@ impl ModelError {
         }
     }
 
-    pub(crate) fn not_found(path: &Path) -> Self {
+    /// There is no such file.
+    pub fn not_found(path: &Path) -> Self {
         // As the operating systems number it: the message is theirs.
         Self::io(path, std::io::Error::from_raw_os_error(2))
     }

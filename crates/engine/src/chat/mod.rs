@@ -21,9 +21,10 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind, escape_formatter};
 use serde::Serialize;
+use sparamx_model::{ModelError, read_small_file};
 
 use crate::EngineError;
-use crate::folder::{read_object, read_text, special_tokens};
+use crate::folder::{read_object, read_text, special_tokens, utf8};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,10 +82,7 @@ impl ChatTemplate {
                 }
             }
         };
-        if source.trim().is_empty() {
-            return Ok(None);
-        }
-        Self::new(&path, &source, named_tokens(dir)?).map(Some)
+        Self::unless_empty(&path, &source, dir)
     }
 
     /// Reads a template of the user's from a file, for the model in a folder. None if it is empty.
@@ -92,16 +90,16 @@ impl ChatTemplate {
     /// # Errors
     /// A file that cannot be read; a syntax error, with its line.
     pub fn from_file(file: &Path, dir: &Path) -> Result<Option<Self>, EngineError> {
-        let io = |error| EngineError::io(file, error);
-        // A pipe or a device may never end.
-        if !std::fs::metadata(file).map_err(io)?.is_file() {
-            return Err(io(std::io::Error::other("not a regular file")));
-        }
-        let source = std::fs::read_to_string(file).map_err(io)?;
+        let bytes = read_small_file(file)?.ok_or_else(|| ModelError::not_found(file))?;
+        Self::unless_empty(file, &utf8(bytes, file)?, dir)
+    }
+
+    /// The template with this text for the model in a folder; none if it is empty.
+    fn unless_empty(path: &Path, source: &str, dir: &Path) -> Result<Option<Self>, EngineError> {
         if source.trim().is_empty() {
             return Ok(None);
         }
-        Self::new(file, &source, named_tokens(dir)?).map(Some)
+        Self::new(path, source, named_tokens(dir)?).map(Some)
     }
 
     /// A template from its text; `path` is where it came from, for messages, and `special_tokens` are (role, text).
