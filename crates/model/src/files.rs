@@ -29,7 +29,11 @@ const MAX_BYTES: u64 = 128 << 20;
 /// [`ModelError::BadField`].
 pub fn model_file(model: &Path, name: &str) -> Result<Option<Vec<u8>>, ModelError> {
     if model.is_file() {
-        return Gguf::open(model)?.side_file(name);
+        // To open it is to read all its tokens: not for files that it does not stand for.
+        return match name == "config.json" || OF_GGUF.contains(&name) {
+            true => Gguf::open(model)?.side_file(name),
+            false => Ok(None),
+        };
     }
     read_small_file(&model.join(name))
 }
