@@ -272,6 +272,14 @@ fn a_full_disk_is_one_line_and_room_is_enough_to_go_on() {
     }
 }
 
+/// Prunes half of the weights by Wanda.
+fn wanda(model: &Path, to: &Path) -> Command {
+    let mut command = sparamx();
+    command.args(["compress", text(model), "-o", text(to)]);
+    command.args(["--method", "wanda", "--sparsity", "0.5"]);
+    command
+}
+
 #[test]
 fn calibration_text_that_cannot_be_used_is_refused() {
     let (root, dense) = (root(), model::directory());
@@ -317,19 +325,8 @@ fn calibration_text_that_cannot_be_used_is_refused() {
         ),
     ] {
         let to = root.path().join("out");
-        let mut command = sparamx();
-        command.args([
-            "compress",
-            text(&dense),
-            "-o",
-            text(&to),
-            "--method",
-            "wanda",
-            "--sparsity",
-            "0.5",
-        ]);
         fails(
-            &output(command.args(["--calibration", text(&path)])),
+            &output(wanda(&dense, &to).args(["--calibration", text(&path)])),
             1,
             &words,
         );
@@ -342,20 +339,15 @@ fn calibration_text_that_cannot_be_used_is_refused() {
     std::io::Write::write_all(&mut packed, lines.as_bytes()).expect("memory");
     let packed = packed.finish().expect("memory");
     let lines = file("good.jsonl.gz", &packed);
-    let mut command = sparamx();
     let to = root.path().join("out");
-    command.args([
-        "compress",
-        text(&dense),
-        "-o",
-        text(&to),
-        "--method",
-        "wanda",
-        "--sparsity",
-        "0.5",
+    let options = [
         "--json",
-    ]);
-    let done = output(command.args(["--calibration", text(&lines), "--calibration-windows", "99"]));
+        "--calibration",
+        text(&lines),
+        "--calibration-windows",
+        "99",
+    ];
+    let done = output(wanda(&dense, &to).args(options));
     json(&done);
     let warning = String::from_utf8_lossy(&done.stderr);
     assert!(warning.contains("good.jsonl.gz has text for"), "{warning}");
@@ -383,16 +375,7 @@ fn documents_are_calibrated_on_whatever_holds_them() {
             root.path().join(format!("from-{name}")),
         );
         fs::write(&file, bytes).expect("a file");
-        let mut command = sparamx();
-        command.args([
-            "compress",
-            text(&dense),
-            "-o",
-            text(&to),
-            "--method",
-            "wanda",
-        ]);
-        let done = output(command.args(["--sparsity", "0.5", "--calibration", text(&file)]));
+        let done = output(wanda(&dense, &to).args(["--calibration", text(&file)]));
         stdout(&done);
         let note = String::from_utf8_lossy(&done.stderr).into_owned();
         (
