@@ -67,14 +67,14 @@ ROWS = (1, 4, 8)
 
 def _avx512_bf16(form, source, expand):
     return [
-        Loop(f"avx512 {form} {r}", rf"avx512::rows_bf16::<.*{source}, {r}>", {"vdpbf16ps": r, **expand}, () if expand else ("vpexpandw",))
+        Loop(f"avx512 {form} {r}", rf"avx512::bf16::rows_bf16::<.*{source}, {r}>", {"vdpbf16ps": r, **expand}, () if expand else ("vpexpandw",))
         for r in ROWS
     ]
 
 
 def _avx512_int(form, source, expand):
     return [
-        Loop(f"avx512 {form} {r}", rf"avx512_int::rows::<.*{source}, {r}>", {"vpdpbusd": r, **expand}, () if expand else ("vpexpandb",))
+        Loop(f"avx512 {form} {r}", rf"avx512::int::rows::<.*{source}, {r}>", {"vpdpbusd": r, **expand}, () if expand else ("vpexpandb",))
         for r in ROWS
     ]
 
@@ -82,7 +82,7 @@ def _avx512_int(form, source, expand):
 def _avx512_groups(form, source):
     """The end of a group of scales, and the begin of the next."""
     return [
-        Loop(f"avx512 {form} group {r}", rf"avx512_int::rows::<.*{source}, {r}>", {"vcvtdq2ps": r}, absent=("vpdpbusd",)) for r in ROWS
+        Loop(f"avx512 {form} group {r}", rf"avx512::int::rows::<.*{source}, {r}>", {"vcvtdq2ps": r}, absent=("vpdpbusd",)) for r in ROWS
     ]
 
 
@@ -119,21 +119,21 @@ LOOPS = [
     *_avx512_groups("sparse int4", "SparseI4<8>"),
     *_avx512_int("panel int4", "Bytes<8>", {}),
     *_avx512_groups("panel int4", "Bytes<8>"),
-    *_expand("expand bf16", "avx512::expand_lines"),
-    *_expand("expand int8", "avx512_int::expand::<.*SparseI8<0>>"),
-    *_expand("expand int4", "avx512_int::expand::<.*SparseI4<0>>"),
-    Loop("expand int8, unsigned", "avx512_int::expand::<.*SparseI8<128>>", {STORE: 1}),
-    Loop("expand int4, unsigned", "avx512_int::expand::<.*SparseI4<8>>", {STORE: 1}),
-    Loop("unpack dense int4", "avx512_int::expand::<.*DenseI4<0>>", {STORE: 1}),
-    *_amx_step("dense bf16", "amx::multiply", "tdpbf16ps"),
-    *_amx_step("sparse bf16", "amx::sparse_32x32", "tdpbf16ps"),
+    *_expand("expand bf16", "avx512::bf16::expand_lines"),
+    *_expand("expand int8", "avx512::int::expand::<.*SparseI8<0>>"),
+    *_expand("expand int4", "avx512::int::expand::<.*SparseI4<0>>"),
+    Loop("expand int8, unsigned", "avx512::int::expand::<.*SparseI8<128>>", {STORE: 1}),
+    Loop("expand int4, unsigned", "avx512::int::expand::<.*SparseI4<8>>", {STORE: 1}),
+    Loop("unpack dense int4", "avx512::int::expand::<.*DenseI4<0>>", {STORE: 1}),
+    *_amx_step("dense bf16", "amx::bf16::multiply", "tdpbf16ps"),
+    *_amx_step("sparse bf16", "amx::bf16::sparse_32x32", "tdpbf16ps"),
     # Dense int8 with short groups is expanded, too, by loops of its own.
-    *_amx_step("dense int8", "amx_int::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
-    *_amx_step("sparse int8", "amx_int::sparse_i8_32x32", "tdpbssd"),
-    *_amx_step("dense int4", "amx_int::dense_i4_32x32", "tdpbssd"),
-    *_amx_groups("dense int4", "amx_int::dense_i4_32x32"),
-    *_amx_step("sparse int4", "amx_int::sparse_i4_32x32", "tdpbssd"),
-    *_amx_groups("sparse int4", "amx_int::sparse_i4_32x32"),
+    *_amx_step("dense int8", "amx::int8::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
+    *_amx_step("sparse int8", "amx::int8::sparse_i8_32x32", "tdpbssd"),
+    *_amx_step("dense int4", "amx::int4::dense_i4_32x32", "tdpbssd"),
+    *_amx_groups("dense int4", "amx::int4::dense_i4_32x32"),
+    *_amx_step("sparse int4", "amx::int4::sparse_i4_32x32", "tdpbssd"),
+    *_amx_groups("sparse int4", "amx::int4::sparse_i4_32x32"),
 ]
 
 

@@ -3,91 +3,18 @@
 //! Tests, benchmarks, selection and `sparamx inspect --kernels` go over this table. A new kernel is a function in the file of its
 //! instruction set and a row here.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 
-use sparamx_cpu::{Cpu, Features, Isa};
+use sparamx_cpu::{Features, Isa};
 
-use crate::KernelError;
-use crate::linear::chunk::Chunk;
-use crate::linear::schedule::{int_panel_bytes, no_bytes, panel_bytes};
-use crate::linear::{Activation, WeightFormat, portable};
-
+use crate::linear::activation::Activation;
+use crate::linear::loops::{int_panel_bytes, no_bytes, panel_bytes};
+use crate::linear::portable;
 #[cfg(target_arch = "x86_64")]
-use crate::linear::{amx, amx_int, avx2, avx2_i4, avx2_i8, avx512, avx512_int};
+use crate::linear::{amx, avx2, avx512};
+use crate::{KernelError, WeightFormat};
 
-/// Kernels of one class give the same bits for the same row of activations, whatever M is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum NumericClass {
-    /// f32 products and sums, each rounded; even and odd k summed apart.
-    F32,
-    /// f32 fused multiply-adds; even and odd k summed apart.
-    F32Fma,
-    /// `vdpbf16ps` on bf16 activations; even and odd k-pairs summed apart.
-    Bf16Dot,
-    /// `tdpbf16ps` on bf16 activations.
-    Bf16Tile,
-    /// int8 activations: sums in a group of scales are exact, groups are added in order in f32. The same bits on every CPU.
-    Exact,
-}
-
-/// One linear kernel.
-///
-/// Any kernel computes any M, N and K; `best_m` is where it is chosen.
-#[derive(Clone)]
-pub struct KernelSpec {
-    /// `linear_<activation>_<weight>_<sum>_<MR>x<NR>_<isa>`; `bmbf16` is bitmap and bf16 values, `bmi8` and `bmi4` likewise.
-    pub name: &'static str,
-    /// The level of vector instructions it belongs to.
-    pub isa: Isa,
-    /// What the CPU must have.
-    pub features: Features,
-    /// The weights it reads.
-    pub weight: WeightFormat,
-    /// The activations it reads.
-    pub activation: Activation,
-    /// Rows of activations it multiplies at a time.
-    pub mr: usize,
-    /// Outputs it computes at a time.
-    pub nr: usize,
-    /// The M for which it is the best of its level.
-    pub best_m: RangeInclusive<usize>,
-    /// Why it is, in a few words.
-    pub reason: &'static str,
-    /// Which kernels give the same bits.
-    pub class: NumericClass,
-    /// Scratch that a thread needs, by K rounded up.
-    pub(crate) scratch_bytes: fn(usize) -> usize,
-    /// Computes a chunk. Safe to call where `features` are there and the chunk is as its documentation says.
-    pub(crate) run: unsafe fn(&Chunk<'_>, &mut [u8]),
-}
-
-impl fmt::Debug for KernelSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl KernelSpec {
-    /// The kernel, if `cpu` can run it.
-    ///
-    /// # Errors
-    /// [`KernelError::Unsuitable`] names what is missing.
-    pub fn on(&'static self, cpu: &Cpu) -> Result<&'static Self, KernelError> {
-        if cpu.features().contains(self.features) {
-            return Ok(self);
-        }
-        let why = format!(
-            "it needs {}, this process may use {}",
-            self.features,
-            cpu.features()
-        );
-        Err(KernelError::Unsuitable {
-            name: self.name,
-            why,
-        })
-    }
-}
+pub use crate::spec::{KernelSpec, NumericClass};
 
 /// All kernels, the preferred first.
 pub fn catalog() -> &'static [KernelSpec] {
@@ -163,8 +90,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_MANY,
         reason: DENSE,
         class: NumericClass::Bf16Tile,
-        scratch_bytes: amx::group_bytes,
-        run: amx::dense_32x32,
+        scratch_bytes: amx::bf16::group_bytes,
+        run: amx::bf16::dense_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -178,8 +105,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
         class: NumericClass::Bf16Tile,
-        scratch_bytes: amx::group_bytes,
-        run: amx::sparse_32x32,
+        scratch_bytes: amx::bf16::group_bytes,
+        run: amx::bf16::sparse_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -193,8 +120,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_PANEL,
         reason: PANEL,
         class: NumericClass::Bf16Tile,
-        scratch_bytes: amx::panel_pair_bytes,
-        run: amx::sparse_panel_32x32,
+        scratch_bytes: amx::bf16::panel_pair_bytes,
+        run: amx::bf16::sparse_panel_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -209,7 +136,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DENSE,
         class: NumericClass::Bf16Dot,
         scratch_bytes: no_bytes,
-        run: avx512::dense_bf16_8x16,
+        run: avx512::bf16::dense_bf16_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -224,7 +151,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DIRECT,
         class: NumericClass::Bf16Dot,
         scratch_bytes: no_bytes,
-        run: avx512::sparse_bf16_8x16,
+        run: avx512::bf16::sparse_bf16_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -239,7 +166,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: PANEL,
         class: NumericClass::Bf16Dot,
         scratch_bytes: panel_bytes,
-        run: avx512::sparse_panel_bf16_8x16,
+        run: avx512::bf16::sparse_panel_bf16_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -254,7 +181,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DENSE,
         class: NumericClass::F32Fma,
         scratch_bytes: no_bytes,
-        run: avx512::dense_f32_8x16,
+        run: avx512::bf16::dense_f32_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -269,7 +196,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DIRECT,
         class: NumericClass::F32Fma,
         scratch_bytes: no_bytes,
-        run: avx512::sparse_f32_8x16,
+        run: avx512::bf16::sparse_f32_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -284,7 +211,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: PANEL,
         class: NumericClass::F32Fma,
         scratch_bytes: panel_bytes,
-        run: avx512::sparse_panel_f32_8x16,
+        run: avx512::bf16::sparse_panel_f32_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -298,8 +225,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::F32Fma,
-        scratch_bytes: avx2::block_bytes,
-        run: avx2::dense_3x16,
+        scratch_bytes: avx2::bf16::block_bytes,
+        run: avx2::bf16::dense_3x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -313,8 +240,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: BLOCK,
         class: NumericClass::F32Fma,
-        scratch_bytes: avx2::block_bytes,
-        run: avx2::sparse_3x16,
+        scratch_bytes: avx2::bf16::block_bytes,
+        run: avx2::bf16::sparse_3x16,
     },
     KernelSpec {
         name: "linear_f32_bf16_f32_1x16_portable",
@@ -356,8 +283,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_MANY,
         reason: DENSE,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::batch_bytes,
-        run: amx_int::dense_i8_32x32,
+        scratch_bytes: amx::int::batch_bytes,
+        run: amx::int8::dense_i8_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -371,8 +298,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::batch_bytes,
-        run: amx_int::sparse_i8_32x32,
+        scratch_bytes: amx::int::batch_bytes,
+        run: amx::int8::sparse_i8_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -386,8 +313,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_PANEL,
         reason: PANEL,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::panel_pair_bytes,
-        run: amx_int::sparse_panel_i8_32x32,
+        scratch_bytes: amx::int::panel_pair_bytes,
+        run: amx::int8::sparse_panel_i8_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -401,8 +328,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_MANY,
         reason: TILE,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::batch_bytes,
-        run: amx_int::dense_i4_32x32,
+        scratch_bytes: amx::int::batch_bytes,
+        run: amx::int4::dense_i4_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -416,8 +343,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::batch_bytes,
-        run: amx_int::sparse_i4_32x32,
+        scratch_bytes: amx::int::batch_bytes,
+        run: amx::int4::sparse_i4_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -431,8 +358,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: AMX_PANEL,
         reason: PANEL,
         class: NumericClass::Exact,
-        scratch_bytes: amx_int::panel_pair_bytes,
-        run: amx_int::sparse_panel_i4_32x32,
+        scratch_bytes: amx::int::panel_pair_bytes,
+        run: amx::int4::sparse_panel_i4_32x32,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -447,7 +374,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DENSE,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
-        run: avx512_int::dense_i8_8x16,
+        run: avx512::int8::dense_i8_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -462,7 +389,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DIRECT,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
-        run: avx512_int::sparse_i8_8x16,
+        run: avx512::int8::sparse_i8_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -477,7 +404,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: PANEL,
         class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
-        run: avx512_int::sparse_panel_i8_8x16,
+        run: avx512::int8::sparse_panel_i8_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -492,7 +419,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DENSE,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
-        run: avx512_int::dense_i4_8x16,
+        run: avx512::int4::dense_i4_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -507,7 +434,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: DIRECT,
         class: NumericClass::Exact,
         scratch_bytes: no_bytes,
-        run: avx512_int::sparse_i4_8x16,
+        run: avx512::int4::sparse_i4_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -522,7 +449,7 @@ static CATALOG: &[KernelSpec] = &[
         reason: PANEL,
         class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
-        run: avx512_int::sparse_panel_i4_8x16,
+        run: avx512::int4::sparse_panel_i4_8x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -536,8 +463,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_i8::block_bytes,
-        run: avx2_i8::dense_6x16,
+        scratch_bytes: avx2::int8::block_bytes,
+        run: avx2::int8::dense_6x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -551,8 +478,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: BLOCK,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_i8::block_bytes,
-        run: avx2_i8::sparse_6x16,
+        scratch_bytes: avx2::int8::block_bytes,
+        run: avx2::int8::sparse_6x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -566,8 +493,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: DENSE,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_i4::block_bytes,
-        run: avx2_i4::dense_4x16,
+        scratch_bytes: avx2::int4::block_bytes,
+        run: avx2::int4::dense_4x16,
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
@@ -581,8 +508,8 @@ static CATALOG: &[KernelSpec] = &[
         best_m: ANY,
         reason: BLOCK,
         class: NumericClass::Exact,
-        scratch_bytes: avx2_i4::block_bytes,
-        run: avx2_i4::sparse_4x16,
+        scratch_bytes: avx2::int4::block_bytes,
+        run: avx2::int4::sparse_4x16,
     },
     KernelSpec {
         name: "linear_i8_i8_i32_1x16_portable",

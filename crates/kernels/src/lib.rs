@@ -19,6 +19,7 @@ mod pool;
 mod rows;
 mod runtime;
 mod simd;
+mod spec;
 
 pub mod attention;
 pub mod bandwidth;
@@ -28,7 +29,7 @@ pub mod tolerance;
 pub mod vecops;
 
 pub use error::KernelError;
-pub use linear::{Linear, LinearJob, Weight, linear};
+pub use linear::{Linear, LinearJob, Weight, WeightFormat, linear};
 pub use pool::{Lender, Pool};
 pub use rows::{Rows, RowsMut};
 pub use runtime::{Runtime, Scratch};

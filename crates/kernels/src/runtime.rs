@@ -4,8 +4,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sparamx_cpu::{Cpu, topology};
 
-use crate::catalog::{self, KernelSpec};
-use crate::{KernelError, Pool};
+use crate::spec::KernelSpec;
+use crate::{KernelError, Pool, catalog};
 
 /// The CPU, a pool of threads and their scratch memory. One per process is enough, and more would fight for the cores.
 pub struct Runtime {

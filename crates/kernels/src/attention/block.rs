@@ -8,7 +8,7 @@ use super::multiply::{PageWeight, Product, multiply};
 use super::plan::{CHUNK_PAGES, Plan, Unit};
 use super::state::State;
 use super::{Call, PAGE_TOKENS};
-use crate::linear::Activation;
+use crate::linear::activation::Activation;
 use crate::simd::Lanes;
 use crate::vecops::DisjointRows;
 

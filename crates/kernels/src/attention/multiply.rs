@@ -2,9 +2,10 @@
 
 use super::PageShape;
 use super::{PAGE_TOKENS, Page};
-use crate::catalog::KernelSpec;
-use crate::linear::WeightFormat;
-use crate::linear::chunk::{Activation, Activations, Chunk, Out, Strips};
+use crate::WeightFormat;
+use crate::linear::activation::Activation;
+use crate::linear::chunk::{Activations, Chunk, Out, Strips};
+use crate::spec::KernelSpec;
 
 /// A page as the weight that it is.
 #[derive(Clone, Copy)]

@@ -13,9 +13,9 @@ use sparamx_format::{
 
 use super::prune::{DensePage, PruneRule, Side};
 use super::{PAGE_TOKENS, Page, PageShape};
-use crate::KernelError;
-use crate::linear::WeightFormat;
-use crate::linear::chunk::{PackedStrips, Quantizer, ScalesView, Strips};
+use crate::linear::activation::Quantizer;
+use crate::linear::chunk::{PackedStrips, ScalesView, Strips};
+use crate::{KernelError, WeightFormat};
 
 /// What the elements of packed pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,9 +7,10 @@ use sparamx_format::LINE_BYTES;
 use super::multiply::{key_k, operand_bytes};
 use super::packed::Precision;
 use super::{PAGE_TOKENS, PageShape, Params, Task};
-use crate::Runtime;
-use crate::catalog::{KernelSpec, select};
-use crate::linear::{Activation, WeightFormat};
+use crate::catalog::select;
+use crate::linear::activation::Activation;
+use crate::spec::KernelSpec;
+use crate::{Runtime, WeightFormat};
 
 /// Query rows (tokens times the heads of a group) in a block, unless one token has more. 32 rows are two AMX row tiles; their
 /// queries, scores and sums, 50 KiB with heads of 128, stay in the L2 cache with a page.

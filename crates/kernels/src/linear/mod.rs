@@ -2,28 +2,19 @@
 
 pub mod reference;
 
+pub(crate) mod activation;
 pub(crate) mod chunk;
+mod job;
+pub(crate) mod loops;
 pub(crate) mod portable;
-pub(crate) mod schedule;
+mod schedule;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod amx_int;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2_i4;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod avx2_i8;
-#[cfg(target_arch = "x86_64")]
-mod avx2_int;
-#[cfg(target_arch = "x86_64")]
-mod avx2_page;
-#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod avx512_int;
 
 use std::fmt;
 
@@ -31,10 +22,12 @@ use sparamx_format::{
     DenseBf16, DenseI4, DenseI8, FormatError, Scales, SparseBf16, SparseI4, SparseI8,
 };
 
-use crate::catalog::{KernelSpec, select};
-use crate::{KernelError, Rows, RowsMut, Runtime};
+use crate::catalog::select;
+use crate::spec::KernelSpec;
+use crate::{KernelError, Rows, Runtime};
 
-pub use chunk::Activation;
+pub use activation::Activation;
+pub use job::{Linear, LinearJob};
 
 /// A weight `[N, K]` in a form that kernels read.
 #[derive(Clone)]
@@ -201,23 +194,6 @@ impl Weight {
             Weight::SparseI4(_) => WeightFormat::SparseI4,
         }
     }
-}
-
-/// A linear layer.
-#[derive(Clone)]
-pub struct Linear {
-    /// `[N, K]`
-    pub weight: Weight,
-    /// `[N]`
-    pub bias: Option<Vec<f32>>,
-}
-
-/// One layer of a call of [`linear()`], and where its output goes.
-pub struct LinearJob<'a> {
-    /// The layer.
-    pub linear: &'a Linear,
-    /// `[M, N]`
-    pub y: RowsMut<'a>,
 }
 
 /// `y = x W^T + bias` for every job, in one pass over the threads. x is `[M, K]`.

@@ -3,7 +3,7 @@
 use sparamx_format::{LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS};
 
 use super::chunk::Chunk;
-use super::schedule::{dense, panels};
+use super::loops::{dense, panels};
 
 /// Dense bf16 weights, one row at a time.
 ///

@@ -1,13 +1,14 @@
-//! The loops around the kernels: activations made ready, strips shared out among the threads, strips expanded to panels.
+//! The loops around the kernels: activations made ready, strips shared out among the threads.
 
 use std::ops::Range;
 
-use sparamx_format::{LINE_BYTES, STRIP_ROWS};
+use sparamx_format::LINE_BYTES;
 
-use super::chunk::{Activation, Activations, Chunk, Out, write_rows};
-use super::{LinearJob, Weight};
-use crate::catalog::KernelSpec;
-use crate::{Rows, Runtime};
+use super::activation::{Activation, write_rows};
+use super::chunk::{Activations, Chunk, Out};
+use super::job::LinearJob;
+use crate::spec::KernelSpec;
+use crate::{Rows, Runtime, Weight};
 
 /// Bytes of weights from which a call is shared out. To start the pool and wait for it costs some two microseconds, in which
 /// one thread reads about this much from its L2 cache.
@@ -188,151 +189,6 @@ fn convert(
         ptr: out.as_ptr(),
         stride: row_bytes / kind.bytes(),
         kind,
-    }
-}
-
-/// Expands a packed strip, given by its masks and by the values from its first on, to the dense lines of `panel`.
-pub(crate) type Expand = unsafe fn(masks: &[u32], values: &[u16], panel: &mut [u16]);
-/// Multiplies all rows of the chunk by strip `s`, whose dense lines are given.
-pub(crate) type Multiply = unsafe fn(chunk: &Chunk<'_>, lines: &[u16], s: usize);
-
-/// Bytes of scratch that [`panels`] needs.
-pub(crate) fn panel_bytes(k_padded: usize) -> usize {
-    k_padded * STRIP_ROWS * 2
-}
-
-/// Bytes of a strip of int8 or int4 weights as lines of bytes.
-pub(crate) fn int_panel_bytes(k_padded: usize) -> usize {
-    k_padded * STRIP_ROWS
-}
-
-/// No scratch at all.
-pub(crate) fn no_bytes(_k_padded: usize) -> usize {
-    0
-}
-
-/// Expands each strip once, into a panel that stays in the L2 cache (128 KiB for K = 4096), and multiplies all rows by it.
-///
-/// # Safety
-/// What `expand` and `multiply` ask for.
-pub(crate) unsafe fn panels(
-    chunk: &Chunk<'_>,
-    scratch: &mut [u8],
-    expand: Expand,
-    multiply: Multiply,
-) {
-    let panel = &mut bytemuck::cast_slice_mut(scratch)[..chunk.strip_elems()];
-    for s in chunk.strips.clone() {
-        let (masks, values) = chunk.sparse_strip(s);
-        // SAFETY: the caller's promise.
-        unsafe {
-            expand(masks, values, panel);
-            multiply(chunk, panel, s);
-        }
-    }
-}
-
-/// Lines `from..to` of strip `s`, for rows from `first_row` on.
-pub(crate) struct Span {
-    pub s: usize,
-    pub from: usize,
-    pub to: usize,
-    pub first_row: usize,
-}
-
-/// A kernel of [`blocked`].
-pub(crate) trait Blocked {
-    /// A place in a strip.
-    type Lines;
-
-    /// Lines at a time where all rows are multiplied at once, so that nothing is kept.
-    const ONE_PASS_LINES: usize;
-
-    /// How many of `rows` rows to multiply by fresh lines; 0 if all are to be multiplied by kept ones.
-    fn first_rows(rows: usize) -> usize {
-        Self::rows_of(rows)
-    }
-
-    /// How many of `rest` rows to take at a time.
-    fn rows_of(rest: usize) -> usize;
-
-    /// The first line of strip `s`.
-    fn lines(&self, s: usize) -> Self::Lines;
-
-    /// Multiplies `count` rows from `i` on by the lines of `span`, which `lines` yields; with `keep` writes them to where
-    /// `kept` finds them.
-    ///
-    /// # Safety
-    /// The CPU has the kernel's features; the rows are among the [`BLOCK_ROWS`] from `span.first_row` on, `count` is of
-    /// `rows_of`, the span no longer than [`BLOCK_LINES`] or, without `keep`, than `ONE_PASS_LINES`.
-    unsafe fn fresh(
-        &self,
-        span: &Span,
-        lines: &mut Self::Lines,
-        i: usize,
-        count: usize,
-        keep: bool,
-    );
-
-    /// Multiplies `count` rows from `i` on by the lines of `span`, which were kept. `next` is the line after them.
-    ///
-    /// # Safety
-    /// As `fresh`.
-    unsafe fn kept(&self, span: &Span, next: &Self::Lines, i: usize, count: usize);
-}
-
-/// Lines of a block of k. Kept at 128 bytes a line they are half of an L1 cache of 32 KiB; the activations of the rows under
-/// way lie beside them.
-pub(crate) const BLOCK_LINES: usize = 128;
-
-/// Rows of a block. Their sums, which wait in memory between blocks of k, take 32 KiB at 128 bytes a row; to expand a line
-/// again for each block is a fiftieth of the work on it.
-pub(crate) const BLOCK_ROWS: usize = 256;
-
-/// The loops of a kernel for any M whose weights cost something to read: for each block of rows, strip and block of k, the
-/// first rows are multiplied by lines as they come, which are kept in the L1 cache for the other rows.
-///
-/// # Safety
-/// The CPU has the kernel's features; a chunk as its documentation says, of `all` lines a strip.
-pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: &B) {
-    for first_row in (0..chunk.m).step_by(BLOCK_ROWS) {
-        let end_row = chunk.m.min(first_row + BLOCK_ROWS);
-        let first_rows = B::first_rows(end_row - first_row);
-        let keep = first_row + first_rows < end_row;
-        let step = if keep { BLOCK_LINES } else { B::ONE_PASS_LINES };
-        for s in chunk.strips.clone() {
-            let mut lines = kernel.lines(s);
-            for from in (0..all).step_by(step) {
-                let to = all.min(from.saturating_add(step));
-                let span = Span {
-                    s,
-                    from,
-                    to,
-                    first_row,
-                };
-                // SAFETY: the caller's promise; rows and lines are cut as `fresh` asks.
-                unsafe {
-                    kernel.fresh(&span, &mut lines, first_row, first_rows, keep);
-                    let mut i = first_row + first_rows;
-                    while i < end_row {
-                        let count = B::rows_of(end_row - i);
-                        kernel.kept(&span, &lines, i, count);
-                        i += count;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Multiplies all rows by dense strips where they lie.
-///
-/// # Safety
-/// What `multiply` asks for.
-pub(crate) unsafe fn dense(chunk: &Chunk<'_>, multiply: Multiply) {
-    for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise.
-        unsafe { multiply(chunk, chunk.dense_strip(s), s) };
     }
 }
 

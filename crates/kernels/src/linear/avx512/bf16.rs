@@ -11,11 +11,9 @@ use std::arch::x86_64::*;
 use sparamx_cpu::{avx512_bf16_fns, avx512_fns};
 use sparamx_format::{LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::chunk::Chunk;
-use super::schedule::{dense, panels};
-
-/// How far ahead of use weights are asked for; see avx2.rs.
-const PREFETCH_BYTES: isize = 4096;
+use super::PREFETCH_BYTES;
+use crate::linear::chunk::Chunk;
+use crate::linear::loops::{dense, panels};
 
 /// Most rows at a time: 8 rows x 2 sums take 16 of the 32 registers, enough to keep two FMA units of 4 cycles busy twice over.
 const MR: usize = 8;
@@ -192,13 +190,13 @@ pub(crate) unsafe fn sparse_panel_bf16_8x16(chunk: &Chunk<'_>, scratch: &mut [u8
     unsafe { panels(chunk, scratch, expand, multiply_bf16) }
 }
 
-/// [`super::schedule::Multiply`]
+/// [`crate::linear::loops::Multiply`]
 unsafe fn multiply_f32(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
     // SAFETY: the caller's promise.
     unsafe { in_row_blocks!(rows_f32, chunk, dense_source(chunk, lines), s) }
 }
 
-/// [`super::schedule::Multiply`]
+/// [`crate::linear::loops::Multiply`]
 unsafe fn multiply_bf16(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
     // SAFETY: the caller's promise.
     unsafe { in_row_blocks!(rows_bf16, chunk, dense_source(chunk, lines), s) }
@@ -236,7 +234,7 @@ avx512_fns!(
         R
     }
 
-    /// [`super::schedule::Expand`]
+    /// [`crate::linear::loops::Expand`]
     ///
     /// # Safety
     /// AVX-512 level; the strip is valid.

@@ -14,13 +14,9 @@ use std::marker::PhantomData;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::avx2_page;
-use super::chunk::Chunk;
-use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
-
-/// How far ahead of use weights are asked for. The hardware's own prefetcher stays behind when a thread reads two streams of
-/// different speed, masks and values: without this, packed decode is a fifth slower (Zen 3).
-pub(super) const PREFETCH_BYTES: usize = 4096;
+use super::{PREFETCH_BYTES, page};
+use crate::linear::chunk::Chunk;
+use crate::linear::loops::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
 /// Most rows at a time: 3 rows x 4 sums, 3 pairs of activations and one weight are all 16 registers.
 const MR: usize = 3;
@@ -222,7 +218,7 @@ pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise.
     unsafe {
         if let Some(ahead) = chunk.page {
-            return avx2_page::dense(chunk, ahead);
+            return page::dense(chunk, ahead);
         }
         blocked(chunk, chunk.lines(), &Widened::<Dense>::new(chunk, scratch))
     }
@@ -236,7 +232,7 @@ pub(crate) unsafe fn sparse_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     // SAFETY: the caller's promise.
     unsafe {
         if let Some(ahead) = chunk.page {
-            return avx2_page::sparse(chunk, scratch, ahead);
+            return page::sparse(chunk, scratch, ahead);
         }
         blocked(
             chunk,

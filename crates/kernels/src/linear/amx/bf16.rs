@@ -5,31 +5,29 @@
 
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::avx512::{expand, expand_lines, sparse_source};
-use super::chunk::{Chunk, ROW_GROUP};
+use super::block::{MR, TILE_BYTES, Used, pairs, store_sums};
 use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
+use crate::linear::activation::ROW_GROUP;
+use crate::linear::avx512::bf16::{expand, expand_lines, sparse_source};
+use crate::linear::chunk::Chunk;
 
 /// k of a tile.
 const TILE_K: usize = 32;
 /// Elements of a tile of weights.
 const TILE_ELEMS: usize = ROWS * LINE_ELEMS_BF16;
-/// Rows of a 2 x 2 block.
-const MR: usize = 2 * ROWS;
 /// Tiles of a strip that are expanded before they are multiplied. Two strips take 16 KiB, a third of the L1 cache; while one
 /// group is multiplied the next is expanded, and stores have left the store buffer when the tile is loaded (`tileloadd` cannot
 /// take from it).
 const GROUP_TILES: usize = 8;
-/// One stored tile of sums.
-const SUMS_BYTES: usize = ROWS * ROW_BYTES;
 
 /// Scratch of the kernels that keep a pair of strips expanded.
 pub(crate) fn panel_pair_bytes(k_padded: usize) -> usize {
-    SUMS_BYTES + 2 * k_padded * STRIP_ROWS * 2
+    TILE_BYTES + 2 * k_padded * STRIP_ROWS * 2
 }
 
 /// Scratch of the kernel that expands group by group, and of the dense one.
 pub(crate) fn group_bytes(_k_padded: usize) -> usize {
-    SUMS_BYTES + 2 * GROUP_TILES * TILE_ELEMS * 2
+    TILE_BYTES + 2 * GROUP_TILES * TILE_ELEMS * 2
 }
 
 /// Dense bf16 weights.
@@ -37,7 +35,7 @@ pub(crate) fn group_bytes(_k_padded: usize) -> usize {
 /// # Safety
 /// AMX-BF16; a chunk as its documentation says.
 pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, _) = scratch.split_at_mut(SUMS_BYTES);
+    let (sums, _) = scratch.split_at_mut(TILE_BYTES);
     // SAFETY: the caller's promise.
     let _tiles = unsafe { TileScope::new() };
     for pair in pairs(chunk) {
@@ -58,7 +56,7 @@ pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// # Safety
 /// AMX-BF16; a chunk as its documentation says.
 pub(crate) unsafe fn sparse_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, lines) = scratch.split_at_mut(SUMS_BYTES);
+    let (sums, lines) = scratch.split_at_mut(TILE_BYTES);
     let (a, b) = bytemuck::cast_slice_mut(lines).split_at_mut(GROUP_TILES * TILE_ELEMS);
     // SAFETY: the caller's promise.
     let _tiles = unsafe { TileScope::new() };
@@ -79,7 +77,7 @@ pub(crate) unsafe fn sparse_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// # Safety
 /// AMX-BF16; a chunk as its documentation says.
 pub(crate) unsafe fn sparse_panel_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, lines) = scratch.split_at_mut(SUMS_BYTES);
+    let (sums, lines) = scratch.split_at_mut(TILE_BYTES);
     let (a, b) = bytemuck::cast_slice_mut::<u8, u16>(lines).split_at_mut(chunk.strip_elems());
     let b = &mut b[..chunk.strip_elems()];
     // SAFETY: the caller's promise.
@@ -100,33 +98,6 @@ pub(crate) unsafe fn sparse_panel_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
                     multiply(chunk, first, tiles, lines)
                 })
             };
-        }
-    }
-}
-
-/// The chunk's strips, two by two; the last may be alone.
-pub(super) fn pairs(chunk: &Chunk<'_>) -> impl Iterator<Item = [Option<usize>; 2]> {
-    let end = chunk.strips.end;
-    chunk
-        .strips
-        .clone()
-        .step_by(2)
-        .map(move |s| [Some(s), (s + 1 < end).then_some(s + 1)])
-}
-
-/// Which tiles of a block are used: a multiplication by tiles that nobody needs takes as long as any.
-#[derive(Clone, Copy)]
-pub(super) struct Used {
-    pub second_rows: bool,
-    pub second_strip: bool,
-}
-
-impl Used {
-    /// By the block of up to 32 rows from `first` on.
-    pub fn of(chunk: &Chunk<'_>, pair: [Option<usize>; 2], first: usize) -> Self {
-        Self {
-            second_rows: first + ROWS < chunk.m,
-            second_strip: pair[1].is_some(),
         }
     }
 }
@@ -160,22 +131,6 @@ unsafe fn block(
                 store_sums(2 * r + t, sums);
                 put(chunk, start..chunk.m.min(start + ROWS), s, sums);
             }
-        }
-    }
-}
-
-/// # Safety
-/// Inside a [`TileScope`]; `sums` takes a tile.
-pub(super) unsafe fn store_sums(number: usize, sums: &mut [u8]) {
-    assert_eq!(sums.len(), SUMS_BYTES);
-    let to = sums.as_mut_ptr();
-    // SAFETY: the caller's promise.
-    unsafe {
-        match number {
-            0 => tile::store::<0>(to, ROW_BYTES),
-            1 => tile::store::<1>(to, ROW_BYTES),
-            2 => tile::store::<2>(to, ROW_BYTES),
-            _ => tile::store::<3>(to, ROW_BYTES),
         }
     }
 }

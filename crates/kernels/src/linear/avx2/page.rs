@@ -3,7 +3,7 @@
 //!
 //! Up to [`MR`] rows are multiplied by each line as it comes. Of two bf16 side by side, the even and the odd k of an output, each
 //! is widened by one instruction, so a line is four registers of weights that 16 outputs of [`MR`] rows share. Even and odd k go
-//! into one sum, in order: the bits differ from those of [`super::avx2`], which has the same sums in other places.
+//! into one sum, in order: the bits differ from those of [`super::bf16`], which has the same sums in other places.
 
 #![expect(
     clippy::needless_range_loop,
@@ -15,8 +15,8 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::chunk::Chunk;
-use super::schedule::BLOCK_LINES;
+use crate::linear::chunk::Chunk;
+use crate::linear::loops::BLOCK_LINES;
 
 /// Rows at a time: 4 rows x 2 sums, 4 registers of weights, one activation and a mask are 14 registers.
 const MR: usize = 4;

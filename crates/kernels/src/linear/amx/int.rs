@@ -1,4 +1,4 @@
-//! AMX-INT8: int8 and int4 weights by int8 activations, in blocks of 2 x 2 tiles as in amx.rs.
+//! AMX-INT8: int8 and int4 weights by int8 activations, in blocks of 2 x 2 tiles as in bf16.rs.
 //!
 //! A tile of a strip is 16 lines of signed levels, 64 k. Sums of a group of scales are exact in the tiles; at its end they are
 //! stored, scaled and added to f32 sums in memory. Where a group has only 8 lines (32 k) a tile is filled up with zeros.
@@ -8,18 +8,15 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx512_vnni_fns;
 use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
-use super::amx::{Used, pairs, store_sums};
-use super::avx512_int::{DenseI4, DenseI8, Lines, SparseI4, SparseI8, expand, scales_of};
-use super::chunk::{Chunk, ROW_GROUP, StripScales};
+use super::block::{MR, TILE_BYTES, Used, pairs, store_sums};
 use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
+use crate::linear::activation::ROW_GROUP;
+use crate::linear::avx512::int::{Lines, expand, scales_of};
+use crate::linear::chunk::{Chunk, StripScales};
 
-/// Bytes of a tile.
-const TILE_BYTES: usize = ROWS * ROW_BYTES;
 /// k of a line.
 const LINE_K: usize = 4;
-/// Rows of a 2 x 2 block.
-const MR: usize = 2 * ROWS;
-/// Tiles of a strip that are expanded before they are multiplied, as in amx.rs.
+/// Tiles of a strip that are expanded before they are multiplied, as in bf16.rs.
 const BATCH_TILES: usize = 8;
 /// A stored tile of exact sums, and f32 sums of 32 rows of two strips.
 const SUMS_BYTES: usize = TILE_BYTES + 2 * MR * STRIP_ROWS * 4;
@@ -40,15 +37,15 @@ fn tiles_bytes(k_padded: usize) -> usize {
 
 /// Where the tiles of a strip lie in its groups of scales.
 #[derive(Clone, Copy)]
-struct Groups {
+pub(super) struct Groups {
     lines: usize,
     group_lines: usize,
     /// Lines of a tile: 16, or the 8 of a short group.
-    tile_lines: usize,
+    pub tile_lines: usize,
 }
 
 impl Groups {
-    fn of(chunk: &Chunk<'_>) -> Self {
+    pub fn of(chunk: &Chunk<'_>) -> Self {
         let group_lines = chunk.group_lines();
         Self {
             lines: chunk.int_lines(),
@@ -66,80 +63,7 @@ impl Groups {
     }
 }
 
-/// Dense int8 weights: tiles are loaded where they lie, unless groups are short.
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn dense_i8_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    if Groups::of(chunk).tile_lines < ROWS {
-        // SAFETY: the caller's promise.
-        return unsafe { by_batches(chunk, scratch, DenseI8::<0>::new) };
-    }
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
-    for pair in pairs(chunk) {
-        let lines = pair.map(|s| {
-            let strip =
-                chunk.dense_i8_strip(s.unwrap_or(pair[0].expect("a pair has a first strip")));
-            bytemuck::cast_slice(strip)
-        });
-        for first in (0..chunk.m).step_by(MR) {
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe {
-                block(chunk, pair, first, scratch, |t| {
-                    lines.map(|l| tile_of(l, t).as_ptr())
-                })
-            };
-        }
-    }
-}
-
-/// Packed int8 weights for up to 32 rows: tiles are expanded just before use (again for each 32 rows).
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn sparse_i8_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
-    unsafe { by_batches(chunk, scratch, SparseI8::<0>::new) }
-}
-
-/// Packed int8 weights for many rows: a pair of strips is expanded once, into the L2 cache.
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn sparse_panel_i8_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
-    unsafe { by_panels(chunk, scratch, SparseI8::<0>::new) }
-}
-
-/// Dense int4 weights, unpacked just before use.
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn dense_i4_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
-    unsafe { by_batches(chunk, scratch, DenseI4::<0>::new) }
-}
-
-/// Packed int4 weights for up to 32 rows, as packed int8 ones.
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn sparse_i4_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
-    unsafe { by_batches(chunk, scratch, SparseI4::<0>::new) }
-}
-
-/// Packed int4 weights for many rows, as packed int8 ones.
-///
-/// # Safety
-/// AMX-INT8; a chunk as its documentation says.
-pub(crate) unsafe fn sparse_panel_i4_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
-    unsafe { by_panels(chunk, scratch, SparseI4::<0>::new) }
-}
-
-fn tile_of(lines: &[u8], t: usize) -> &[u8] {
+pub(super) fn tile_of(lines: &[u8], t: usize) -> &[u8] {
     &lines[t * TILE_BYTES..][..TILE_BYTES]
 }
 
@@ -147,7 +71,7 @@ fn tile_of(lines: &[u8], t: usize) -> &[u8] {
 ///
 /// # Safety
 /// AMX-INT8; `lines` yields the strips of the chunk.
-unsafe fn by_batches<'a, L: Lines>(
+pub(super) unsafe fn by_batches<'a, L: Lines>(
     chunk: &Chunk<'a>,
     scratch: &mut [u8],
     lines: impl Fn(&Chunk<'a>, usize) -> L,
@@ -180,7 +104,7 @@ unsafe fn by_batches<'a, L: Lines>(
 ///
 /// # Safety
 /// As for [`by_batches`].
-unsafe fn by_panels<'a, L: Lines>(
+pub(super) unsafe fn by_panels<'a, L: Lines>(
     chunk: &Chunk<'a>,
     scratch: &mut [u8],
     lines: impl Fn(&Chunk<'a>, usize) -> L,
@@ -229,7 +153,7 @@ unsafe fn expand_tiles<L: Lines>(mut lines: L, groups: Groups, count: usize, out
 /// # Safety
 /// Inside a [`TileScope`]; row `first` exists; the pointers are to whole tiles.
 #[inline(always)]
-unsafe fn block(
+pub(super) unsafe fn block(
     chunk: &Chunk<'_>,
     pair: [Option<usize>; 2],
     first: usize,

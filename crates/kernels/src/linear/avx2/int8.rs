@@ -12,9 +12,9 @@ use std::ops::Range;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::{LINE_BYTES, LINE_ELEMS_I8};
 
-use super::avx2_int::{ROW_BYTES, RowSums, end_group, no_sums, prefetch, put, scales_of, spread};
-use super::chunk::{Chunk, I16Row};
-use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
+use super::int::{ROW_BYTES, RowSums, end_group, no_sums, prefetch, put, scales_of, spread};
+use crate::linear::chunk::{Chunk, I16Row};
+use crate::linear::loops::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
 /// Lines between prefetches: a line has 8 bytes of mask, and to ask for them each time is a load that M = 1 has no room for.
 /// Strips and groups of scales are whole times 8 lines.

@@ -13,9 +13,9 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::LINE_ELEMS_I8;
 
-use super::avx2_int::{ROW_BYTES, RowSums, end_group, no_sums, prefetch, put, scales_of, spread};
-use super::chunk::Chunk;
-use super::schedule::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
+use super::int::{ROW_BYTES, RowSums, end_group, no_sums, prefetch, put, scales_of, spread};
+use crate::linear::chunk::Chunk;
+use crate::linear::loops::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
 /// Bytes of scratch of the kernels here: a block of lines in bytes, the codes of one, then the sums of its rows.
 pub(crate) fn block_bytes(_k_padded: usize) -> usize {

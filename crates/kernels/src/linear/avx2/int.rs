@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx2_fns;
 use sparamx_format::STRIP_ROWS;
 
-use super::avx2::PREFETCH_BYTES;
-use super::chunk::{Chunk, StripScales};
+use super::PREFETCH_BYTES;
+use crate::linear::chunk::{Chunk, StripScales};
 
 /// Asks for the bytes `at` bytes from `from` on, and [`PREFETCH_BYTES`] later.
 #[inline(always)]
