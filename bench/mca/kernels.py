@@ -3,6 +3,7 @@
 A tile is 16 lines of a strip: 1 KiB in the form that is multiplied. Symbols are patterns for the end of a function's name.
 """
 
+import sys
 from dataclasses import dataclass, field
 
 
@@ -33,7 +34,8 @@ class Format:
 
 @dataclass(frozen=True)
 class Kernel:
-    """`phases(m)`: what m rows need for a tile, as lists of (loop, units); a phase begins when the one before has ended."""
+    """A row of the catalog. `phases(m)`: what m rows need for a tile, as lists of (loop, units); a phase begins when the one
+    before has ended. It is the best of its level for `rows`."""
 
     name: str
     isa: str
@@ -163,34 +165,42 @@ def _amx(form, *expand, groups=False):
     return phases
 
 
-EVERY = range(1, 33)
-FEW = range(1, 32)
-MANY = range(32, 33)
-FEW_INT4 = range(1, 9)
-MANY_INT4 = range(9, 33)
-# Of the catalog (catalog.rs), for up to 32 rows.
-KERNELS = [
-    Kernel("linear_bf16_bf16_f32_8x16_avx512bf16", "avx512", "dense bf16", EVERY, _direct("dense bf16")),
-    Kernel("linear_bf16_bmbf16_f32_8x16_avx512bf16", "avx512", "sparse bf16", FEW, _direct("sparse bf16")),
-    Kernel("linear_bf16_bmbf16_f32_8x16_panel_avx512bf16", "avx512", "sparse bf16", MANY, _panel("expand bf16", "dense bf16")),
-    Kernel("linear_i8_i8_i32_8x16_avx512vnni", "avx512", "dense int8", EVERY, _direct("dense int8")),
-    Kernel("linear_i8_bmi8_i32_8x16_avx512vnni", "avx512", "sparse int8", FEW, _direct("sparse int8")),
-    Kernel("linear_i8_bmi8_i32_8x16_panel_avx512vnni", "avx512", "sparse int8", MANY, _panel("expand int8, unsigned", "panel int8")),
-    Kernel("linear_i8_i4_i32_8x16_avx512vnni", "avx512", "dense int4", EVERY, _direct("dense int4", True)),
-    Kernel("linear_i8_bmi4_i32_8x16_avx512vnni", "avx512", "sparse int4", FEW_INT4, _direct("sparse int4", True)),
-    Kernel("linear_i8_bmi4_i32_8x16_panel_avx512vnni", "avx512", "sparse int4", MANY_INT4, _panel("expand int4, unsigned", "panel int4", True)),
-    Kernel("linear_bf16_bf16_f32_32x32_amx", "amx", "dense bf16", EVERY, _amx("dense bf16")),
-    Kernel(
-        "linear_bf16_bmbf16_f32_32x32_amx",
-        "amx",
-        "sparse bf16",
-        EVERY,
-        _amx("sparse bf16", ("expand bf16", LINES)),
-    ),
-    Kernel("linear_i8_i8_i32_32x32_amx", "amx", "dense int8", EVERY, _amx("dense int8")),
-    Kernel("linear_i8_bmi8_i32_32x32_amx", "amx", "sparse int8", EVERY, _amx("sparse int8", ("expand int8", LINES))),
-    Kernel("linear_i8_i4_i32_32x32_amx", "amx", "dense int4", EVERY, _amx("dense int4", ("unpack dense int4", LINES), groups=True)),
-    Kernel("linear_i8_bmi4_i32_32x32_amx", "amx", "sparse int4", EVERY, _amx("sparse int4", ("expand int4", LINES), groups=True)),
-]
-# Rows from which a CPU with AMX uses it (catalog.rs, AMX_MANY).
-AMX_FROM = 5
+# What the kernels do that AVX-512 and AMX take for up to 32 rows.
+PHASES = {
+    "linear_bf16_bf16_f32_8x16_avx512bf16": _direct("dense bf16"),
+    "linear_bf16_bmbf16_f32_8x16_avx512bf16": _direct("sparse bf16"),
+    "linear_bf16_bmbf16_f32_8x16_panel_avx512bf16": _panel("expand bf16", "dense bf16"),
+    "linear_i8_i8_i32_8x16_avx512vnni": _direct("dense int8"),
+    "linear_i8_bmi8_i32_8x16_avx512vnni": _direct("sparse int8"),
+    "linear_i8_bmi8_i32_8x16_panel_avx512vnni": _panel("expand int8, unsigned", "panel int8"),
+    "linear_i8_i4_i32_8x16_avx512vnni": _direct("dense int4", True),
+    "linear_i8_bmi4_i32_8x16_avx512vnni": _direct("sparse int4", True),
+    "linear_i8_bmi4_i32_8x16_panel_avx512vnni": _panel("expand int4, unsigned", "panel int4", True),
+    "linear_bf16_bf16_f32_32x32_amx": _amx("dense bf16"),
+    "linear_bf16_bmbf16_f32_32x32_amx": _amx("sparse bf16", ("expand bf16", LINES)),
+    "linear_i8_i8_i32_32x32_amx": _amx("dense int8"),
+    "linear_i8_bmi8_i32_32x32_amx": _amx("sparse int8", ("expand int8", LINES)),
+    "linear_i8_i4_i32_32x32_amx": _amx("dense int4", ("unpack dense int4", LINES), groups=True),
+    "linear_i8_bmi4_i32_32x32_amx": _amx("sparse int4", ("expand int4", LINES), groups=True),
+}
+
+
+class CatalogError(Exception):
+    """The catalog and this table do not agree."""
+
+
+def _rows(best_m):
+    """`1`, `3-16` or `17+`, as `inspect` writes it."""
+    if best_m.endswith("+"):
+        return range(int(best_m[:-1]), sys.maxsize)
+    first, _, last = best_m.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def catalog(inspected):
+    """The kernels of PHASES, by what `sparamx inspect --kernels --json` says of them."""
+    rows = {row["name"]: row for row in inspected["kernels"]}
+    unknown = sorted(PHASES.keys() - rows.keys())
+    if unknown:
+        raise CatalogError(f"in bench/mca/kernels.py, but not in the catalog: {', '.join(unknown)}")
+    return [Kernel(name, rows[name]["isa"], rows[name]["weight"], _rows(rows[name]["best_m"]), phases) for name, phases in PHASES.items()]

@@ -2,7 +2,7 @@
 
 import cost
 from cost import Cost
-from kernels import AMX_FROM, FORMATS, KERNELS, LINES
+from kernels import FORMATS, LINES, CatalogError
 
 BANDWIDTH_GB_S = 300
 CORES = 32
@@ -21,16 +21,25 @@ def memory_cycles(fmt, sparsity):
     return tile_bytes(fmt, sparsity) / BYTES_A_CYCLE
 
 
-def kernel_for(fmt, isa, m):
-    found = [k for k in KERNELS if k.format == fmt and k.isa == isa and m in k.rows]
-    if len(found) != 1:
-        raise SystemExit(f"{len(found)} kernels for {fmt} on {isa} with {m} rows, expected 1: kernels.py")
-    return found[0]
+class Catalog:
+    """Which kernel a level takes."""
 
+    def __init__(self, kernels):
+        self.kernels = kernels
+        self.amx_from = min(k.rows.start for k in kernels if k.isa == "amx")
 
-def selected(fmt, m):
-    """On a CPU that has AMX."""
-    return kernel_for(fmt, "amx" if m >= AMX_FROM else "avx512", m)
+    def of(self, fmt, isa, m):
+        """With fewer rows than a level is chosen for, as if it began with them."""
+        kernels = [k for k in self.kernels if k.format == fmt and k.isa == isa]
+        first = min((k.rows.start for k in kernels), default=m)
+        found = [k for k in kernels if max(m, first) in k.rows]
+        if len(found) != 1:
+            raise CatalogError(f"{len(found)} kernels for {fmt} on {isa} with {m} rows, expected 1: kernels.py")
+        return found[0]
+
+    def selected(self, fmt, m):
+        """On a CPU that has AMX."""
+        return self.of(fmt, "amx" if m >= self.amx_from else "avx512", m)
 
 
 def work_cycles(kernel, costs, m):
@@ -44,11 +53,11 @@ def tile_cycles(fmt, sparsity, kernel, costs, m):
     return max(memory_cycles(fmt, sparsity), work_cycles(kernel, costs, m)[0])
 
 
-def speedup(fmt, sparsity, costs, m):
+def speedup(catalog, fmt, sparsity, costs, m):
     """Over the dense bf16 kernel, for equal numbers of weights."""
     dense = FORMATS["dense bf16"]
-    base = tile_cycles(dense, 0, selected("dense bf16", m), costs, m) / dense.elems
-    return base / (tile_cycles(fmt, sparsity, selected(fmt.name, m), costs, m) / fmt.elems)
+    base = tile_cycles(dense, 0, catalog.selected("dense bf16", m), costs, m) / dense.elems
+    return base / (tile_cycles(fmt, sparsity, catalog.selected(fmt.name, m), costs, m) / fmt.elems)
 
 
 def variants():
@@ -60,11 +69,11 @@ def label(fmt, sparsity):
     return fmt.name if fmt.dense else f"{fmt.name}, {sparsity:.0%}".replace("%", " %")
 
 
-def hidden(costs):
+def hidden(catalog, costs):
     """Whether expansion hides behind memory at M = 1: (format, sparsity, isa, work, memory) of the cases that the project promises."""
     promised = [FORMATS[name] for name in ("sparse bf16", "sparse int8")]
     return [
-        (fmt.name, 0.5, isa, work_cycles(kernel_for(fmt.name, isa, 1), costs, 1)[0], memory_cycles(fmt, 0.5))
+        (fmt.name, 0.5, isa, work_cycles(catalog.of(fmt.name, isa, 1), costs, 1)[0], memory_cycles(fmt, 0.5))
         for fmt in promised
         for isa in ("avx512", "amx")
     ]
@@ -75,32 +84,32 @@ def _table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def _hiding_table(costs):
+def _hiding_table(catalog, costs):
     rows = []
     for fmt, sparsity in variants():
         memory = memory_cycles(fmt, sparsity)
         cells = []
         for isa in ("avx512", "amx"):
-            apart, together = work_cycles(kernel_for(fmt.name, isa, 1), costs, 1)
+            apart, together = work_cycles(catalog.of(fmt.name, isa, 1), costs, 1)
             cells += [f"{apart:.0f} ({together:.0f})", "yes" if apart <= memory else "no"]
         rows.append([label(fmt, sparsity), f"{tile_bytes(fmt, sparsity):.0f}", f"{memory:.0f}", *cells])
     return _table(["weights", "bytes", "memory", "AVX-512", "hidden", "AMX", "hidden"], rows)
 
 
-def _speedup_table(costs):
+def _speedup_table(catalog, costs):
     rows = [
-        [label(fmt, s), *(f"{speedup(fmt, s, costs, m):.2f}" for m in BATCHES)] for fmt, s in variants() if fmt.name != "dense bf16"
+        [label(fmt, s), *(f"{speedup(catalog, fmt, s, costs, m):.2f}" for m in BATCHES)] for fmt, s in variants() if fmt.name != "dense bf16"
     ]
     rows.append(["the paper, bf16, 50 %, end to end, measured", f"{PAPER:.2f}", *[""] * (len(BATCHES) - 1)])
     return _table(["weights", *(f"M = {m}" for m in BATCHES)], rows)
 
 
-def _work_table(costs):
+def _work_table(catalog, costs):
     rows = []
     for name in FORMATS:
         cells = []
         for m in BATCHES:
-            kernel = selected(name, m)
+            kernel = catalog.selected(name, m)
             cells.append(f"{work_cycles(kernel, costs, m)[0]:.0f} {'AMX' if kernel.isa == 'amx' else 'AVX-512'}")
         rows.append([name, *cells])
     return _table(["weights", *(f"M = {m}" for m in BATCHES)], rows)
@@ -123,11 +132,11 @@ def direct_moves(costs, fmt, expand, port):
 DIRECT = [("sparse bf16", "expand bf16"), ("sparse int8", "expand int8"), ("sparse int4", "expand int4")]
 
 
-def _direct_table(costs):
+def _direct_table(catalog, costs):
     rows = []
     for name, expand in DIRECT:
         fmt, m = FORMATS[name], 16
-        apart, together = work_cycles(kernel_for(name, "amx", m), costs, m)
+        apart, together = work_cycles(catalog.of(name, "amx", m), costs, m)
         now_bytes = tile_bytes(fmt, 0.5)
         moved = [direct_moves(costs, name, expand, port) for port in ("5", "TMUL")]
         for what, cycles in (
@@ -140,7 +149,7 @@ def _direct_table(costs):
     return _table(["weights", "loop", "cycles a tile", "saved", "packed bytes a cycle, 50 %"], rows)
 
 
-def section(costs):
+def section(catalog, costs):
     """The text between the markers in docs/performance.md."""
     memory_bytes = f"{BYTES_A_CYCLE:.3f}".rstrip("0")
     return f"""\
@@ -160,21 +169,21 @@ work. What surrounds the loops (sums written out, activations rounded, attention
 
 ### One row of activations: is expansion hidden behind memory?
 
-Cycles a tile. A CPU with AMX still takes the AVX-512 kernel below {AMX_FROM} rows.
+Cycles a tile. A CPU with AMX still takes the AVX-512 kernel below {catalog.amx_from} rows.
 
-{_hiding_table(costs)}
+{_hiding_table(catalog, costs)}
 
 ### Cycles of work a tile, by batch
 
 Of the kernel that a CPU with AMX takes; expansion does not depend on the sparsity.
 
-{_work_table(costs)}
+{_work_table(catalog, costs)}
 
 ### Expected speed-up over dense bf16, by batch
 
 Of the linear layers, for equal numbers of weights.
 
-{_speedup_table(costs)}
+{_speedup_table(catalog, costs)}
 
 ### What a move from a vector register to a row of a tile would save
 
@@ -183,14 +192,14 @@ wait until they have left the store buffer, so that expansion and multiplication
 cycle, by port 5, which also expands, or by the AMX unit) nothing is stored or loaded again and all overlap. No CPU has such an
 instruction: `tilemovrow` of AMX-AVX512 goes the other way. Up to 16 rows:
 
-{_direct_table(costs)}
+{_direct_table(catalog, costs)}
 
-{_direct_words(costs)}"""
+{_direct_words(catalog, costs)}"""
 
 
-def _direct_words(costs):
+def _direct_words(catalog, costs):
     fmt = FORMATS["sparse bf16"]
-    apart = work_cycles(kernel_for(fmt.name, "amx", 16), costs, 16)[0]
+    apart = work_cycles(catalog.of(fmt.name, "amx", 16), costs, 16)[0]
     best = min(direct_moves(costs, "sparse bf16", "expand bf16", port) for port in ("5", "TMUL"))
     memory = memory_cycles(fmt, 0.5)
     need = [tile_bytes(fmt, 0.5) / cycles * CORES * GHZ for cycles in (apart, best)]

@@ -5,7 +5,9 @@ import unittest
 
 sys.dont_write_bytecode = True
 
+import kernels
 import loops
+import model
 from cost import Cost
 
 TEXT = """
@@ -118,6 +120,38 @@ class Costs(unittest.TestCase):
         both = Cost.beside([cost(ports={"5": 3}, cycles=7), cost(ports={"5": 4, "0": 1}, tdp=0.25)])
         self.assertEqual((both.ports, both.total), ({"5": 7, "0": 1}, 7))
         self.assertEqual(both.times(16).total, 112)
+
+
+def inspected(best_m):
+    """As `sparamx inspect --kernels --json` writes it, with these ranges."""
+    rows = []
+    for name in kernels.PHASES:
+        weight = name.split("_")[2]
+        form = "sparse" if weight.startswith("bm") else "dense"
+        elements = weight.removeprefix("bm").replace("i", "int")
+        isa = "amx" if name.endswith("amx") else "avx512"
+        rows.append({"name": name, "isa": isa, "weight": f"{form} {elements}", "best_m": best_m(name)})
+    return {"kernels": rows}
+
+
+class Catalog(unittest.TestCase):
+    def test_ranges_are_those_of_the_program(self):
+        def best_m(name):
+            return "5-32" if "amx" in name else "9+" if "panel" in name else "1-8" if "_bm" in name else "1+"
+
+        catalog = model.Catalog(kernels.catalog(inspected(best_m)))
+        self.assertEqual(catalog.amx_from, 5)
+        for m, name in [(1, "8x16_avx512vnni"), (8, "8x16_avx512vnni"), (9, "8x16_panel_avx512vnni")]:
+            self.assertEqual(catalog.of("sparse int8", "avx512", m).name, f"linear_i8_bmi8_i32_{name}")
+        # Below what AMX is chosen for, as if it began there.
+        self.assertEqual(catalog.of("sparse int8", "amx", 1).name, "linear_i8_bmi8_i32_32x32_amx")
+        self.assertEqual(catalog.selected("dense bf16", 4).isa, "avx512")
+
+    def test_a_kernel_that_is_gone_and_ranges_that_overlap_are_errors(self):
+        with self.assertRaises(kernels.CatalogError):
+            kernels.catalog({"kernels": inspected(lambda _: "1+")["kernels"][1:]})
+        with self.assertRaises(kernels.CatalogError):
+            model.Catalog(kernels.catalog(inspected(lambda _: "1+"))).of("sparse bf16", "avx512", 1)
 
 
 if __name__ == "__main__":

@@ -77,494 +77,455 @@ const TILE: &str = "expands tile by tile into the L1 cache, then multiplies 32 r
 const BLOCK: &str = "expands in registers; for many rows keeps a block of lines in the L1 cache";
 const PANEL: &str = "expands each strip once for all rows";
 
+// The dense kernel of each level and kind of activations; a row of the table below says in what a kernel differs from it.
+
+const PORTABLE_F32: KernelSpec = KernelSpec {
+    name: "linear_f32_bf16_f32_1x16_portable",
+    isa: Isa::Portable,
+    features: Features::NONE,
+    weight: WeightFormat::DenseBf16,
+    activation: Activation::F32,
+    mr: 1,
+    nr: 16,
+    best_m: ANY,
+    reason: DENSE,
+    class: NumericClass::F32,
+    scratch_bytes: no_bytes,
+    run: portable::dense_1x16,
+};
+const PORTABLE_I8: KernelSpec = KernelSpec {
+    name: "linear_i8_i8_i32_1x16_portable",
+    weight: WeightFormat::DenseI8,
+    activation: Activation::I8,
+    class: NumericClass::Exact,
+    run: portable::dense_i8_1x16,
+    ..PORTABLE_F32
+};
+#[cfg(target_arch = "x86_64")]
+const AMX_BF16: KernelSpec = KernelSpec {
+    name: "linear_bf16_bf16_f32_32x32_amx",
+    isa: Isa::Amx,
+    features: Features::AMX_BF16,
+    activation: Activation::Bf16,
+    mr: 32,
+    nr: 32,
+    best_m: AMX_MANY,
+    class: NumericClass::Bf16Tile,
+    scratch_bytes: amx::bf16::group_bytes,
+    run: amx::bf16::dense_32x32,
+    ..PORTABLE_F32
+};
+#[cfg(target_arch = "x86_64")]
+const AVX512_BF16: KernelSpec = KernelSpec {
+    name: "linear_bf16_bf16_f32_8x16_avx512bf16",
+    isa: Isa::Avx512,
+    features: Features::AVX512_BF16,
+    activation: Activation::Bf16,
+    mr: 8,
+    class: NumericClass::Bf16Dot,
+    run: avx512::bf16::dense_bf16_8x16,
+    ..PORTABLE_F32
+};
+#[cfg(target_arch = "x86_64")]
+const AVX512_F32: KernelSpec = KernelSpec {
+    name: "linear_f32_bf16_f32_8x16_avx512",
+    isa: Isa::Avx512,
+    features: Features::AVX512,
+    mr: 8,
+    class: NumericClass::F32Fma,
+    run: avx512::bf16::dense_f32_8x16,
+    ..PORTABLE_F32
+};
+#[cfg(target_arch = "x86_64")]
+const AVX2_F32: KernelSpec = KernelSpec {
+    name: "linear_f32_bf16_f32_3x16_avx2",
+    isa: Isa::Avx2,
+    features: Features::AVX2,
+    mr: 3,
+    class: NumericClass::F32Fma,
+    scratch_bytes: avx2::bf16::block_bytes,
+    run: avx2::bf16::dense_3x16,
+    ..PORTABLE_F32
+};
+#[cfg(target_arch = "x86_64")]
+const AMX_I8: KernelSpec = KernelSpec {
+    name: "linear_i8_i8_i32_32x32_amx",
+    isa: Isa::Amx,
+    features: AMX_INT8,
+    mr: 32,
+    nr: 32,
+    best_m: AMX_MANY,
+    scratch_bytes: amx::int::batch_bytes,
+    run: amx::int8::dense_i8_32x32,
+    ..PORTABLE_I8
+};
+#[cfg(target_arch = "x86_64")]
+const AVX512_I8: KernelSpec = KernelSpec {
+    name: "linear_i8_i8_i32_8x16_avx512vnni",
+    isa: Isa::Avx512,
+    features: Features::AVX512_VNNI,
+    mr: 8,
+    run: avx512::int8::dense_i8_8x16,
+    ..PORTABLE_I8
+};
+#[cfg(target_arch = "x86_64")]
+const AVX2_I16: KernelSpec = KernelSpec {
+    name: "linear_i8_i8_i32_6x16_avx2",
+    isa: Isa::Avx2,
+    features: Features::AVX2,
+    activation: Activation::I16,
+    mr: 6,
+    scratch_bytes: avx2::int8::block_bytes,
+    run: avx2::int8::dense_6x16,
+    ..PORTABLE_I8
+};
+#[cfg(target_arch = "x86_64")]
+const AVX2_I8: KernelSpec = KernelSpec {
+    name: "linear_i8_i4_i32_4x16_avx2",
+    isa: Isa::Avx2,
+    features: Features::AVX2,
+    weight: WeightFormat::DenseI4,
+    mr: 4,
+    scratch_bytes: avx2::int4::block_bytes,
+    run: avx2::int4::dense_4x16,
+    ..PORTABLE_I8
+};
+
 static CATALOG: &[KernelSpec] = &[
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_bf16_bf16_f32_32x32_amx",
-        isa: Isa::Amx,
-        features: Features::AMX_BF16,
-        weight: WeightFormat::DenseBf16,
-        activation: Activation::Bf16,
-        mr: 32,
-        nr: 32,
-        best_m: AMX_MANY,
-        reason: DENSE,
-        class: NumericClass::Bf16Tile,
-        scratch_bytes: amx::bf16::group_bytes,
-        run: amx::bf16::dense_32x32,
-    },
+    AMX_BF16,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_bf16_bmbf16_f32_32x32_amx",
-        isa: Isa::Amx,
-        features: Features::AMX_BF16,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::Bf16,
-        mr: 32,
-        nr: 32,
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
-        class: NumericClass::Bf16Tile,
-        scratch_bytes: amx::bf16::group_bytes,
         run: amx::bf16::sparse_32x32,
+        ..AMX_BF16
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_bf16_bmbf16_f32_32x32_panel_amx",
-        isa: Isa::Amx,
-        features: Features::AMX_BF16,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::Bf16,
-        mr: 32,
-        nr: 32,
         best_m: AMX_PANEL,
         reason: PANEL,
-        class: NumericClass::Bf16Tile,
         scratch_bytes: amx::bf16::panel_pair_bytes,
         run: amx::bf16::sparse_panel_32x32,
+        ..AMX_BF16
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_bf16_bf16_f32_8x16_avx512bf16",
-        isa: Isa::Avx512,
-        features: Features::AVX512_BF16,
-        weight: WeightFormat::DenseBf16,
-        activation: Activation::Bf16,
-        mr: 8,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Bf16Dot,
-        scratch_bytes: no_bytes,
-        run: avx512::bf16::dense_bf16_8x16,
-    },
+    AVX512_BF16,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_bf16_bmbf16_f32_8x16_avx512bf16",
-        isa: Isa::Avx512,
-        features: Features::AVX512_BF16,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::Bf16,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_DIRECT_BF16,
         reason: DIRECT,
-        class: NumericClass::Bf16Dot,
-        scratch_bytes: no_bytes,
         run: avx512::bf16::sparse_bf16_8x16,
+        ..AVX512_BF16
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_bf16_bmbf16_f32_8x16_panel_avx512bf16",
-        isa: Isa::Avx512,
-        features: Features::AVX512_BF16,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::Bf16,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_PANEL_BF16,
         reason: PANEL,
-        class: NumericClass::Bf16Dot,
         scratch_bytes: panel_bytes,
         run: avx512::bf16::sparse_panel_bf16_8x16,
+        ..AVX512_BF16
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_f32_bf16_f32_8x16_avx512",
-        isa: Isa::Avx512,
-        features: Features::AVX512,
-        weight: WeightFormat::DenseBf16,
-        activation: Activation::F32,
-        mr: 8,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::F32Fma,
-        scratch_bytes: no_bytes,
-        run: avx512::bf16::dense_f32_8x16,
-    },
+    AVX512_F32,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_f32_bmbf16_f32_8x16_avx512",
-        isa: Isa::Avx512,
-        features: Features::AVX512,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::F32,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_DIRECT_BF16,
         reason: DIRECT,
-        class: NumericClass::F32Fma,
-        scratch_bytes: no_bytes,
         run: avx512::bf16::sparse_f32_8x16,
+        ..AVX512_F32
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_f32_bmbf16_f32_8x16_panel_avx512",
-        isa: Isa::Avx512,
-        features: Features::AVX512,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::F32,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_PANEL_BF16,
         reason: PANEL,
-        class: NumericClass::F32Fma,
         scratch_bytes: panel_bytes,
         run: avx512::bf16::sparse_panel_f32_8x16,
+        ..AVX512_F32
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_f32_bf16_f32_3x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
-        weight: WeightFormat::DenseBf16,
-        activation: Activation::F32,
-        mr: 3,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::F32Fma,
-        scratch_bytes: avx2::bf16::block_bytes,
-        run: avx2::bf16::dense_3x16,
-    },
+    AVX2_F32,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_f32_bmbf16_f32_3x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::F32,
-        mr: 3,
-        nr: 16,
-        best_m: ANY,
         reason: BLOCK,
-        class: NumericClass::F32Fma,
-        scratch_bytes: avx2::bf16::block_bytes,
         run: avx2::bf16::sparse_3x16,
+        ..AVX2_F32
     },
-    KernelSpec {
-        name: "linear_f32_bf16_f32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
-        weight: WeightFormat::DenseBf16,
-        activation: Activation::F32,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::F32,
-        scratch_bytes: no_bytes,
-        run: portable::dense_1x16,
-    },
+    PORTABLE_F32,
     KernelSpec {
         name: "linear_f32_bmbf16_f32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
         weight: WeightFormat::SparseBf16,
-        activation: Activation::F32,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
         reason: PANEL,
-        class: NumericClass::F32,
         scratch_bytes: panel_bytes,
         run: portable::sparse_1x16,
+        ..PORTABLE_F32
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_i8_i8_i32_32x32_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
-        weight: WeightFormat::DenseI8,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
-        best_m: AMX_MANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: amx::int::batch_bytes,
-        run: amx::int8::dense_i8_32x32,
-    },
+    AMX_I8,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi8_i32_32x32_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
-        class: NumericClass::Exact,
-        scratch_bytes: amx::int::batch_bytes,
         run: amx::int8::sparse_i8_32x32,
+        ..AMX_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi8_i32_32x32_panel_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
         best_m: AMX_PANEL,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: amx::int::panel_pair_bytes,
         run: amx::int8::sparse_panel_i8_32x32,
+        ..AMX_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_i4_i32_32x32_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
         weight: WeightFormat::DenseI4,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
-        best_m: AMX_MANY,
         reason: TILE,
-        class: NumericClass::Exact,
-        scratch_bytes: amx::int::batch_bytes,
         run: amx::int4::dense_i4_32x32,
+        ..AMX_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi4_i32_32x32_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
         best_m: AMX_ONE_BLOCK,
         reason: TILE,
-        class: NumericClass::Exact,
-        scratch_bytes: amx::int::batch_bytes,
         run: amx::int4::sparse_i4_32x32,
+        ..AMX_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi4_i32_32x32_panel_amx",
-        isa: Isa::Amx,
-        features: AMX_INT8,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 32,
-        nr: 32,
         best_m: AMX_PANEL,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: amx::int::panel_pair_bytes,
         run: amx::int4::sparse_panel_i4_32x32,
+        ..AMX_I8
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_i8_i8_i32_8x16_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
-        weight: WeightFormat::DenseI8,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: no_bytes,
-        run: avx512::int8::dense_i8_8x16,
-    },
+    AVX512_I8,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi8_i32_8x16_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_DIRECT_I8,
         reason: DIRECT,
-        class: NumericClass::Exact,
-        scratch_bytes: no_bytes,
         run: avx512::int8::sparse_i8_8x16,
+        ..AVX512_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi8_i32_8x16_panel_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_PANEL_I8,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: avx512::int8::sparse_panel_i8_8x16,
+        ..AVX512_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_i4_i32_8x16_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
         weight: WeightFormat::DenseI4,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: no_bytes,
         run: avx512::int4::dense_i4_8x16,
+        ..AVX512_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi4_i32_8x16_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_DIRECT_I4,
         reason: DIRECT,
-        class: NumericClass::Exact,
-        scratch_bytes: no_bytes,
         run: avx512::int4::sparse_i4_8x16,
+        ..AVX512_I8
     },
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi4_i32_8x16_panel_avx512vnni",
-        isa: Isa::Avx512,
-        features: Features::AVX512_VNNI,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 8,
-        nr: 16,
         best_m: AVX512_PANEL_I4,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: avx512::int4::sparse_panel_i4_8x16,
+        ..AVX512_I8
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_i8_i8_i32_6x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
-        weight: WeightFormat::DenseI8,
-        activation: Activation::I16,
-        mr: 3,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: avx2::int8::block_bytes,
-        run: avx2::int8::dense_6x16,
-    },
+    AVX2_I16,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi8_i32_6x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I16,
-        mr: 3,
-        nr: 16,
-        best_m: ANY,
         reason: BLOCK,
-        class: NumericClass::Exact,
-        scratch_bytes: avx2::int8::block_bytes,
         run: avx2::int8::sparse_6x16,
+        ..AVX2_I16
     },
     #[cfg(target_arch = "x86_64")]
-    KernelSpec {
-        name: "linear_i8_i4_i32_4x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
-        weight: WeightFormat::DenseI4,
-        activation: Activation::I8,
-        mr: 4,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: avx2::int4::block_bytes,
-        run: avx2::int4::dense_4x16,
-    },
+    AVX2_I8,
     #[cfg(target_arch = "x86_64")]
     KernelSpec {
         name: "linear_i8_bmi4_i32_4x16_avx2",
-        isa: Isa::Avx2,
-        features: Features::AVX2,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 4,
-        nr: 16,
-        best_m: ANY,
         reason: BLOCK,
-        class: NumericClass::Exact,
-        scratch_bytes: avx2::int4::block_bytes,
         run: avx2::int4::sparse_4x16,
+        ..AVX2_I8
     },
-    KernelSpec {
-        name: "linear_i8_i8_i32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
-        weight: WeightFormat::DenseI8,
-        activation: Activation::I8,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
-        reason: DENSE,
-        class: NumericClass::Exact,
-        scratch_bytes: no_bytes,
-        run: portable::dense_i8_1x16,
-    },
+    PORTABLE_I8,
     KernelSpec {
         name: "linear_i8_bmi8_i32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
         weight: WeightFormat::SparseI8,
-        activation: Activation::I8,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: portable::sparse_i8_1x16,
+        ..PORTABLE_I8
     },
     KernelSpec {
         name: "linear_i8_i4_i32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
         weight: WeightFormat::DenseI4,
-        activation: Activation::I8,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: portable::dense_i4_1x16,
+        ..PORTABLE_I8
     },
     KernelSpec {
         name: "linear_i8_bmi4_i32_1x16_portable",
-        isa: Isa::Portable,
-        features: Features::NONE,
         weight: WeightFormat::SparseI4,
-        activation: Activation::I8,
-        mr: 1,
-        nr: 16,
-        best_m: ANY,
         reason: PANEL,
-        class: NumericClass::Exact,
         scratch_bytes: int_panel_bytes,
         run: portable::sparse_i4_1x16,
+        ..PORTABLE_I8
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the name of a kernel says.
+    #[derive(Debug, PartialEq)]
+    struct Said {
+        activation: &'static str,
+        weight: WeightFormat,
+        exact: bool,
+        mr: usize,
+        nr: usize,
+        panel: bool,
+        isa: Isa,
+        features: Features,
+    }
+
+    /// `linear_<activation>_<weight>_<sum>_<MR>x<NR>[_panel]_<isa>`
+    fn parse(name: &str) -> Option<Said> {
+        let mut words: Vec<&str> = name.split('_').collect();
+        let panel = words.len() == 7 && words.remove(5) == "panel";
+        let [op, activation, weight, sum, tile, isa] = words[..] else {
+            return None;
+        };
+        let (mr, nr) = tile.split_once('x')?;
+        let activation = ["f32", "bf16", "i8"]
+            .into_iter()
+            .find(|a| *a == activation)?;
+        let (isa, features) = match (isa, activation) {
+            ("portable", _) => (Isa::Portable, Features::NONE),
+            ("avx2", _) => (Isa::Avx2, Features::AVX2),
+            ("avx512", "f32") => (Isa::Avx512, Features::AVX512),
+            ("avx512bf16", "bf16") => (Isa::Avx512, Features::AVX512_BF16),
+            ("avx512vnni", "i8") => (Isa::Avx512, Features::AVX512_VNNI),
+            ("amx", "bf16") => (Isa::Amx, Features::AMX_BF16),
+            ("amx", "i8") => (Isa::Amx, Features::AMX_INT8.union(Features::AVX512_VNNI)),
+            _ => return None,
+        };
+        let said = Said {
+            activation,
+            weight: match weight {
+                "bf16" => WeightFormat::DenseBf16,
+                "bmbf16" => WeightFormat::SparseBf16,
+                "i8" => WeightFormat::DenseI8,
+                "bmi8" => WeightFormat::SparseI8,
+                "i4" => WeightFormat::DenseI4,
+                "bmi4" => WeightFormat::SparseI4,
+                _ => return None,
+            },
+            exact: match sum {
+                "f32" => false,
+                "i32" => true,
+                _ => return None,
+            },
+            mr: mr.parse().ok()?,
+            nr: nr.parse().ok()?,
+            panel,
+            isa,
+            features,
+        };
+        (op == "linear").then_some(said)
+    }
+
+    #[test]
+    fn names_say_what_rows_are() {
+        for spec in catalog() {
+            let said = parse(spec.name);
+            let said = said.unwrap_or_else(|| panic!("{} follows no grammar", spec.name));
+            let activation = match spec.activation {
+                Activation::F32 => "f32",
+                Activation::Bf16 => "bf16",
+                Activation::I8 | Activation::I16 => "i8",
+            };
+            let is = Said {
+                activation,
+                weight: spec.weight,
+                exact: spec.class == NumericClass::Exact,
+                mr: spec.mr,
+                nr: spec.nr,
+                // Portable kernels have no way but by panels, so their names do not say it.
+                panel: spec.reason == PANEL && spec.isa != Isa::Portable,
+                isa: spec.isa,
+                features: spec.features,
+            };
+            assert_eq!(said, is, "{}", spec.name);
+            assert_eq!(said.exact, said.activation == "i8", "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn names_are_unique_and_ranges_of_a_level_do_not_overlap() {
+        for (i, spec) in catalog().iter().enumerate() {
+            let before = &catalog()[..i];
+            assert!(
+                before.iter().all(|other| other.name != spec.name),
+                "{}",
+                spec.name
+            );
+            // A panel grows with K.
+            let grows = (spec.scratch_bytes)(4096) > (spec.scratch_bytes)(64);
+            assert_eq!(grows, spec.reason == PANEL, "{}", spec.name);
+            // Of the kernels of a level for a form of weights, one is the best for any M.
+            for m in 1..=64 {
+                let same = |other: &&KernelSpec| {
+                    (other.features, other.weight) == (spec.features, spec.weight)
+                        && other.best_m.contains(&m)
+                };
+                let best: Vec<_> = catalog().iter().filter(same).collect();
+                assert!(best.len() <= 1, "{best:?} for {m} rows");
+            }
+        }
+    }
+}

@@ -220,12 +220,13 @@ impl<L: Strip> Blocked for Words<'_, L> {
         // SAFETY: the caller's promise.
         unsafe {
             match count {
-                1 => self.kept_pairs::<1>(span, next, i),
-                2 => self.kept_pairs::<2>(span, next, i),
                 3 => self.kept_pairs::<3>(span, next, i),
                 4 => self.kept_pairs::<4>(span, next, i),
                 5 => self.kept_pairs::<5>(span, next, i),
-                _ => self.kept_pairs::<KEPT_ROWS>(span, next, i),
+                KEPT_ROWS => self.kept_pairs::<KEPT_ROWS>(span, next, i),
+                _ => {
+                    unreachable!("{count} kept rows: rows_of cuts more than {FEW_ROWS} into 3 to 6")
+                }
             }
         }
     }
@@ -530,3 +531,24 @@ avx2_fns!(
         [next, masks]
     }
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_into_three_to_six() {
+        type Kernel<'a> = Words<'a, Dense>;
+        for rows in 1..=BLOCK_ROWS {
+            let mut rest = rows - Kernel::first_rows(rows);
+            while rest > 0 {
+                let count = Kernel::rows_of(rest);
+                assert!(
+                    (3..=KEPT_ROWS).contains(&count),
+                    "{count} of {rest}, {rows} in all"
+                );
+                rest -= count;
+            }
+        }
+    }
+}
