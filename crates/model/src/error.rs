@@ -279,7 +279,7 @@ impl ModelError {
             ),
             Sparsity { found } => write!(f, "a sparsity of {found} is not in 0.0 to 1.0"),
             UnknownShape { name } => {
-                let names = crate::shapes::names().join(", ");
+                let names = crate::families::shapes::names().join(", ");
                 write!(f, "no shape is called '{}': there are {names}", Short(name))
             }
             EmptyInput { input } => write!(f, "input {input} has no tokens: give at least one"),
@@ -328,7 +328,7 @@ impl ModelError {
                 )
             }
             UnsupportedArchitecture { found, .. } => {
-                let names = crate::registry::names().join(", ");
+                let names = crate::families::names().join(", ");
                 write!(
                     f,
                     "architecture '{}' is not supported: supported are {names}",
@@ -370,7 +370,7 @@ impl ModelError {
                     Short(tensor)
                 )?;
                 match tensor.as_str() {
-                    crate::plan::HEAD => f.write_str(
+                    crate::families::plan::HEAD => f.write_str(
                         "; if its output head is the embedding, set tie_word_embeddings to true in config.json",
                     ),
                     _ => Ok(()),

@@ -8,39 +8,23 @@
 
 #![forbid(unsafe_code)]
 
-mod cache;
 mod checkpoint;
 mod config;
-mod convert;
-mod decoder;
 mod error;
-mod files;
-mod foreign;
-mod forward;
-mod json;
-mod layers;
-mod llama;
-mod load;
-mod mistral;
-pub mod plan;
-mod profile;
-mod qwen;
-mod random;
-mod registry;
-mod residence;
-mod rope;
-pub mod shapes;
-mod workspace;
+mod families;
+mod memory;
+mod pass;
 
-pub use cache::{Input, KvCache, Want};
+pub use checkpoint::convert::RawRows;
+pub use checkpoint::files::{model_file, model_file_names, model_json, read_small_file};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::{Arch, Config, Precision, RopeScaling};
-pub use convert::RawRows;
-pub use decoder::{DecoderLayer, DecoderWorkspace, LayerInput, head_input};
 pub use error::ModelError;
-pub use files::{model_file, model_file_names, model_json, read_small_file};
-pub use load::{Inexact, LoadOptions, Model, Progress};
-pub use profile::{Op, Profile, Spent};
-pub use random::{RandomSpec, random_weight};
-pub use residence::{Group, ResidenceOptions};
-pub use workspace::Workspace;
+pub use families::{plan, shapes};
+pub use memory::load::{Inexact, LoadOptions, Model, Progress};
+pub use memory::random::{RandomSpec, random_weight};
+pub use memory::residence::{Group, ResidenceOptions};
+pub use pass::cache::{Input, KvCache, Want};
+pub use pass::decoder::{DecoderLayer, DecoderWorkspace, LayerInput, head_input};
+pub use pass::profile::{Op, Profile, Spent};
+pub use pass::workspace::Workspace;

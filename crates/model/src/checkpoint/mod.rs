@@ -5,6 +5,9 @@
 //! were plain or, where that gives the same numbers, as int8 and int4 weights. Opening compares names and shapes with
 //! `config.json` and reads no matrices.
 
+pub(crate) mod convert;
+pub(crate) mod files;
+pub(crate) mod foreign;
 mod own;
 pub(crate) mod shards;
 pub(crate) mod unneeded;
@@ -16,16 +19,16 @@ use sparamx_format::container::{PackedFormat, TensorFile, TensorView};
 use sparamx_kernels::Weight;
 use sparamx_kernels::linear::WeightFormat;
 
+use self::convert::{RawRows, Source};
+use self::files::read_small_file;
+use self::foreign::compressed_tensors;
+use self::foreign::gguf::{Found as InGguf, Gguf};
+use self::foreign::{Foreign, Vector};
 use self::own::{PACKED, read_packed};
 use self::shards::Shards;
 use self::unneeded::LeftOut;
 use crate::config::{Described, Storage};
-use crate::convert::{self, RawRows, Source};
-use crate::files::read_small_file;
-use crate::foreign::compressed_tensors;
-use crate::foreign::gguf::{Found as InGguf, Gguf};
-use crate::foreign::{Foreign, Vector};
-use crate::plan::{self, TensorPlan};
+use crate::families::plan::{self, TensorPlan};
 use crate::{Config, ModelError};
 
 /// An open checkpoint.

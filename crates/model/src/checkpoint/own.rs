@@ -9,8 +9,8 @@ use sparamx_kernels::Weight;
 use super::shards::Shards;
 use super::unneeded::{self, LeftOut};
 use super::{At, Stored, Tensors, missing};
-use crate::convert::Source;
-use crate::plan::{self, TensorPlan};
+use crate::checkpoint::convert::Source;
+use crate::families::plan::{self, TensorPlan};
 use crate::{Config, ModelError, Precision};
 
 /// Suffixes of the tensors of a packed weight. That with the masks makes a weight a packed one, and so does an entry in the

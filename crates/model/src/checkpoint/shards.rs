@@ -8,8 +8,9 @@ use serde_json::Value;
 use sparamx_format::container::TensorFile;
 
 use super::unneeded;
-use crate::files::{is_there, model_file_names, read_small_file};
-use crate::{Config, ModelError, json};
+use crate::checkpoint::files::{is_there, model_file_names, read_small_file};
+use crate::config::json;
+use crate::{Config, ModelError};
 
 /// The only file, where there is one.
 const SINGLE: &str = "model.safetensors";

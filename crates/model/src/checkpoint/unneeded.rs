@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::Config;
-use crate::plan;
+use crate::families::plan;
 
 /// What is computed anew: positions, masks and rotary tables that old versions of Transformers saved.
 const COMPUTED: [&str; 5] = [

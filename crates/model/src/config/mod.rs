@@ -1,6 +1,7 @@
 //! `config.json`: the shape of a model.
 
 mod fields;
+pub(crate) mod json;
 mod precision;
 mod scaling;
 #[cfg(test)]
@@ -10,9 +11,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::files::read_small_file;
-use crate::registry::{self, Family};
-use crate::{ModelError, json};
+use crate::ModelError;
+use crate::checkpoint::files::read_small_file;
+use crate::families::{self, Family};
 
 pub(crate) use fields::{Fields, MAX_SIZE};
 pub use precision::Precision;
@@ -168,12 +169,12 @@ fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
     if let Some(list) = fields.get("architectures") {
         let name = list.get(0).and_then(Value::as_str);
         let name = name.ok_or_else(|| fields.bad("architectures", list, "a list of one name"))?;
-        return registry::by_architecture(name).ok_or_else(|| unsupported(name));
+        return families::by_architecture(name).ok_or_else(|| unsupported(name));
     }
     let name = fields
         .optional_text("model_type")?
         .ok_or_else(|| fields.missing("architectures"))?;
-    registry::by_model_type(name).ok_or_else(|| unsupported(name))
+    families::by_model_type(name).ok_or_else(|| unsupported(name))
 }
 
 fn read(

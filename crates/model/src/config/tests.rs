@@ -652,12 +652,12 @@ fn hostile_values_are_refused_or_harmless() {
 fn harmless(config: &Value) {
     let Ok(config) = parse(config) else { return };
     assert_eq!(config.windows.len(), config.num_hidden_layers);
-    assert!(config.context_length() > 0 && !crate::plan::tensors(&config).is_empty());
+    assert!(config.context_length() > 0 && !crate::families::plan::tensors(&config).is_empty());
     let half = config.head_dim / 2;
     let (mut cos, mut sin, mut scratch) =
         (vec![0.0; 2 * half], vec![0.0; 2 * half], vec![0.0; half]);
     for start in [0, 63, 1 << 20] {
-        crate::rope::Rope::new(&config).angles(start, &mut cos, &mut sin, &mut scratch);
+        crate::pass::rope::Rope::new(&config).angles(start, &mut cos, &mut sin, &mut scratch);
         assert!(cos.iter().chain(&sin).all(|v| v.is_finite()), "{config:?}");
     }
 }

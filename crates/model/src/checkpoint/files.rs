@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use sparamx_format::{FormatError, lfs};
 
 use crate::ModelError;
-use crate::foreign::gguf::Gguf;
-use crate::json;
+use crate::checkpoint::foreign::gguf::Gguf;
+use crate::config::json;
 
 /// Small files that a GGUF file stands for, beside `config.json`.
 const OF_GGUF: [&str; 3] = [

@@ -9,9 +9,9 @@ use sparamx_kernels::attention::Params;
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{KernelError, Linear, Runtime, Weight};
 
-use crate::layers::{Attention, Layer, Mlp, Norm};
-use crate::plan::{self, TensorPlan};
-use crate::rope::Rope;
+use crate::families::plan::{self, TensorPlan};
+use crate::pass::layers::{Attention, Layer, Mlp, Norm};
+use crate::pass::rope::Rope;
 use crate::{Checkpoint, Config, ModelError};
 
 /// A model in memory.

@@ -163,7 +163,7 @@ mod tests {
     use super::*;
 
     fn rope(scaling: RopeScaling) -> Rope {
-        let mut config = crate::shapes::config("tinyllama-1.1b").unwrap();
+        let mut config = crate::families::shapes::config("tinyllama-1.1b").unwrap();
         config.head_dim = 8;
         config.max_position_embeddings = 64;
         config.rope_theta = 10_000.0;

@@ -9,8 +9,8 @@ pub(crate) use mlp::Mlp;
 use sparamx_kernels::{Rows, RowsMut, Runtime, vecops};
 
 use crate::ModelError;
-use crate::profile::{Op, Recorder};
-use crate::workspace::Stream;
+use crate::pass::profile::{Op, Recorder};
+use crate::pass::workspace::Stream;
 
 /// One decoder layer.
 #[derive(Clone)]

@@ -17,11 +17,11 @@ use sparamx_format::words;
 
 use self::tensor::{PARTS, Part, Tensor};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
+use crate::checkpoint::convert::Source;
 use crate::checkpoint::shards::Shards;
 use crate::checkpoint::unneeded::{self, LeftOut};
 use crate::checkpoint::{At, Stored, Tensors};
-use crate::convert::Source;
-use crate::plan::{self, Role, TensorPlan};
+use crate::families::plan::{self, Role, TensorPlan};
 use crate::{Config, ModelError};
 
 const WEIGHT: &str = ".weight";

@@ -5,9 +5,9 @@ use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops}
 
 use super::Norm;
 use crate::ModelError;
-use crate::cache::Input;
-use crate::profile::{Op, Recorder};
-use crate::workspace::{Angles, AttentionBuffers, Stream};
+use crate::pass::cache::Input;
+use crate::pass::profile::{Op, Recorder};
+use crate::pass::workspace::{Angles, AttentionBuffers, Stream};
 
 /// `x += o(attend(rope(q(norm(x))), rope(k(norm(x))), v(norm(x))))`
 #[derive(Clone)]

@@ -6,8 +6,8 @@ use sparamx_format::{DenseBf16, DenseI4, DenseI8, Scales, SparseBf16, SparseI4, 
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Runtime, Weight};
 
-use crate::load::{Source, build, check_memory, dense_bytes, threads};
-use crate::plan::{self, Role, TensorPlan};
+use crate::families::plan::{self, Role, TensorPlan};
+use crate::memory::load::{Source, build, check_memory, dense_bytes, threads};
 use crate::{Config, Model, ModelError, Precision};
 
 /// What random weights are like.

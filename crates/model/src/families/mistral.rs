@@ -1,7 +1,7 @@
 //! Mistral: Llama without bias, with a sliding window on every layer. Source: `models/mistral` of Transformers.
 
 use crate::Arch;
-use crate::registry::{Defaults, Family, Parts};
+use crate::families::{Defaults, Family, Parts};
 
 pub(crate) static MISTRAL: Family = Family {
     arch: Arch::Mistral,

@@ -14,8 +14,8 @@ use sparamx_format::container::{Dtype, PackedFormat, TensorView};
 use sparamx_kernels::Weight;
 
 use crate::ModelError;
-use crate::convert::{RawRows, Source, finite_rows};
-use crate::plan::TensorPlan;
+use crate::checkpoint::convert::{RawRows, Source, finite_rows};
+use crate::families::plan::TensorPlan;
 
 pub(crate) use quantized::{Groups, Quantized};
 

@@ -2,7 +2,13 @@
 //! `docs/adding-a-model.md`.
 
 use crate::config::Fields;
-use crate::{Arch, ModelError, llama, mistral, qwen};
+use crate::{Arch, ModelError};
+
+mod llama;
+mod mistral;
+pub mod plan;
+mod qwen;
+pub mod shapes;
 
 static FAMILIES: &[&Family] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen::QWEN2, &qwen::QWEN3];
 

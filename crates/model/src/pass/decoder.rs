@@ -6,12 +6,12 @@
 use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, Page, PageShape, write_key, write_value};
 use sparamx_kernels::{Rows, RowsMut, Runtime, Weight};
 
-use crate::cache::{Input, KvCache, Want};
-use crate::layers::{Layer, Norm};
-use crate::load;
-use crate::plan;
-use crate::rope::Rope;
-use crate::workspace::Workspace;
+use crate::families::plan;
+use crate::memory::load;
+use crate::pass::cache::{Input, KvCache, Want};
+use crate::pass::layers::{Layer, Norm};
+use crate::pass::rope::Rope;
+use crate::pass::workspace::Workspace;
 use crate::{Checkpoint, Config, ModelError};
 
 /// What linear layers of a decoder layer read, in the order of the forward pass.

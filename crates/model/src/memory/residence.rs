@@ -16,7 +16,7 @@ use sparamx_format::{DenseBf16, DenseI4, DenseI8};
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, Weight, linear};
 
-use crate::load::threads;
+use crate::memory::load::threads;
 use crate::{Model, ModelError};
 
 /// Bytes of expanded weights of a group that are timed: enough that a cache does not serve them.

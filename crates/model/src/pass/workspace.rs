@@ -1,7 +1,7 @@
 //! Buffers of a forward pass, kept from call to call: they grow to the largest call and are then reused.
 
 use crate::Config;
-use crate::profile::{Profile, Recorder};
+use crate::pass::profile::{Profile, Recorder};
 
 /// Buffers of a forward pass. One serves any number of models, one call at a time.
 #[derive(Default)]

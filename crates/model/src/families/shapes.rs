@@ -103,7 +103,7 @@ mod tests {
             ("qwen2.5-7b", 7616),
             ("qwen3-8b", 8191),
         ] {
-            let tensors = crate::plan::tensors(&config(name).unwrap());
+            let tensors = crate::families::plan::tensors(&config(name).unwrap());
             let parameters: u64 = tensors.iter().map(|t| t.elements()).sum();
             assert_eq!((parameters + 500_000) / 1_000_000, millions, "{name}");
         }

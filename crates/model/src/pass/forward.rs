@@ -3,9 +3,9 @@
 use half::bf16;
 use sparamx_kernels::{LinearJob, Rows, RowsMut, Runtime, linear};
 
-use crate::cache::Input;
-use crate::profile::Op;
-use crate::workspace::{Angles, Workspace};
+use crate::pass::cache::Input;
+use crate::pass::profile::Op;
+use crate::pass::workspace::{Angles, Workspace};
 use crate::{Model, ModelError};
 
 impl Model {

@@ -18,7 +18,7 @@ use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
 use crate::checkpoint::unneeded::{Kind, LATER_LAYERS, LeftOut, OTHER, PREDICTION};
 use crate::config::Described;
-use crate::plan::{self, TensorPlan};
+use crate::families::plan::{self, TensorPlan};
 use crate::{Arch, Config, ModelError};
 use keys::Keys;
 use vocabulary::Vocabulary;

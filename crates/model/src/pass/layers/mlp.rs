@@ -4,8 +4,8 @@ use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops}
 
 use super::Norm;
 use crate::ModelError;
-use crate::profile::{Op, Recorder};
-use crate::workspace::{MlpBuffers, Stream};
+use crate::pass::profile::{Op, Recorder};
+use crate::pass::workspace::{MlpBuffers, Stream};
 
 /// `x += down(silu(gate(norm(x))) * up(norm(x)))`
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::config::Fields;
-use crate::registry::{Defaults, Family, Parts};
+use crate::families::{Defaults, Family, Parts};
 use crate::{Arch, ModelError};
 
 /// Bias on q, k and v, whatever config.json says.

@@ -2,7 +2,7 @@
 //! Source: `models/llama` of Transformers.
 
 use crate::Arch;
-use crate::registry::{Defaults, Family, Parts};
+use crate::families::{Defaults, Family, Parts};
 
 pub(crate) static LLAMA: Family = Family {
     arch: Arch::Llama,

@@ -1,0 +1,9 @@
+//! The forward pass: one for all families.
+
+pub(crate) mod cache;
+pub(crate) mod decoder;
+mod forward;
+pub(crate) mod layers;
+pub(crate) mod profile;
+pub(crate) mod rope;
+pub(crate) mod workspace;
