@@ -1,4 +1,4 @@
-"""Makes expected.json of crates/engine/tests/fixtures/eval: what lm-evaluation-harness says of the questions there.
+"""Makes expected.json of crates/evaluate/tests/fixtures: what lm-evaluation-harness says of the questions there.
 
     eval_goldens.py MODEL FOLDER
 
@@ -31,7 +31,7 @@ TASKS = {
     "sciq": "sciq/sciq.yaml",
     "winogrande": "winogrande/default.yaml",
 }
-# A test allows a log likelihood to be off by this and this much a token; see crates/engine/tests/eval.rs.
+# A test allows a log likelihood to be off by this and this much a token; see crates/evaluate/tests/questions.rs.
 TOLERANCE, TOLERANCE_A_TOKEN = 0.02, 0.01
 
 

@@ -1,7 +1,7 @@
 //! What can be wrong with a tokenizer, a template, a request or a sequence.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sparamx_kernels::KernelError;
 use sparamx_model::ModelError;
@@ -53,7 +53,7 @@ pub enum EngineError {
     Template {
         /// The file it came from.
         path: PathBuf,
-        /// Line in the template, counted from 1; none when the template engine does not say.
+        /// OneLine in the template, counted from 1; none when the template engine does not say.
         line: Option<usize>,
         /// What the template engine, or the template itself, said.
         error: String,
@@ -91,31 +91,6 @@ pub enum EngineError {
         bytes: usize,
         /// Tokens that fit in the context.
         context: usize,
-    },
-    /// A text with so few tokens that nothing can be scored.
-    TextTooShort {
-        /// Tokens of the text.
-        tokens: usize,
-        /// Tokens of the shortest text that has one to score.
-        needed: usize,
-    },
-    /// A line of a file of questions is not a question.
-    Question {
-        /// The file.
-        path: PathBuf,
-        /// The line, counted from 1.
-        line: usize,
-        /// What is wrong, and what is expected.
-        error: String,
-    },
-    /// A choice of a question cannot be scored.
-    Choice {
-        /// The question, counted from 1.
-        question: usize,
-        /// The choice, counted from 1.
-        choice: usize,
-        /// Why.
-        error: &'static str,
     },
     /// The system has too little memory for more pages of the KV cache.
     CacheMemory {
@@ -163,13 +138,6 @@ impl EngineError {
         }
     }
 
-    pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            error,
-        }
-    }
-
     pub(crate) fn parameter(
         name: &'static str,
         value: impl ToString,
@@ -205,7 +173,7 @@ impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
-            Self::Json { path, error } => write!(f, "{}: {}", path.display(), Line(error)),
+            Self::Json { path, error } => write!(f, "{}: {}", path.display(), OneLine(error)),
             Self::NoTokenizer { dir } => write!(
                 f,
                 "{}: there is no tokenizer.json: take it from where the weights come from, or make it from \
@@ -213,20 +181,17 @@ impl fmt::Display for EngineError {
                 dir.display()
             ),
             Self::Tokenizer { path, error } => {
-                write!(f, "{}: not a tokenizer: {}", path.display(), Line(error))
+                write!(f, "{}: not a tokenizer: {}", path.display(), OneLine(error))
             }
             Self::Template { path, line, error } => match line {
                 Some(line) => write!(
                     f,
                     "{}, line {line} of the template: {}",
                     path.display(),
-                    Line(error)
+                    OneLine(error)
                 ),
-                None => write!(f, "{}: {}", path.display(), Line(error)),
+                None => write!(f, "{}: {}", path.display(), OneLine(error)),
             },
-            Self::Question { path, line, error } => {
-                write!(f, "{}, line {line}: {}", path.display(), Line(error))
-            }
             other => other.fmt_request(f),
         }
     }
@@ -237,7 +202,7 @@ impl EngineError {
     fn fmt_request(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Coding { error } => {
-                write!(f, "the tokenizer fails on this text: {}", Line(error))
+                write!(f, "the tokenizer fails on this text: {}", OneLine(error))
             }
             Self::Vocabulary {
                 id,
@@ -247,13 +212,13 @@ impl EngineError {
                 f,
                 "the text has the token '{}' with id {id}, and the model has ids below {vocab_size} only: leave it out, or \
                  take the tokenizer that belongs to the model",
-                Line(token)
+                OneLine(token)
             ),
             Self::Parameter {
                 name,
                 value,
                 allowed,
-            } => write!(f, "{name} is {}, allowed is {allowed}", Line(value)),
+            } => write!(f, "{name} is {}, allowed is {allowed}", OneLine(value)),
             Self::Logit { id, value } => write!(
                 f,
                 "the logit of token {id} is {value}: the weights are damaged or their values too large"
@@ -271,15 +236,6 @@ impl EngineError {
                 f,
                 "the prompt has {bytes} bytes, more than fit in the context of {context} tokens: shorten the prompt"
             ),
-            Self::TextTooShort { tokens, needed } => write!(
-                f,
-                "the text has {tokens} tokens and at least {needed} are needed: the first of a window are not scored"
-            ),
-            Self::Choice {
-                question,
-                choice,
-                error,
-            } => write!(f, "question {question}, choice {choice}: {error}"),
             Self::CacheMemory {
                 needed_bytes,
                 available_bytes,
@@ -307,11 +263,14 @@ impl EngineError {
 /// Characters of a foreign text that go into a message, from its begin and from its end.
 const SHOWN_CHARS: (usize, usize) = (400, 100);
 
-/// A text from a file or another program as a part of a message: on one line, and cut if it is long. Parsers tell the place at
-/// the end, so that it stays.
-pub(crate) struct Line<'a>(pub &'a str);
+/// A text from a file or another program as a part of a message: on one line, and cut if it is long. The end stays, because
+/// parsers name the place there.
+pub struct OneLine<'a>(
+    /// The text.
+    pub &'a str,
+);
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (first, last) = SHOWN_CHARS;
         let count = self.0.chars().count();
@@ -347,12 +306,12 @@ mod tests {
 
     #[test]
     fn foreign_texts_take_one_line_and_keep_begin_and_end() {
-        assert_eq!(Line("é 🦀").to_string(), "é 🦀");
-        assert_eq!(Line("a\nb\t\u{1b}").to_string(), "a\\nb\\t\\u{1b}");
+        assert_eq!(OneLine("é 🦀").to_string(), "é 🦀");
+        assert_eq!(OneLine("a\nb\t\u{1b}").to_string(), "a\\nb\\t\\u{1b}");
         let long = format!("{}{}", "x".repeat(30_000), " at line 1 column 5");
-        let line = Line(&long).to_string();
+        let line = OneLine(&long).to_string();
         assert_eq!(line.chars().count(), 400 + 5 + 100);
         assert!(line.starts_with("xxx") && line.ends_with("x at line 1 column 5"));
-        assert_eq!(Line(&"é".repeat(500)).to_string(), "é".repeat(500));
+        assert_eq!(OneLine(&"é".repeat(500)).to_string(), "é".repeat(500));
     }
 }

@@ -1,4 +1,4 @@
-//! Text from a model: tokenizer, chat template, sampling, KV cache and generation; and how good a model is.
+//! Text from a model: tokenizer, chat template, sampling, KV cache and generation.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -32,7 +32,7 @@
 //! half a character. [`ChatTemplate`] makes a prompt of a conversation. [`Sampler`] chooses a token from logits;
 //! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values, in pages
 //! of a [`PagePool`]. [`Session`] brings them together for one
-//! sequence at a time; [`perplexity()`] measures by a text, [`evaluate`] by multiple-choice questions.
+//! sequence at a time.
 
 #![forbid(unsafe_code)]
 
@@ -40,13 +40,11 @@ mod added;
 mod batch;
 mod chat;
 mod error;
-mod eval;
 mod folder;
 mod foreign;
 mod generate;
 mod kv;
-mod likelihood;
-mod perplexity;
+mod logprobs;
 mod room;
 mod sampler;
 mod stop;
@@ -59,11 +57,10 @@ pub use batch::{
     Stats, TokenLogprob, Usage,
 };
 pub use chat::{ChatTemplate, Message};
-pub use error::EngineError;
-pub use eval::{Answer, Choice, Evaluation, Question, Questions, Task, evaluate};
+pub use error::{EngineError, OneLine};
 pub use generate::{FinishReason, GenerateParams, Outcome, Session};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
-pub use perplexity::{Perplexity, Prediction, Scoring, perplexity};
+pub use logprobs::negative_log_likelihood;
 pub use sampler::{Sampler, SamplingParams};
 pub use sparamx_kernels::attention::{Precision as KvPrecision, PruneRule as KvRule};
 pub use stop::{Passed, StopMatcher};

@@ -1,4 +1,4 @@
-//! Generation and perplexity of a small random model, against the forward pass called by hand.
+//! Generation of a small random model, against the forward pass called by hand.
 
 mod common;
 
@@ -11,8 +11,8 @@ use common::{
 };
 use serde_json::json;
 use sparamx_engine::{
-    EngineError, EngineOptions, Event, FinishReason, GenerateParams, Outcome, PagedCache,
-    SamplingParams, Scoring, Session, Tokenizer, perplexity,
+    EngineOptions, Event, FinishReason, GenerateParams, Outcome, PagedCache, SamplingParams,
+    Session, Tokenizer,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Input, LoadOptions, Model, RopeScaling, Want, Workspace};
@@ -394,82 +394,4 @@ fn requests_that_cannot_be_are_refused() {
     let mut params = greedy(1);
     params.sampling.top_p = 2.0;
     assert_eq!(message(&[1], &params), "top_p is 2, allowed is 0 to 1");
-}
-
-#[test]
-fn perplexity_is_that_of_its_definition() {
-    let rt = runtime(2);
-    let model = model(&rt, 2000);
-    let tokenizer = plain();
-    let text = "the tall crab 🦀 told her tale. ".repeat(60);
-    let ids = tokenizer.encode(&text, true).unwrap();
-    for ctx in [2, 100, 700, 2000] {
-        let (mut sum, mut scored) = (0.0, 0);
-        for window in ids.chunks(ctx) {
-            for (row, &target) in logits(&rt, &model, window).iter().zip(&window[1..]) {
-                let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
-                sum += total.ln() - f64::from(row[target as usize]);
-                scored += 1;
-            }
-        }
-        let mut told = Vec::new();
-        let got = perplexity(
-            &rt,
-            &model,
-            &tokenizer,
-            &text,
-            &Scoring::windows_of(ctx),
-            &mut |done, all| told.push((done, all)),
-        );
-        let got = got.unwrap().perplexity();
-        assert_eq!(got.tokens, scored);
-        // Passes of other lengths run other kernels; see above.
-        assert!(
-            (got.perplexity.ln() - sum / scored as f64).abs() < 1e-3,
-            "ctx {ctx}: {got:?}"
-        );
-        let bits = got.perplexity.log2() * ids.len() as f64 / text.len() as f64;
-        assert!(
-            (got.bits_per_byte - bits).abs() < 1e-9,
-            "ctx {ctx}: {got:?}"
-        );
-        assert_eq!(told.last(), Some(&(scored, scored)));
-        assert!(told.iter().all(|&(_, all)| all == scored) && told.is_sorted());
-    }
-}
-
-#[test]
-fn texts_that_cannot_be_measured_are_refused() {
-    let rt = runtime(1);
-    let model = model(&rt, 100);
-    let message = |text: &str, ctx| {
-        perplexity(
-            &rt,
-            &model,
-            &plain(),
-            text,
-            &Scoring::windows_of(ctx),
-            &mut |_, _| (),
-        )
-        .unwrap_err()
-    };
-    assert!(matches!(
-        message("", 10),
-        EngineError::TextTooShort {
-            tokens: 0,
-            needed: 2
-        }
-    ));
-    assert!(matches!(
-        message("a", 10),
-        EngineError::TextTooShort {
-            tokens: 1,
-            needed: 2
-        }
-    ));
-    let error = message("text", 101).to_string();
-    assert_eq!(
-        error,
-        "ctx is 101, allowed is 2 to 100, what the model was made for"
-    );
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use sparamx_engine::{Evaluation, Questions, Task, evaluate};
+use sparamx_evaluate::{Evaluation, Questions, Task, evaluate};
 
 use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::loading::Ready;

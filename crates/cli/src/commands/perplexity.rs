@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
-use sparamx_engine::{Perplexity, Prediction, Scoring, perplexity};
+use sparamx_evaluate::{Perplexity, Prediction, Scoring, perplexity};
 use sparamx_model::Config;
 
 use crate::cli::{self, Common, Memory, Threads, UsageError};

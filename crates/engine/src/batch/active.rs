@@ -9,7 +9,7 @@ use super::api::{Event, Request, TokenLogprob, Usage};
 use super::lookup::Lookup;
 use super::schedule::Pending;
 use super::speculate::{Acceptance, MAX_DRAFT, Offer};
-use crate::likelihood::log_probabilities;
+use crate::logprobs::log_probabilities;
 use crate::writer::TextWriter;
 use crate::{EngineError, FinishReason, PagedCache, Sampler, Tokenizer};
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparamx_engine::{KvPrecision, KvRule, Prediction, Scoring};
+use sparamx_engine::{KvPrecision, KvRule};
+use sparamx_evaluate::{Prediction, Scoring};
 
 use self::results::{Inputs, Results, Row, Setting};
 use super::perplexity;

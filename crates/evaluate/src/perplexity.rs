@@ -3,11 +3,12 @@
 use std::ops::AddAssign;
 
 use serde::Serialize;
+use sparamx_engine::{EngineError, KvOptions, Tokenizer};
 use sparamx_kernels::Runtime;
 use sparamx_model::Model;
 
-use crate::likelihood::Scorer;
-use crate::{EngineError, KvOptions, Tokenizer};
+use crate::EvaluateError;
+use crate::scorer::Scorer;
 
 /// What [`perplexity()`] measures on a text. Texts are taken together by adding these up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -82,7 +83,7 @@ impl Scoring {
 /// Measures a text: its ids with special tokens, in windows of `ctx` tokens that do not overlap, each from an empty cache.
 /// The last window is what is left over.
 ///
-/// `progress` is told the tokens scored so far and the number of tokens in all.
+/// `progress` gets the number of tokens scored so far and in all.
 ///
 /// # Errors
 /// A `ctx` that is less than 2 or more than the model was made for, or not more than `unscored`; a text of so few tokens that
@@ -95,22 +96,22 @@ pub fn perplexity(
     text: &str,
     scoring: &Scoring,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Prediction, EngineError> {
+) -> Result<Prediction, EvaluateError> {
     let (ctx, longest) = (scoring.ctx, model.config().context_length());
     let first = scoring.unscored.max(1);
     if first >= ctx && ctx >= 2 {
         let allowed = format!("less than the {ctx} of a window");
-        return Err(EngineError::parameter("unscored", first, allowed));
+        return Err(parameter("unscored", first, allowed));
     }
     if !(2..=longest).contains(&ctx) {
         let allowed = format!("2 to {longest}, what the model was made for");
-        return Err(EngineError::parameter("ctx", ctx, allowed));
+        return Err(parameter("ctx", ctx, allowed));
     }
     let ids = tokenizer.encode(text, true)?;
     let windows = || ids.chunks(ctx).filter(|window| window.len() > first);
     let tokens: usize = windows().map(|window| window.len() - first).sum();
     if tokens == 0 {
-        return Err(EngineError::TextTooShort {
+        return Err(EvaluateError::TextTooShort {
             tokens: ids.len(),
             needed: first + 1,
         });
@@ -130,6 +131,14 @@ pub fn perplexity(
         tokens,
         text_tokens: ids.iter().filter(|&&id| tokenizer.is_text(id)).count(),
         bytes: text.len(),
+    })
+}
+
+fn parameter(name: &'static str, value: usize, allowed: String) -> EvaluateError {
+    EvaluateError::Engine(EngineError::Parameter {
+        name,
+        value: value.to_string(),
+        allowed,
     })
 }
 

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use sparamx_engine::{EngineError, KvOptions, Tokenizer, negative_log_likelihood};
 use sparamx_kernels::Runtime;
 use sparamx_model::Model;
 
-use crate::likelihood::{Scorer, negative_log_likelihood};
-use crate::{EngineError, KvOptions, Tokenizer};
+use crate::EvaluateError;
+use crate::scorer::Scorer;
 
 use python::is_space;
 pub use task::{Choice, Question, Task};
@@ -26,18 +27,21 @@ pub struct Questions {
 }
 
 impl Questions {
-    /// Reads the first `limit` questions, or all, of a JSON Lines file. The task is told by the fields of the first line unless
-    /// it is given.
+    /// Reads the first `limit` questions, or all, of a JSON Lines file. Unless the task is given, the fields of the first line
+    /// decide it.
     ///
     /// # Errors
-    /// [`EngineError::Io`]; [`EngineError::Json`] if the file has no questions; [`EngineError::Question`] for a line that is no
+    /// [`EngineError::Io`]; [`EngineError::Json`] if the file has no questions; [`EvaluateError::Question`] for a line that is no
     /// JSON object, or whose fields are not those of one task.
     pub fn read(
         path: &Path,
         task: Option<Task>,
         limit: Option<usize>,
-    ) -> Result<Self, EngineError> {
-        let bytes = std::fs::read(path).map_err(|error| EngineError::io(path, error))?;
+    ) -> Result<Self, EvaluateError> {
+        let bytes = std::fs::read(path).map_err(|error| EngineError::Io {
+            path: path.to_owned(),
+            error,
+        })?;
         let bad_file = |error: &str| EngineError::Json {
             path: path.to_owned(),
             error: error.to_owned(),
@@ -46,11 +50,12 @@ impl Questions {
             return Err(bad_file(
                 "a Parquet file; convert it to JSON Lines, with the datasets package of Python for one: \
                  Dataset.from_parquet(FILE).to_json(OUT)",
-            ));
+            )
+            .into());
         }
         let text = String::from_utf8(bytes).map_err(|_| bad_file("not UTF-8 text"))?;
         Self::parse(&text, path, task, limit)?
-            .ok_or_else(|| bad_file("no questions; one JSON object a line is expected"))
+            .ok_or_else(|| bad_file("no questions; one JSON object a line is expected").into())
     }
 
     fn parse(
@@ -58,12 +63,12 @@ impl Questions {
         path: &Path,
         task: Option<Task>,
         limit: Option<usize>,
-    ) -> Result<Option<Self>, EngineError> {
+    ) -> Result<Option<Self>, EvaluateError> {
         let mut all: Option<Questions> = None;
         let lines = text.lines().enumerate();
         let lines = lines.filter(|(_, line)| !line.trim().is_empty());
         for (index, line) in lines.take(limit.unwrap_or(usize::MAX)) {
-            let bad = |error: String| EngineError::Question {
+            let bad = |error: String| EvaluateError::Question {
                 path: path.to_owned(),
                 line: index + 1,
                 error,
@@ -139,10 +144,11 @@ fn first_largest(values: impl Iterator<Item = f64>) -> usize {
     best.0
 }
 
-/// Asks a model all questions. `progress` is told after each question how many are done, and its log likelihoods.
+/// Asks a model all questions. After each question `progress` gets the number of those done, and
+/// the log likelihoods.
 ///
 /// # Errors
-/// [`EngineError::Choice`] for a choice without a token, or with more than fit the model; too little memory for the cache; what
+/// [`EvaluateError::Choice`] for a choice without a token, or with more than fit the model; too little memory for the cache; what
 /// tokenizer and model report.
 pub fn evaluate(
     rt: &Runtime,
@@ -150,7 +156,7 @@ pub fn evaluate(
     tokenizer: &Tokenizer,
     file: &Questions,
     progress: &mut dyn FnMut(usize, &Answer),
-) -> Result<Evaluation, EngineError> {
+) -> Result<Evaluation, EvaluateError> {
     let mut reader = Reader {
         scorer: Scorer::new(rt, model, &KvOptions::default())?,
         tokenizer,
@@ -202,13 +208,13 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn answer(&mut self, question: &Question, number: usize) -> Result<Answer, EngineError> {
+    fn answer(&mut self, question: &Question, number: usize) -> Result<Answer, EvaluateError> {
         let mut answer = Answer {
             log_likelihoods: Vec::with_capacity(question.choices.len()),
             truncated: false,
         };
         for (index, choice) in question.choices.iter().enumerate() {
-            let bad = |error| EngineError::Choice {
+            let bad = |error| EvaluateError::Choice {
                 question: number,
                 choice: index + 1,
                 error,
@@ -239,7 +245,7 @@ impl Reader<'_> {
         &mut self,
         context: Vec<u32>,
         continuation: &[u32],
-    ) -> Result<f64, EngineError> {
+    ) -> Result<f64, EvaluateError> {
         if context != self.context {
             let pairs = context.iter().zip(&self.context);
             let common = pairs.take_while(|(a, b)| a == b).count();
@@ -264,7 +270,7 @@ impl Reader<'_> {
 fn encode_pair(
     tokenizer: &Tokenizer,
     choice: &Choice,
-) -> Result<(Vec<u32>, Vec<u32>), EngineError> {
+) -> Result<(Vec<u32>, Vec<u32>), EvaluateError> {
     if choice.context.is_empty() {
         let mut continuation = tokenizer.encode(&choice.continuation, false)?;
         let begin = tokenizer.bos().or(tokenizer.eos().first().copied());

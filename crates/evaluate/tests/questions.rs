@@ -1,20 +1,21 @@
 //! Multiple-choice questions: against lm-evaluation-harness, and against the forward pass called by hand.
 
+#[path = "../../engine/tests/common/mod.rs"]
 mod common;
 
 use std::path::{Path, PathBuf};
 
 use common::{BYTE_LEVEL_IDS, byte_level, model, runtime, tokenizer};
 use serde_json::{Value, json};
-use sparamx_engine::{
-    Answer, Choice, EngineError, Evaluation, PagedCache, Question, Questions, Task, Tokenizer,
-    evaluate,
+use sparamx_engine::{PagedCache, Tokenizer};
+use sparamx_evaluate::{
+    Answer, Choice, EvaluateError, Evaluation, Question, Questions, Task, evaluate,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Input, LoadOptions, Model, Want, Workspace};
 
 fn fixture(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/eval");
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     dir.join(name)
 }
 
@@ -23,7 +24,7 @@ fn ask(
     model: &Model,
     tokenizer: &Tokenizer,
     file: &Questions,
-) -> Result<(Evaluation, Vec<Answer>), EngineError> {
+) -> Result<(Evaluation, Vec<Answer>), EvaluateError> {
     let mut answers = Vec::new();
     let figures = evaluate(rt, model, tokenizer, file, &mut |done, answer: &Answer| {
         answers.push(answer.clone());

@@ -1,6 +1,6 @@
 use super::*;
 
-fn parse(text: &str) -> Result<Questions, EngineError> {
+fn parse(text: &str) -> Result<Questions, EvaluateError> {
     let parsed = Questions::parse(text, Path::new("q.jsonl"), None, None)?;
     Ok(parsed.expect("questions"))
 }
