@@ -1,15 +1,15 @@
-//! The command line as a whole: the commands, and what they have in common.
+//! The command line as a whole: the list of commands, how it is read, and what each of them starts.
 
 use std::ffi::OsString;
-use std::fmt;
-use std::str::FromStr;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use anyhow::Result;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::args::Common;
 use crate::commands::{
     bench, compress, doctor, eval, export, inspect, kv_report, perplexity, report, run,
 };
-use crate::{output, units};
+use crate::output;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -75,85 +75,27 @@ impl Cli {
         });
         Cli::from_arg_matches(&command.try_get_matches()?)
     }
-}
 
-/// What all commands take.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Common {
-    /// Print one JSON object on standard output and nothing else there
-    #[arg(long, global = true)]
-    pub json: bool,
-    /// Say more on standard error
-    #[arg(short, long, global = true)]
-    pub verbose: bool,
-    /// Say nothing on standard error but errors
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
-    pub quiet: bool,
-}
-
-/// How many threads compute.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Threads {
-    /// Threads [default: the physical cores this process may use]
-    #[arg(short, long, value_name = "N", value_parser = thread_count)]
-    pub threads: Option<usize>,
-}
-
-impl Threads {
-    /// The number asked for, or the default of this machine.
-    pub fn count(self) -> usize {
-        self.threads
-            .unwrap_or_else(sparamx_cpu::topology::default_threads)
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// Whatever stands in the way, as one line to be printed.
+    pub fn run(self) -> Result<()> {
+        let common = self.common;
+        match self.command {
+            Command::Run(args) => run::run(&args, common),
+            Command::Compress(args) => compress::run(&args, common),
+            Command::Export(args) => export::run(&args, common),
+            Command::Perplexity(args) => perplexity::run(&args, common),
+            Command::Eval(args) => eval::run(&args, common),
+            Command::Report(args) => report::run(&args, common),
+            Command::KvReport(args) => kv_report::run(&args, common),
+            Command::Bench(args) => bench::run(&args, common),
+            Command::Inspect(args) => inspect::run(&args, common),
+            Command::Doctor(args) => doctor::run(&args, common),
+        }
     }
 }
-
-/// How much memory weights may take.
-#[derive(Clone, Copy, Debug, Args)]
-pub struct Memory {
-    /// Memory for weights, such as 12G: packed ones that are faster expanded are expanded as far as it goes
-    /// [default: 70 % of what is available]
-    #[arg(long = "memory", value_name = "SIZE", value_parser = units::parse_bytes)]
-    pub memory_bytes: Option<u64>,
-}
-
-/// More threads than any machine we know of has is a slip of the finger.
-pub const MAX_THREADS: usize = 1024;
-
-fn thread_count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(threads) if (1..=MAX_THREADS).contains(&threads) => Ok(threads),
-        _ => Err(format!("a whole number from 1 to {MAX_THREADS} is needed")),
-    }
-}
-
-/// Reads a whole number that is not negative.
-pub fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
-    text.parse().map_err(|_| match digits {
-        true => "the number is too large".to_owned(),
-        false => "a whole number of at least 0 is needed".to_owned(),
-    })
-}
-
-/// Reads a fraction of zeros: at least 0 and below 1.
-pub fn sparsity(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
-        _ => Err("the fraction of zeros is needed: at least 0 and below 1, such as 0.5".to_owned()),
-    }
-}
-
-/// Wrong usage that only showed after parsing; ends with exit status 2.
-#[derive(Debug)]
-pub struct UsageError(pub String);
-
-impl fmt::Display for UsageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for UsageError {}
 
 /// One line out of what `clap` prints for a mistake in `args`: the message, its tip if there is one, and where help is.
 pub fn usage_line(error: &clap::Error, args: impl Iterator<Item = OsString>) -> String {

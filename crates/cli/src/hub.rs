@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 pub use sparamx_hub::HubId;
 use sparamx_hub::{Progress, Settings};
 
-use crate::cli::Common;
+use crate::args::Common;
 use crate::progress::byte_bar;
 use crate::{interrupt, output};
 

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use clap::Args;
 use sparamx_engine::{KvOptions, KvPrecision, KvRule};
 
-use crate::cli::Common;
-use crate::{cli, output, units};
+use crate::args::Common;
+use crate::{args, output, units};
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, Args)]
@@ -42,10 +42,10 @@ pub struct KvPageArgs {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct KvKeptArgs {
     /// The most recent tokens that stay dense bf16, rounded up to pages of 64, at least one page [default: 64]
-    #[arg(long = "kv-window", value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long = "kv-window", value_name = "N", value_parser = args::whole::<usize>)]
     window: Option<usize>,
     /// The first tokens that stay dense bf16, rounded up to pages of 64 [default: 0]
-    #[arg(long = "kv-sinks", value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long = "kv-sinks", value_name = "N", value_parser = args::whole::<usize>)]
     sinks: Option<usize>,
 }
 
@@ -95,8 +95,8 @@ impl FromStr for KvSparsity {
     fn from_str(text: &str) -> Result<Self, String> {
         let (keys, values) = text.split_once([',', ':']).unwrap_or((text, text));
         Ok(Self {
-            keys: cli::sparsity(keys)?,
-            values: cli::sparsity(values)?,
+            keys: args::sparsity(keys)?,
+            values: args::sparsity(values)?,
         })
     }
 }

@@ -7,7 +7,7 @@ use sparamx_engine::Tokenizer;
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Group, LoadOptions, Model, ResidenceOptions};
 
-use crate::cli::{Common, Memory, Threads};
+use crate::args::{Common, Memory, Threads};
 use crate::{output, progress, runtime, units};
 
 /// Everything that text goes through.

@@ -5,6 +5,7 @@
 //! where and what to do.
 #![forbid(unsafe_code)]
 
+mod args;
 mod calibration;
 mod chart;
 mod cli;
@@ -52,12 +53,12 @@ fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    match interrupt::install().and_then(|()| commands::dispatch(cli)) {
+    match interrupt::install().and_then(|()| cli.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&format!("error: {}", output::describe(&error)));
-            let usage = error.downcast_ref::<cli::UsageError>().is_some();
+            let usage = error.downcast_ref::<args::UsageError>().is_some();
             let failure = interrupt::status().unwrap_or(FAILURE);
             ExitCode::from(if usage { USAGE } else { failure })
         }

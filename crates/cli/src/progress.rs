@@ -10,7 +10,7 @@ use indicatif::{
     HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle, TermLike,
 };
 
-use crate::cli::Common;
+use crate::args::Common;
 use crate::output;
 
 /// The time before the first line where there is no terminal, and between later ones.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use sparamx_cpu::{Cpu, topology};
 use sparamx_kernels::Runtime;
 
-use crate::cli::{Common, Threads};
+use crate::args::{Common, Threads};
 use crate::output;
 
 /// Starts a pool of threads, the calling one among them.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sparamx_engine::{GenerateParams, SamplingParams};
 use sparamx_model::model_json;
 
-use crate::cli;
+use crate::args;
 
 const TEMPERATURE: f32 = 0.8;
 const TOP_P: f32 = 0.95;
@@ -21,7 +21,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "T", value_parser = temperature)]
     temperature: Option<f32>,
     /// Choose among so many of the most probable tokens; 0 among all [default: the model's, or 0]
-    #[arg(long, value_name = "K", value_parser = cli::whole::<usize>)]
+    #[arg(long, value_name = "K", value_parser = args::whole::<usize>)]
     top_k: Option<usize>,
     /// Choose among the most probable tokens that together have this probability [default: the model's, or 0.95]
     #[arg(long, value_name = "P", value_parser = share)]
@@ -33,7 +33,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "R", value_parser = penalty)]
     repetition_penalty: Option<f32>,
     /// The same seed gives the same text [default: another one every time]
-    #[arg(long, value_name = "N", value_parser = cli::whole::<u64>)]
+    #[arg(long, value_name = "N", value_parser = args::whole::<u64>)]
     seed: Option<u64>,
 }
 

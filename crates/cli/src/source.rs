@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use sparamx_format::{FormatError, gguf, lfs};
 
-use crate::cli::Common;
+use crate::args::Common;
 use crate::hub::{self, HubId};
 
 /// The model that ships with the repository, relative to its root.

@@ -11,7 +11,7 @@ use serde_json::{Deserializer, Value};
 use sparamx_cpu::topology;
 use sparamx_format::{FormatError, lfs};
 
-use crate::cli::Common;
+use crate::args::Common;
 use crate::{output, units};
 
 const GZIP: &[u8] = b"\x1f\x8b";

@@ -9,7 +9,7 @@ use sparamx_cpu::topology;
 use sparamx_engine::Tokenizer;
 use sparamx_model::Config;
 
-use crate::cli::{self, Common, UsageError};
+use crate::args::{self, Common, UsageError};
 use crate::texts::Text;
 use crate::{output, units};
 
@@ -34,10 +34,10 @@ pub struct CalibrationArgs {
     #[arg(long = "calibration", value_name = "FILE")]
     file: Option<PathBuf>,
     /// Windows of that text, spread over it [default: 128, or what there is text and memory for]
-    #[arg(long = "calibration-windows", value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long = "calibration-windows", value_name = "N", value_parser = args::whole::<usize>)]
     windows: Option<usize>,
     /// Tokens in a window [default: the model's context, at most 2048]
-    #[arg(long = "calibration-tokens", value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long = "calibration-tokens", value_name = "N", value_parser = args::whole::<usize>)]
     tokens: Option<usize>,
 }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sparamx_cpu::topology::{self, CacheKind};
 use sparamx_cpu::{AmxState, Cpu, Isa, Report};
 
-use crate::cli::{Common, Threads};
+use crate::args::{Common, Threads};
 use crate::kernels::Choice;
 use crate::{kernels, output, units};
 

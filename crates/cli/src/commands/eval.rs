@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 use sparamx_evaluate::{Evaluation, Questions, Task, evaluate};
 
-use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::loading::Ready;
 use crate::output::Table;
 use crate::{loading, output, progress, source, texts, units};
@@ -51,7 +51,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME")]
     task: Option<Task>,
     /// Take the first N questions of each file
-    #[arg(long, value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long, value_name = "N", value_parser = args::whole::<usize>)]
     limit: Option<usize>,
     #[command(flatten)]
     threads: Threads,

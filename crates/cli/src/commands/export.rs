@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use sparamx_compress::{ExportFormat, ExportReport};
 
-use crate::cli::{Common, Threads};
+use crate::args::{Common, Threads};
 use crate::commands::compress::totals;
 use crate::{interrupt, loading, output, progress, runtime, source, units};
 

@@ -12,7 +12,7 @@ use sparamx_kernels::catalog::{self, KernelSpec};
 use sparamx_model::plan::{Role, TensorPlan};
 use sparamx_model::{Checkpoint, Group, Model, TensorInfo};
 
-use crate::cli::{Common, Memory, Threads};
+use crate::args::{Common, Memory, Threads};
 use crate::kernels::Choice;
 use crate::output::Table;
 use crate::{kernels, loading, output, progress, runtime, source, units};

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sparamx_evaluate::{Perplexity, Prediction, Scoring, perplexity};
 use sparamx_model::Config;
 
-use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::kv::KvArgs;
 use crate::loading::Ready;
 use crate::texts::Text;
@@ -44,10 +44,10 @@ pub struct PerplexityArgs {
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Tokens in a window [default: the model's context, at most 2048]
-    #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(short, long, value_name = "N", value_parser = args::whole::<usize>)]
     ctx: Option<usize>,
     /// Tokens at the start of each window that are not scored, but read; the first never is
-    #[arg(long, value_name = "N", default_value = "0", value_parser = cli::whole::<usize>)]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = args::whole::<usize>)]
     unscored: usize,
     #[command(flatten)]
     kv: KvArgs,

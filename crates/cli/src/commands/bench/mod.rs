@@ -18,7 +18,7 @@ use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, shapes};
 
-use crate::cli::{self, Common, MAX_THREADS, Memory, UsageError};
+use crate::args::{self, Common, MAX_THREADS, Memory, UsageError};
 use crate::kv::{KvPageArgs, KvSparsity};
 use crate::{loading, memory, output, progress, runtime, source, units};
 use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
@@ -73,7 +73,7 @@ pub struct BenchArgs {
     weights: Vec<Weights>,
     /// Fractions of zeros in the decoder's weights, with --shape or --kernels; 0 is dense
     /// [default: 0,0.5; 0,0.5,0.7,0.8 with --kernels]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = cli::sparsity, conflicts_with = "model")]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity, conflicts_with = "model")]
     sparsity: Vec<f64>,
     /// Tokens of a prompt; 0 leaves prefill out [default: 512, or 0 with --kv-sparsity]
     #[arg(short = 'p', long, value_name = "N")]

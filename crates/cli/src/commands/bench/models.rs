@@ -7,7 +7,7 @@ use sparamx_model::{Checkpoint, Model, plan};
 
 use super::measure::Subject;
 use super::{Source, Variant};
-use crate::cli::{Common, Memory};
+use crate::args::{Common, Memory};
 use crate::{loading, progress};
 
 /// The share of zeros in the packed weights of a checkpoint.

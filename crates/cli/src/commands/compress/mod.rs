@@ -16,8 +16,8 @@ use sparamx_compress::{Calibration, CompressError, Options, Progress, Report, St
 use sparamx_format::GROUP_ELEMS;
 use sparamx_model::Checkpoint;
 
+use crate::args::{self, Common, Threads};
 use crate::calibration::{CalibrationArgs, Sample};
-use crate::cli::{self, Common, Threads};
 use crate::{interrupt, loading, output, progress, runtime, source};
 
 /// Options of `compress`.
@@ -52,7 +52,7 @@ pub struct CompressArgs {
     #[arg(long, value_name = "METHOD", default_value = "magnitude")]
     method: Method,
     /// Fraction of zeros in every pruned tensor; 0 packs the zeros that are there
-    #[arg(long, value_name = "FRACTION", default_value = "0", value_parser = cli::sparsity)]
+    #[arg(long, value_name = "FRACTION", default_value = "0", value_parser = args::sparsity)]
     sparsity: f64,
     /// Keep N of every M consecutive weights of a row instead: 2:4, 4:8, 8:16
     #[arg(long, value_name = "N:M", value_parser = request::pattern, conflicts_with_all = ["sparsity", "scope"])]

@@ -6,8 +6,8 @@ use anyhow::Result;
 use serde::Serialize;
 use sparamx_compress::{Options, Report, SolvedTensor, Totals};
 
+use crate::args::Common;
 use crate::calibration::Sample;
-use crate::cli::Common;
 use crate::output::{self, Table};
 use crate::units;
 

@@ -9,7 +9,7 @@ use sparamx_compress::{Allocation, Options, Rounding, Scope};
 use sparamx_model::Precision;
 
 use super::{Allocate, CompressArgs, Method, Reconstruct, RoundingArg, ScopeArg, Weights};
-use crate::cli::{self, UsageError};
+use crate::args::{self, UsageError};
 use crate::texts;
 
 /// Columns of a group if nobody says.
@@ -139,7 +139,7 @@ fn patterns(path: &Path) -> Result<Vec<(String, Pattern)>> {
         .with_context(|| format!("{name}: not a JSON object such as {{\"mlp.down_proj\": 0.4}}"))?;
     let entry = |(module, value): (String, Value)| {
         let found = match &value {
-            Value::Number(number) => cli::sparsity(&number.to_string()).map(Pattern::Unstructured),
+            Value::Number(number) => args::sparsity(&number.to_string()).map(Pattern::Unstructured),
             Value::String(text) => pattern(text),
             _ => Err(
                 "a fraction of zeros such as 0.5, or a pattern such as \"2:4\" is needed"

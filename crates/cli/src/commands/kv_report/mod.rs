@@ -13,7 +13,7 @@ use sparamx_evaluate::{Prediction, Scoring};
 use self::results::{Inputs, Results, Row, Setting};
 use super::perplexity;
 use super::report::results::{File, write};
-use crate::cli::{self, Common, Memory, Threads, UsageError};
+use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::kv::{self, KvKeptArgs, KvSparsity};
 use crate::loading::Loaded;
 use crate::texts::Text;
@@ -49,7 +49,7 @@ pub struct KvReportArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Fractions of zeros
-    #[arg(long = "kv-sparsities", value_name = "LIST", value_delimiter = ',', default_value = "0.1,0.2,0.3,0.4,0.5,0.6,0.7", value_parser = cli::sparsity)]
+    #[arg(long = "kv-sparsities", value_name = "LIST", value_delimiter = ',', default_value = "0.1,0.2,0.3,0.4,0.5,0.6,0.7", value_parser = args::sparsity)]
     sparsities: Vec<f64>,
     /// Numbers of keys and values
     #[arg(
@@ -72,7 +72,7 @@ pub struct KvReportArgs {
     #[command(flatten)]
     kept: KvKeptArgs,
     /// Tokens in a window of a text, at least 4 [default: the model's context, at most 2048]
-    #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(short, long, value_name = "N", value_parser = args::whole::<usize>)]
     ctx: Option<usize>,
     #[command(flatten)]
     threads: Threads,

@@ -23,8 +23,8 @@ use sparamx_model::{Checkpoint, Model};
 use self::results::{Accuracy, File, Inputs, Layers, Results, Row, Tensor};
 use self::setting::{Grid, Method, Setting, Way, Weights};
 use super::{eval, perplexity};
+use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::calibration::{CalibrationArgs, Sample};
-use crate::cli::{self, Common, Memory, Threads, UsageError};
 use crate::loading::{self, Ready};
 use crate::texts::Text;
 use crate::{interrupt, output, progress, runtime, source, units};
@@ -63,7 +63,7 @@ pub struct ReportArgs {
     #[arg(long = "eval", value_name = "FILE", num_args = 1..)]
     questions: Vec<PathBuf>,
     /// Take the first N questions of each file
-    #[arg(long, value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(long, value_name = "N", value_parser = args::whole::<usize>)]
     limit: Option<usize>,
     /// Directory of the report
     #[arg(short, long, value_name = "DIR")]
@@ -72,7 +72,7 @@ pub struct ReportArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_values = Way::ALL)]
     methods: Vec<Way>,
     /// Fractions of zeros
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.3,0.4,0.5,0.6,0.7", value_parser = cli::sparsity)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.3,0.4,0.5,0.6,0.7", value_parser = args::sparsity)]
     sparsities: Vec<f64>,
     /// Numbers of the weights
     #[arg(
@@ -83,10 +83,10 @@ pub struct ReportArgs {
     )]
     weights: Vec<Weights>,
     /// Columns that share a scale, for int4: 32, 64 or 128
-    #[arg(long, value_name = "COLUMNS", default_value = "128", value_parser = cli::whole::<usize>)]
+    #[arg(long, value_name = "COLUMNS", default_value = "128", value_parser = args::whole::<usize>)]
     group: usize,
     /// Tokens in a window of a text [default: the model's context, at most 2048]
-    #[arg(short, long, value_name = "N", value_parser = cli::whole::<usize>)]
+    #[arg(short, long, value_name = "N", value_parser = args::whole::<usize>)]
     ctx: Option<usize>,
     #[command(flatten)]
     calibration: CalibrationArgs,

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use sparamx_engine::{ChatTemplate, EngineOptions, GenerateParams, Session, Speculation};
 
-use crate::cli::{Common, Memory, Threads, UsageError};
+use crate::args::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
 use crate::kv::KvArgs;
 use crate::sampling::SamplingArgs;

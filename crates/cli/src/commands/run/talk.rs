@@ -9,7 +9,7 @@ use sparamx_engine::{
 };
 use sparamx_kernels::catalog;
 
-use crate::cli::{Common, UsageError};
+use crate::args::{Common, UsageError};
 use crate::loading::Loaded;
 use crate::{interrupt, output};
 

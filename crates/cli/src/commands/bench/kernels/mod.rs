@@ -20,7 +20,7 @@ use sparamx_model::plan::{self, Role};
 use sparamx_model::shapes;
 
 use super::{BenchArgs, Format, Weights};
-use crate::cli::{Common, Threads, UsageError};
+use crate::args::{Common, Threads, UsageError};
 use crate::{memory, output, progress, runtime};
 use measure::{Group, Setting, Variant};
 use report::Report;
