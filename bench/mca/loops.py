@@ -200,7 +200,7 @@ def find(functions, symbol, per_unit, absent=(), avoid=None, copies=1):
     for loop in loops:
         if avoid and any(re.match(avoid, i) for b in loop.body for i in blocks[b].instructions):
             continue
-        ways = _ways(blocks, loops, loop.header, loop.body, lambda b: loop.header in blocks[b].successors, watched)
+        ways = _ways(blocks, loops, loop.header, loop.body, lambda b, header=loop.header: header in blocks[b].successors, watched)
         fitting = {units: way for counts, way in ways.items() if (units := _units(watched, counts, per_unit))}
         if fitting:
             units = max(fitting)
@@ -232,7 +232,8 @@ def _with_calls(functions, instructions, caller):
         if callee is None:
             raise LoopError(f"the loop in {caller} calls what is not in this crate: {instruction}")
         blocks = callee.blocks
-        returns = lambda b: bool(blocks[b].instructions) and mnemonic(blocks[b].instructions[-1]).startswith("ret")
+        last = [mnemonic(b.instructions[-1]) if b.instructions else "" for b in blocks]
+        returns = lambda b, last=last: last[b].startswith("ret")
         ways = _ways(blocks, loops_of(blocks), 0, set(range(len(blocks))), returns, [])
         if not ways:
             raise LoopError(f"{callee.name}, called in the loop of {caller}, has no way to its end")

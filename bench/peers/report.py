@@ -82,7 +82,10 @@ def machine(data):
     for peer, versions in data["versions"].items():
         lines.append(f"- {NAMES[peer]}: " + ", ".join(f"{name} {value}" for name, value in versions.items()))
     lines += ["", f"`{data['command']}`", ""]
-    lines.append("Cells are medians of the rounds (smallest – largest); a single figure is a single round. README.md in `bench/peers` says what is measured.")
+    lines.append(
+        "Cells are medians of the rounds (smallest – largest); a single figure is a single round. "
+        "README.md in `bench/peers` says what is measured."
+    )
     return "\n".join(lines)
 
 

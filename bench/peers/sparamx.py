@@ -74,8 +74,7 @@ class Sparamx:
             done = subprocess.run(
                 [self.program, *arguments],
                 env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                capture_output=True,
                 text=True,
                 timeout=TIMEOUT_S,
             )

@@ -90,7 +90,7 @@ def write(out, name, model, state, update=None, dense=None):
 
 
 def weights_of(model):
-    return {k: v for k, v in model.state_dict().items()}
+    return dict(model.state_dict())
 
 
 def bitmask(out, name, pattern=None):
@@ -170,7 +170,7 @@ def quantized(out, name, fmt, step=None, sparsity=None, **args):
             levels = unpack_from_int32(data["weight_packed"], weights.num_bits, shape)
             zero = unpack_from_int32(data["weight_zero_point"], weights.num_bits, scale.shape, packed_dim=0)
             group = shape[1] // scale.shape[1]
-            spread = lambda t: t.to(scale.dtype).repeat_interleave(int(group), dim=1)
+            spread = lambda t, scale=scale, group=int(group): t.to(scale.dtype).repeat_interleave(group, dim=1)
             dense[path + ".weight"] = (levels.to(scale.dtype) - spread(zero)) * spread(scale)
         else:
             dense[path + ".weight"] = unpacker.decompress_weight(data, quantization_args=weights)

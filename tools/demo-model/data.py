@@ -147,7 +147,8 @@ def train_tokenizer(stories, path, vocab_size=4096):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(stories, trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[SEPARATOR, '<s>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+        vocab_size=vocab_size, special_tokens=[SEPARATOR, '<s>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
     tokenizer.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
     tokenizer.save(path)
 

@@ -55,7 +55,8 @@ def main():
         start += rows[-1]['tokens']
     for million in range(0, int(total / 1e6) + 1):
         svg.append(f'<text x="{x(million * 1e6):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{million}</text>')
-    svg.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">million tokens (solid: held-out loss, faint: training loss, shaded: sparsity)</text>')
+    svg.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+               'million tokens (solid: held-out loss, faint: training loss, shaded: sparsity)</text>')
     svg.append(f'<text x="14" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 14 {HEIGHT / 2})">loss a token</text>')
     svg.append('</svg>')
     with open(out, 'w', encoding='utf8') as file:

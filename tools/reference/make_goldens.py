@@ -255,7 +255,7 @@ def write_weights(weights: dict[str, torch.Tensor], path: Path, shards: int) -> 
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = names[shard::shards]
         save_file({n: weights[n] for n in part}, path / file, metadata={"format": "pt"})
-        weight_map.update({n: file for n in part})
+        weight_map.update(dict.fromkeys(part, file))
     total = sum(w.numel() * w.element_size() for w in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -18,7 +18,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 BLOCK = 128
 DAMPENING = 0.01

@@ -5,8 +5,9 @@ its definition. What a module uses of the files it declares does not count: with
 """
 
 import re
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 from tree import Fault
 

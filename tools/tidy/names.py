@@ -2,7 +2,6 @@
 
 import re
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path, PurePosixPath
 
 from tree import Fault
@@ -86,7 +85,6 @@ class Known:
             self.words_of.setdefault(path, set()).update(re.findall(r"\w+", path))
         self.words = FOREIGN.union(*self.words_of.values())
 
-    @cache
     def path(self, name):
         """Whether a file or folder ends with the whole parts of `name`; `*`, `<name>` and `NAME` stand for anything but `/`."""
         wanted = re.sub(r"<\w+>|(?<=/)[A-Z-]+(?=/)", "*", name).strip("/").split("/")
@@ -96,7 +94,6 @@ class Known:
             for at in range(len(parts) - len(wanted) + 1)
         )
 
-    @cache
     def word(self, word):
         """Whether the sources have the word; `_bytes` is the end of one and `lora_` the beginning."""
         if word.startswith("_"):
@@ -105,7 +102,6 @@ class Known:
             return any(w.startswith(word) for w in self.words)
         return word in self.words
 
-    @cache
     def together(self, path):
         """Whether one file has, or is called by, the last two names of a Rust path."""
         last = set(path.split("::")[-2:])
