@@ -97,19 +97,7 @@ def bpe_tokens():
     return tokens + [f"[PAD{i}]" for i in range(padding)], kinds, merges
 
 
-def write(out, name, qwen):
-    rng = np.random.default_rng(11 + qwen)
-    arch = "qwen2" if qwen else "llama"
-    writer = gguf.GGUFWriter(out / f"{name}.gguf", arch)
-    writer.add_name(name)
-    writer.add_context_length(64)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INTER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(500000.0)
+def write_vocabulary(writer, qwen):
     if not qwen:
         writer.add_rope_dimension_count(HEAD_DIM)
         writer.add_vocab_size(VOCAB)
@@ -134,6 +122,22 @@ def write(out, name, qwen):
         writer.add_eos_token_id(tokens.index("<|im_end|>"))
         writer.add_pad_token_id(tokens.index("<|endoftext|>"))
         writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}<|im_end|>")
+
+
+def write(out, name, qwen):
+    rng = np.random.default_rng(11 + qwen)
+    arch = "qwen2" if qwen else "llama"
+    writer = gguf.GGUFWriter(out / f"{name}.gguf", arch)
+    writer.add_name(name)
+    writer.add_context_length(64)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INTER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(500000.0)
+    write_vocabulary(writer, qwen)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), LAYERS)
     expected = {}
     for tensor, values, kind in weights(rng, qwen):

@@ -82,15 +82,10 @@ def start_curve(path, step):
     return float(rows[-1]['cpu_seconds']) if rows else 0.0
 
 
-def main():
-    args = parse()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    os.makedirs(args.out_dir, exist_ok=True)
-
+def load_data(args, tokenizer_path):
+    """The tokenizer, the batches to train on, and token lists to evaluate on by the column that gets their loss."""
     train, held, notes = data.load_stories(args.text_dir)
     print('\n'.join(notes), flush=True)
-    tokenizer_path = os.path.join(args.init or args.out_dir, 'tokenizer.json')
     if not args.init and not os.path.exists(tokenizer_path):
         data.train_tokenizer(train, tokenizer_path)
     tokenizer = Tokenizer.from_file(tokenizer_path)
@@ -99,13 +94,45 @@ def main():
     for name, stories in held.items():
         tests['validation_loss' if 'valid' in name else 'held_out_loss'] += data.encode(tokenizer, stories)
     print(f'{sum(map(len, batches.stories))} training tokens, {batches.per_epoch} steps an epoch', flush=True)
+    return tokenizer, batches, tests
+
+
+def optimizer_of(model, rate):
+    """Weight decay is for matrices alone."""
+    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
+    norms = [weight for weight in model.parameters() if weight.dim() == 1]
+    return torch.optim.AdamW([dict(params=matrices, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
+                             lr=rate, betas=(0.9, 0.95), fused=True)
+
+
+def descend(model, optimizer, loss, masks):
+    """A step of the optimizer that leaves pruned weights at zero."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if masks:
+        for name, weight in model.linear_weights().items():
+            weight.grad.mul_(masks[name])
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    if masks:
+        # The optimizer's momentum still moves weights pruned a moment ago; the mask holds them at zero.
+        with torch.no_grad():
+            for name, weight in model.linear_weights().items():
+                weight.mul_(masks[name])
+
+
+def main():
+    args = parse()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    os.makedirs(args.out_dir, exist_ok=True)
+
+    tokenizer_path = os.path.join(args.init or args.out_dir, 'tokenizer.json')
+    tokenizer, batches, tests = load_data(args, tokenizer_path)
 
     model = load_checkpoint(args.init, args.dropout) if args.init else Llama(Shape(vocab_size=tokenizer.get_vocab_size()), args.dropout)
     teacher = load_checkpoint(args.teacher).eval() if args.teacher else None
-    matrices = [weight for weight in model.parameters() if weight.dim() == 2]
-    norms = [weight for weight in model.parameters() if weight.dim() == 1]
-    optimizer = torch.optim.AdamW([dict(params=matrices, weight_decay=0.1), dict(params=norms, weight_decay=0.0)],
-                                  lr=args.learning_rate, betas=(0.9, 0.95), fused=True)
+    optimizer = optimizer_of(model, args.learning_rate)
     step, masks, sparsity = 0, {}, 0.0
     state_path, curve_path = os.path.join(args.out_dir, 'state.pt'), os.path.join(args.out_dir, 'curve.csv')
     if os.path.exists(state_path):
@@ -144,18 +171,7 @@ def main():
         for group in optimizer.param_groups:
             group['lr'] = learning_rate(args, step)
         loss, text_loss = loss_of(model, teacher, args.teacher_share, torch.from_numpy(batches[step].copy()))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if masks:
-            for name, weight in model.linear_weights().items():
-                weight.grad.mul_(masks[name])
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if masks:
-            # The optimizer's momentum still moves weights pruned a moment ago; the mask holds them at zero.
-            with torch.no_grad():
-                for name, weight in model.linear_weights().items():
-                    weight.mul_(masks[name])
+        descend(model, optimizer, loss, masks)
         step += 1
         recent.append(text_loss.item())
         if step % args.save_every == 0 or step == args.steps:

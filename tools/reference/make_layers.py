@@ -211,6 +211,16 @@ def retarget(w, x, dense):
     return np.where(start == 0, start, start + change)
 
 
+def share_pruned(case):
+    return 1 - case["n_of_m"][0] / case["n_of_m"][1] if "n_of_m" in case else case["sparsity"]
+
+
+def levels_of(column, scales, packed, int4):
+    """Levels of a column, each weight with the scale of its row."""
+    pairs = zip(column[:, None], scales)
+    return [(int4_level(one, scale, packed) if int4 else int8_level(one, scale))[0] for one, scale in pairs]
+
+
 def sparse_gpt(w, x, case, kept=None, levels=False):
     """Algorithm 1 of SparseGPT, with the mask given or chosen; with `levels`, weights that are kept are rounded as in GPTQ.
 
@@ -229,10 +239,7 @@ def sparse_gpt(w, x, case, kept=None, levels=False):
     group = case["group"] if int4 else k
     scales = np.zeros((n, -(-k // group)))
     if levels:
-        pruned = 0
-        if choose:
-            share = 1 - case["n_of_m"][0] / case["n_of_m"][1] if "n_of_m" in case else case["sparsity"]
-            pruned = half_up(share, w.size)
+        pruned = half_up(share_pruned(case), w.size) if choose else 0
         packed = packs(max(pruned, np.sum(~kept)), w.size)
         if not int4:
             # Making up for what is pruned makes weights larger, so scales are those of weights pruned before.
@@ -265,12 +272,9 @@ def sparse_gpt(w, x, case, kept=None, levels=False):
                     scales[r, j // group] = int4_scale(np.where(mask, w[r, j:end], 0.0), packed)
             value = w[:, j].copy()
             if levels:
-                for r in range(n):
-                    scale = scales[r, j // group]
-                    one = w[r, j : j + 1] if kept[r, j] else np.zeros(1)
-                    level = int4_level(one, scale, packed) if int4 else int8_level(one, scale)
-                    codes[r, j] = level[0]
-                    value[r] = level[0] * scale
+                scale = scales[:, j // group]
+                codes[:, j] = levels_of(np.where(kept[:, j], w[:, j], 0.0), scale, packed, int4)
+                value = codes[:, j] * scale
             value[~kept[:, j]] = 0
             result[:, j] = value
             error = (w[:, j] - value) / factor[j, j]

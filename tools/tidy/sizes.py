@@ -55,7 +55,8 @@ def python_sizes(tree, path):
     yield from file_size(path, text.count("\n"))
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = node.end_lineno - node.lineno + 1
+            doc = node.body[0] if ast.get_docstring(node) is not None else None
+            length = node.end_lineno - node.lineno + 1 - (doc.end_lineno - doc.lineno + 1 if doc else 0)
             if length > FUNCTION:
                 yield function_size(path, node.lineno, node.name, length, FUNCTION)
 
