@@ -30,7 +30,7 @@ def found(check, **files):
 
 class Rust(unittest.TestCase):
     def test_comments_strings_and_lifetimes(self):
-        source = Source('fn a<\'b>(x: &\'b str) { let c = "}{"; /* } */ let d = \'}\'; r#"}"# }\nfn e() {\n}\n')
+        source = Source("fn a<'b>(x: &'b str) { let c = \"}{\"; /* } */ let d = '}'; r#\"}\"# }\nfn e() {\n}\n")
         self.assertEqual(source.functions, [("a", 1, 1), ("e", 2, 2)])
 
     def test_items_of_tests(self):
@@ -86,7 +86,9 @@ class Imports(unittest.TestCase):
 
     def test_crates(self):
         upwards = "[dependencies]\nsparamx-model.workspace = true\n"
-        self.assertIn("Cargo.toml:2: `format` may not use `model`", found(imports.between_crates, crates__format__Cargo_toml=upwards)[0])
+        self.assertIn(
+            "Cargo.toml:2: `format` may not use `model`", found(imports.between_crates, crates__format__Cargo_toml=upwards)[0]
+        )
         self.assertEqual(found(imports.between_crates, crates__engine__Cargo_toml=upwards), [])
 
     def test_use_trees(self):
@@ -100,7 +102,9 @@ class Names(unittest.TestCase):
         return found(names.names, a_md=text, crates__cli__src__a_rs="struct Run {\n    kv_sparsity: f32,\n}\nenum Kind { One }\n")
 
     def test_names(self):
-        self.assertEqual(self.names("`Kind::One` in `cli/src/a.rs` with `--kv-sparsity` or `cargo run --no-such -- --kv-sparsity`\n"), [])
+        self.assertEqual(
+            self.names("`Kind::One` in `cli/src/a.rs` with `--kv-sparsity` or `cargo run --no-such -- --kv-sparsity`\n"), []
+        )
         for gone in ("Kind::Two", "cli/src/b.rs", "--kv-density", "kv_density"):
             self.assertIn("a.md:1: `", self.names(f"`{gone}`\n")[0])
 
