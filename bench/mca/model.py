@@ -153,8 +153,8 @@ def section(catalog, costs):
     """The text between the markers in docs/performance.md."""
     memory_bytes = f"{BYTES_A_CYCLE:.3f}".rstrip("0")
     return f"""\
-**A model, not a measurement** ([measured](../bench/results/2026-11-30-amx/README.md) since). `bench/mca/check` computes every figure of this
-section from the compiled loops and fails when a loop gets slower; the section is written by `bench/mca/check --update`.
+**A model, not a measurement.** [AMX](#amx) has measured figures. `bench/mca/check` computes every figure of this section from the
+compiled loops, and fails when a loop gets slower. `bench/mca/check --update` writes the section.
 
 The loops of the kernels, as rustc compiles them, are timed by llvm-mca 19 for Sapphire Rapids. **LLVM does not model AMX**: its tile
 instructions carry placeholder latencies of 100 cycles and no load. They are taken out of the loops and added by Intel's figures
