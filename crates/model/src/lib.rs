@@ -16,10 +16,13 @@ mod memory;
 mod pass;
 
 pub use checkpoint::convert::RawRows;
-pub use checkpoint::files::{model_file, model_file_names, model_json, read_small_file};
+pub use checkpoint::files::{model_file, model_file_names, model_json};
 pub use checkpoint::{Checkpoint, TensorInfo};
-pub use config::{Arch, Config, Precision, RopeScaling};
+pub use config::small_file::read_small_file;
+pub use config::{Config, Precision, RopeScaling};
 pub use error::ModelError;
+pub use families::family::Arch;
+pub use families::spec::{Activation, FfnKind, LayerSpec, NormKind, NormPlace};
 pub use families::{plan, shapes};
 pub use memory::load::{Inexact, LoadOptions, Model, Progress};
 pub use memory::random::{RandomSpec, random_weight};

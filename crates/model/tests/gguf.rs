@@ -84,7 +84,7 @@ fn metadata_become_the_configuration() {
         (48, 64)
     );
     assert_eq!((config.rope_theta, config.rms_norm_eps), (500_000.0, 1e-5));
-    assert!(!config.tie_word_embeddings && !config.qkv_bias);
+    assert!(!config.tie_word_embeddings && !config.layers[0].qkv_bias);
     assert_eq!(
         (config.bos_token_id, &config.eos_token_id[..]),
         (Some(1), &[2][..])
@@ -103,7 +103,11 @@ fn metadata_become_the_configuration() {
         (config.arch, config.rope_scaling.clone()),
         (Arch::Qwen2, RopeScaling::None)
     );
-    assert!(config.tie_word_embeddings && config.qkv_bias && config.windows == [None]);
+    assert!(
+        config.tie_word_embeddings
+            && config.layers[0].qkv_bias
+            && config.layers[0].window.is_none()
+    );
 }
 
 /// Blocks of 32 with a scale that bf16 holds stay levels; other blocks do not, and that is said.

@@ -56,13 +56,17 @@ fn real_configs_are_read() {
         );
         assert_eq!(found, (arch, layers, heads, head_dim), "{name}");
         assert_eq!(c.context_length(), context, "{name}");
-        assert_eq!(c.windows, vec![None; layers], "{name}");
+        assert!(
+            c.layers.iter().all(|layer| layer.window.is_none()),
+            "{name}"
+        );
+        assert_eq!(c.layers.len(), layers, "{name}");
         assert_eq!(
             matches!(c.rope_scaling, RopeScaling::Llama3 { .. }),
             name == "llama-3.1-merge",
             "{name}"
         );
-        assert_eq!(c.qkv_bias, arch == Arch::Qwen2, "{name}");
+        assert_eq!(c.layers[0].qkv_bias, arch == Arch::Qwen2, "{name}");
     }
 }
 

@@ -20,13 +20,13 @@ use sparamx_kernels::Weight;
 use sparamx_kernels::linear::WeightFormat;
 
 use self::convert::{RawRows, Source};
-use self::files::read_small_file;
 use self::foreign::compressed_tensors;
 use self::foreign::gguf::{Found as InGguf, Gguf};
 use self::foreign::{Foreign, Vector};
 use self::own::{PACKED, read_packed};
 use self::shards::Shards;
 use self::unneeded::LeftOut;
+use crate::config::small_file::read_small_file;
 use crate::config::{Described, Storage};
 use crate::families::plan::{self, TensorPlan};
 use crate::{Config, ModelError};

@@ -7,9 +7,10 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 use sparamx_format::container::TensorFile;
 
+use super::files::model_file_names;
 use super::unneeded;
-use crate::checkpoint::files::{is_there, model_file_names, read_small_file};
 use crate::config::json;
+use crate::config::small_file::{is_there, read_small_file};
 use crate::{Config, ModelError};
 
 /// The only file, where there is one.

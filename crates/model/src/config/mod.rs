@@ -1,9 +1,10 @@
 //! `config.json`: the shape of a model.
 
-mod fields;
+pub(crate) mod fields;
 pub(crate) mod json;
 mod precision;
 mod scaling;
+pub(crate) mod small_file;
 #[cfg(test)]
 mod tests;
 
@@ -11,30 +12,19 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use self::fields::{Fields, MAX_SIZE};
+use self::small_file::read_small_file;
 use crate::ModelError;
-use crate::checkpoint::files::read_small_file;
-use crate::families::{self, Family};
+use crate::families;
+use crate::families::family::{Arch, Family};
+use crate::families::spec::LayerSpec;
 
-pub(crate) use fields::{Fields, MAX_SIZE};
 pub use precision::Precision;
 pub(crate) use precision::{COMPRESSED_TENSORS_FORMATS, Storage};
 pub use scaling::RopeScaling;
 
 /// More layers than any model has; a limit so that a damaged file cannot ask for terabytes of bookkeeping.
 const MAX_LAYERS: usize = 4096;
-
-/// A family of models, by the name that `config.json` calls its `model_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arch {
-    /// Llama 1, 2 and 3, and what shares their architecture.
-    Llama,
-    /// Mistral: Llama with a sliding window on every layer.
-    Mistral,
-    /// Qwen2 and Qwen2.5: bias on q, k and v; a sliding window on some layers.
-    Qwen2,
-    /// Qwen3: norms on the heads of q and k; a sliding window on some layers.
-    Qwen3,
-}
 
 /// The shape of a model. Fields have the names of Hugging Face's `config.json`; what is absent there is filled in with the
 /// default that Transformers has for the family.
@@ -66,16 +56,8 @@ pub struct Config {
     pub rope_scaling: RopeScaling,
     /// The output head is the embedding.
     pub tie_word_embeddings: bool,
-    /// The q, k and v projections have a bias.
-    pub qkv_bias: bool,
-    /// The o projection has a bias.
-    pub o_bias: bool,
-    /// The gate, up and down projections have a bias.
-    pub mlp_bias: bool,
-    /// The heads of q and k are normalized before they are rotated.
-    pub qk_norm: bool,
-    /// Per layer: a token attends to this many tokens, itself counted; `None` is all before it.
-    pub windows: Vec<Option<usize>>,
+    /// What each of the layers does, `[num_hidden_layers]`.
+    pub layers: Vec<LayerSpec>,
     /// The token a text starts with.
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
@@ -121,6 +103,12 @@ impl Config {
             storage,
             notes,
         })
+    }
+
+    /// The same model with its first layers only, so many of them at most.
+    pub fn keep_layers(&mut self, layers: usize) {
+        self.layers.truncate(layers);
+        self.num_hidden_layers = self.layers.len();
     }
 
     /// Width of the queries of all heads.
@@ -199,7 +187,8 @@ fn read(
     let hidden_size = fields.size("hidden_size")?;
     let vocab_size = fields.size("vocab_size")?;
     let (rope_theta, rope_scaling) = scaling::read(fields, max_position_embeddings)?;
-    let parts = (family.parts)(fields, num_hidden_layers)?;
+    let head_dim = head_dim(fields, defaults.head_dim, hidden_size, num_attention_heads)?;
+    let layers = (family.layers)(fields, LayerSpec::plain(head_dim), num_hidden_layers)?;
     let mut ids = |field, default| token_ids(fields, field, default, vocab_size, notes);
     let bos_token_id = ids("bos_token_id", defaults.bos_token_id)?;
     let eos_token_id = ids("eos_token_id", defaults.eos_token_id)?;
@@ -214,18 +203,14 @@ fn read(
             defaults.num_key_value_heads,
             num_attention_heads,
         )?,
-        head_dim: head_dim(fields, defaults.head_dim, hidden_size, num_attention_heads)?,
+        head_dim,
         vocab_size,
         max_position_embeddings,
         rms_norm_eps: fields.number_above("rms_norm_eps", 0.0, Some(1e-6))? as f32,
         rope_theta,
         rope_scaling,
         tie_word_embeddings: fields.flag("tie_word_embeddings", false)?,
-        qkv_bias: parts.qkv_bias,
-        o_bias: parts.o_bias,
-        mlp_bias: parts.mlp_bias,
-        qk_norm: parts.qk_norm,
-        windows: parts.windows,
+        layers,
         bos_token_id: bos_token_id.first().copied(),
         eos_token_id,
         packed,

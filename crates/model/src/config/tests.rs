@@ -3,7 +3,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::{Arch, Config, Precision, RopeScaling};
-use crate::ModelError;
+use crate::{Activation, FfnKind, LayerSpec, ModelError, NormKind, NormPlace};
 
 /// A small Llama, to change fields of.
 fn llama() -> Value {
@@ -29,6 +29,10 @@ fn without(field: &str) -> Value {
 
 fn parse(config: &Value) -> Result<Config, ModelError> {
     Config::from_json(config.to_string().as_bytes(), Path::new("some/config.json"))
+}
+
+fn windows(config: &Config) -> Vec<Option<usize>> {
+    config.layers.iter().map(|layer| layer.window).collect()
 }
 
 /// The message for a config that is refused.
@@ -61,8 +65,23 @@ fn absent_fields_have_the_defaults_of_transformers() {
         (RopeScaling::None, false, None)
     );
     assert_eq!(
-        (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm),
-        (false, false, false, false)
+        c.layers,
+        vec![
+            LayerSpec {
+                norm: NormKind::Rms,
+                norm_place: NormPlace::Before,
+                qkv_bias: false,
+                o_bias: false,
+                qk_norm: false,
+                rotation: 0,
+                score_scale: 8f32.sqrt().recip(),
+                window: None,
+                ffn: FfnKind::Gated,
+                activation: Activation::Silu,
+                mlp_bias: false,
+            };
+            3
+        ]
     );
 
     let c = parse(&with(
@@ -73,7 +92,7 @@ fn absent_fields_have_the_defaults_of_transformers() {
         (c.arch, c.num_key_value_heads, c.max_position_embeddings),
         (Arch::Mistral, 8, 131_072)
     );
-    assert_eq!(c.windows, vec![Some(4096); 3]);
+    assert_eq!(windows(&c), [Some(4096); 3]);
 
     let c = parse(&with(
         json!({"architectures": ["Qwen2ForCausalLM"], "num_attention_heads": 32}),
@@ -84,18 +103,21 @@ fn absent_fields_have_the_defaults_of_transformers() {
         (Arch::Qwen2, 32, 2)
     );
     assert_eq!(
-        (c.qkv_bias, c.o_bias, c.bos_token_id, c.eos_token_id.len()),
-        (true, false, None, 0)
+        (c.bos_token_id, c.eos_token_id.len(), c.layers[0].o_bias),
+        (None, 0, false)
     );
-    assert_eq!(c.windows, vec![None; 3]);
+    assert!(c.layers.iter().all(|layer| layer.qkv_bias));
+    assert_eq!(windows(&c), [None; 3]);
 
     let c = parse(&with(
         json!({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 32}),
     ))
     .unwrap();
-    assert_eq!(
-        (c.arch, c.head_dim, c.qk_norm, c.qkv_bias),
-        (Arch::Qwen3, 128, true, false)
+    assert_eq!((c.arch, c.head_dim, c.layers.len()), (Arch::Qwen3, 128, 3));
+    assert!(
+        c.layers
+            .iter()
+            .all(|layer| layer.qk_norm && !layer.qkv_bias)
     );
 }
 
@@ -107,7 +129,7 @@ fn null_is_not_absent() {
     })))
     .unwrap();
     assert_eq!(
-        (c.num_key_value_heads, c.windows[0], c.head_dim),
+        (c.num_key_value_heads, c.layers[0].window, c.head_dim),
         (8, None, 8)
     );
     assert_eq!((c.bos_token_id, c.eos_token_id.len()), (None, 0));
@@ -141,10 +163,14 @@ fn bias_and_tied_embeddings() {
         json!({"attention_bias": true, "mlp_bias": true, "tie_word_embeddings": true}),
     ))
     .unwrap();
-    assert_eq!(
-        (c.qkv_bias, c.o_bias, c.mlp_bias, c.tie_word_embeddings),
-        (true, true, true, true)
+    let biases = |layer: &LayerSpec| (layer.qkv_bias, layer.o_bias, layer.mlp_bias);
+    assert!(
+        c.layers
+            .iter()
+            .map(biases)
+            .all(|all| all == (true, true, true))
     );
+    assert!(c.tie_word_embeddings);
 }
 
 #[test]
@@ -158,7 +184,7 @@ fn qwen_windows_are_on_the_layers_that_the_fields_name() {
         }
         config
     };
-    let windows = |changes| parse(&qwen(changes)).unwrap().windows;
+    let windows = |changes| windows(&parse(&qwen(changes)).unwrap());
     assert_eq!(windows(json!({})), [None, None, None]);
     assert_eq!(
         windows(json!({"use_sliding_window": true})),
@@ -651,7 +677,7 @@ fn hostile_values_are_refused_or_harmless() {
 
 fn harmless(config: &Value) {
     let Ok(config) = parse(config) else { return };
-    assert_eq!(config.windows.len(), config.num_hidden_layers);
+    assert_eq!(config.layers.len(), config.num_hidden_layers);
     assert!(config.context_length() > 0 && !crate::families::plan::tensors(&config).is_empty());
     let half = config.head_dim / 2;
     let (mut cos, mut sin, mut scratch) =

@@ -1,8 +1,8 @@
 //! Llama 1, 2 and 3.x, and the many models that are Llama by another name (TinyLlama, SmolLM2, Vicuna ...).
 //! Source: `models/llama` of Transformers.
 
-use crate::Arch;
-use crate::families::{Defaults, Family, Parts};
+use super::family::{Arch, Defaults, Family};
+use super::spec::LayerSpec;
 
 pub(crate) static LLAMA: Family = Family {
     arch: Arch::Llama,
@@ -16,14 +16,14 @@ pub(crate) static LLAMA: Family = Family {
         bos_token_id: Some(1),
         eos_token_id: Some(2),
     },
-    parts: |fields, layers| {
+    layers: |fields, plain, layers| {
         let attention_bias = fields.flag("attention_bias", false)?;
-        Ok(Parts {
+        let layer = LayerSpec {
             qkv_bias: attention_bias,
             o_bias: attention_bias,
             mlp_bias: fields.flag("mlp_bias", false)?,
-            qk_norm: false,
-            windows: vec![None; layers],
-        })
+            ..plain
+        };
+        Ok(vec![layer; layers])
     },
 };

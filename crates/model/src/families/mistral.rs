@@ -1,7 +1,7 @@
 //! Mistral: Llama without bias, with a sliding window on every layer. Source: `models/mistral` of Transformers.
 
-use crate::Arch;
-use crate::families::{Defaults, Family, Parts};
+use super::family::{Arch, Defaults, Family};
+use super::spec::LayerSpec;
 
 pub(crate) static MISTRAL: Family = Family {
     arch: Arch::Mistral,
@@ -14,15 +14,9 @@ pub(crate) static MISTRAL: Family = Family {
         bos_token_id: Some(1),
         eos_token_id: Some(2),
     },
-    parts: |fields, layers| {
+    layers: |fields, plain, layers| {
         // Absent is the window of Mistral 7B v0.1; later models write null, which is no window.
         let window = fields.optional_size_or("sliding_window", 4096)?;
-        Ok(Parts {
-            qkv_bias: false,
-            o_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            windows: vec![window; layers],
-        })
+        Ok(vec![LayerSpec { window, ..plain }; layers])
     },
 };

@@ -1,5 +1,6 @@
 //! The tensors that a configuration asks for: names, shapes, and what they are used as.
 
+use super::parts::{self, PartKind};
 use crate::Config;
 
 /// What a tensor is used as.
@@ -98,36 +99,28 @@ pub fn tensors(c: &Config) -> Vec<TensorPlan> {
 }
 
 fn layer_tensors(c: &Config, l: usize, plan: &mut Vec<TensorPlan>) {
-    let vector = |part: &str, n| TensorPlan {
-        name: layer(l, part),
-        shape: vec![n],
-        role: Role::Vector,
+    let spec = &c.layers[l];
+    let mut add = |module: &str, suffix: &str, shape: Vec<usize>| {
+        let matrix = shape.len() == 2;
+        plan.push(TensorPlan {
+            name: layer(l, &format!("{module}.{suffix}")),
+            shape,
+            role: if matrix {
+                Role::Projection
+            } else {
+                Role::Vector
+            },
+        });
     };
-    let projection = |module: &str, n, k, bias: bool| {
-        let weight = TensorPlan {
-            name: layer(l, &format!("{module}.weight")),
-            shape: vec![n, k],
-            role: Role::Projection,
-        };
-        std::iter::once(weight).chain(bias.then(|| vector(&format!("{module}.bias"), n)))
-    };
-    let (hidden, q, kv, inter) = (
-        c.hidden_size,
-        c.q_width(),
-        c.kv_width(),
-        c.intermediate_size,
-    );
-    plan.push(vector("input_layernorm.weight", hidden));
-    plan.extend(projection("self_attn.q_proj", q, hidden, c.qkv_bias));
-    plan.extend(projection("self_attn.k_proj", kv, hidden, c.qkv_bias));
-    plan.extend(projection("self_attn.v_proj", kv, hidden, c.qkv_bias));
-    if c.qk_norm {
-        plan.push(vector("self_attn.q_norm.weight", c.head_dim));
-        plan.push(vector("self_attn.k_norm.weight", c.head_dim));
+    for part in parts::of(spec) {
+        match part.kind {
+            PartKind::Norm { n } => add(part.module, "weight", vec![n(c)]),
+            PartKind::Linear { n, k, bias } => {
+                add(part.module, "weight", vec![n(c), k(c)]);
+                if bias(spec) {
+                    add(part.module, "bias", vec![n(c)]);
+                }
+            }
+        }
     }
-    plan.extend(projection("self_attn.o_proj", hidden, q, c.o_bias));
-    plan.push(vector("post_attention_layernorm.weight", hidden));
-    plan.extend(projection("mlp.gate_proj", inter, hidden, c.mlp_bias));
-    plan.extend(projection("mlp.up_proj", inter, hidden, c.mlp_bias));
-    plan.extend(projection("mlp.down_proj", hidden, inter, c.mlp_bias));
 }

@@ -218,8 +218,8 @@ impl<'a> Builder<'a> {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_key_value_heads,
                 head_dim: c.head_dim,
-                scale: (c.head_dim as f32).sqrt().recip(),
-                window: c.windows[l],
+                scale: c.layers[l].score_scale,
+                window: c.layers[l].window,
             },
         })
     }

@@ -399,8 +399,7 @@ impl BenchArgs {
                         "{shape} has {all} layers; lower --layers"
                     )));
                 }
-                config.num_hidden_layers = layers as usize;
-                config.windows.truncate(layers as usize);
+                config.keep_layers(layers as usize);
                 name = format!("{shape}/{layers} layers");
             }
             // Random weights were made for any context.

@@ -18,6 +18,7 @@ use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
 use crate::checkpoint::unneeded::{Kind, LATER_LAYERS, LeftOut, OTHER, PREDICTION};
 use crate::config::Described;
+use crate::families::parts;
 use crate::families::plan::{self, TensorPlan};
 use crate::{Arch, Config, ModelError};
 use keys::Keys;
@@ -182,24 +183,11 @@ fn name_of(name: &str) -> String {
         plan::HEAD => return "output.weight".to_owned(),
         _ => {}
     }
-    const MODULES: [(&str, &str); 11] = [
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("self_attn.q_norm", "attn_q_norm"),
-        ("self_attn.k_norm", "attn_k_norm"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ];
     let in_layer = name.strip_prefix("model.layers.").and_then(|rest| {
         let (layer, rest) = rest.split_once('.')?;
         let (module, part) = rest.rsplit_once('.')?;
-        let (_, theirs) = MODULES.iter().find(|(ours, _)| *ours == module)?;
-        Some(format!("blk.{layer}.{theirs}.{part}"))
+        let named = parts::all().find(|part| part.module == module)?;
+        Some(format!("blk.{layer}.{}.{part}", named.gguf))
     });
     in_layer.unwrap_or_else(|| name.to_owned())
 }

@@ -246,12 +246,9 @@ fn kinds(keys: &Keys, tokens: usize) -> Result<Vec<i128>, ModelError> {
         _ => kind::NORMAL,
     };
     let kinds: Vec<i128> = array.values().map(kind).collect();
-    match kinds.len() == tokens {
-        true => Ok(kinds),
-        false => Err(keys.bad(
-            TYPES,
-            format!("{} types", kinds.len()),
-            format!("{tokens}, as tokens"),
-        )),
+    if kinds.len() != tokens {
+        let found = format!("{} types", kinds.len());
+        return Err(keys.bad(TYPES, found, format!("{tokens}, as tokens")));
     }
+    Ok(kinds)
 }

@@ -1,12 +1,13 @@
-//! Qwen2, Qwen2.5 and Qwen3. Sources: `models/qwen2` and `models/qwen3` of Transformers.
+//! Qwen2 and Qwen2.5: Llama with bias on q, k and v, whatever `config.json` says, and windows on some layers. Source:
+//! `models/qwen2` of Transformers.
 
 use serde_json::Value;
 
-use crate::config::Fields;
-use crate::families::{Defaults, Family, Parts};
-use crate::{Arch, ModelError};
+use super::family::{Arch, Defaults, Family};
+use super::spec::LayerSpec;
+use crate::ModelError;
+use crate::config::fields::Fields;
 
-/// Bias on q, k and v, whatever config.json says.
 pub(crate) static QWEN2: Family = Family {
     arch: Arch::Qwen2,
     architectures: &["Qwen2ForCausalLM"],
@@ -18,42 +19,28 @@ pub(crate) static QWEN2: Family = Family {
         bos_token_id: None,
         eos_token_id: None,
     },
-    parts: |fields, layers| {
-        let windows = windows(fields, layers)?;
-        Ok(Parts {
+    layers: |fields, plain, layers| {
+        let layer = LayerSpec {
             qkv_bias: true,
-            o_bias: false,
-            mlp_bias: false,
-            qk_norm: false,
-            windows,
-        })
+            ..plain
+        };
+        with_windows(fields, layer, layers)
     },
 };
 
-/// Norms on the heads of q and k; `head_dim` of its own.
-pub(crate) static QWEN3: Family = Family {
-    arch: Arch::Qwen3,
-    architectures: &["Qwen3ForCausalLM"],
-    model_type: "qwen3",
-    defaults: Defaults {
-        head_dim: Some(128),
-        ..QWEN2.defaults
-    },
-    parts: |fields, layers| {
-        let bias = fields.flag("attention_bias", false)?;
-        let windows = windows(fields, layers)?;
-        Ok(Parts {
-            qkv_bias: bias,
-            o_bias: bias,
-            mlp_bias: false,
-            qk_norm: true,
-            windows,
-        })
-    },
-};
-
-/// The window of each layer: none unless `use_sliding_window`; then on the layers that `layer_types` names, or on those from
+/// The layers with the window of each, in Qwen2 and Qwen3: none unless `use_sliding_window`; then on the layers that `layer_types` names, or on those from
 /// `max_window_layers` on.
+pub(super) fn with_windows(
+    fields: &Fields,
+    layer: LayerSpec,
+    layers: usize,
+) -> Result<Vec<LayerSpec>, ModelError> {
+    let windows = windows(fields, layers)?.into_iter();
+    Ok(windows
+        .map(|window| LayerSpec { window, ..layer })
+        .collect())
+}
+
 fn windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
     let on = fields.flag("use_sliding_window", false)?;
     let window = fields
