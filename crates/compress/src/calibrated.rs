@@ -14,9 +14,7 @@ use rayon::prelude::*;
 use sparamx_format::container::TensorFile;
 use sparamx_kernels::{Rows, Runtime};
 use sparamx_model::plan::{Role, TensorPlan};
-use sparamx_model::{
-    Checkpoint, DecoderLayer, DecoderWorkspace, LayerInput, ModelError, head_input,
-};
+use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, ModelError, head_input};
 
 use crate::compact::{Compact, Content};
 use crate::layer::{self, LayerSpec, Moments, Note, Pattern};
@@ -93,11 +91,9 @@ impl<'a> Calibrator<'a> {
         let dense = DecoderLayer::load(self.checkpoint, index)?;
         let (mut pruned, mut solutions) = (dense.clone(), BTreeMap::new());
         let plan = self.checkpoint.plan();
-        for input in LayerInput::ALL {
+        for (input, modules) in dense.inputs() {
             let reads = |&&(tensor, _): &&Target| {
-                plan[tensor]
-                    .module()
-                    .is_some_and(|m| input.modules().contains(&m))
+                plan[tensor].module().is_some_and(|m| modules.contains(&m))
             };
             let readers: Vec<&Target> = targets.iter().filter(reads).collect();
             let Some(&&(first, _)) = readers.first() else {

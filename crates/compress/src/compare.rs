@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use half::bf16;
 use sparamx_model::plan::TensorPlan;
-use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, LayerInput};
+use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace};
 
 use crate::calibrated::Stream;
 use crate::layer::{self, LayerSpec, Moments};
@@ -47,11 +47,11 @@ pub fn layer_errors(
     let mut all = Vec::new();
     for index in 0..layers {
         let layer = DecoderLayer::load(checkpoint, index)?;
-        for input in LayerInput::ALL {
+        for (input, modules) in layer.inputs() {
             let reads = |tensor: &&TensorPlan| {
                 let module = tensor.module();
                 tensor.layer() == Some(index)
-                    && module.is_some_and(|module| input.modules().contains(&module))
+                    && module.is_some_and(|module| modules.contains(&module))
             };
             let mut moments: Option<Moments> = None;
             for window in &mut stream.0 {

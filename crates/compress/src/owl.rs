@@ -36,17 +36,18 @@ pub(crate) fn sparsities(
     for index in 0..config.num_hidden_layers {
         reporter.layer = Some(index);
         let layer = DecoderLayer::load(checkpoint, index)?;
-        let mut squares = LayerInput::ALL.map(|_| Vec::new());
+        let inputs = layer.inputs();
+        let mut squares = vec![Vec::new(); inputs.len()];
         let windows = stream.0.len();
         for (window, x) in stream.0.iter_mut().enumerate() {
-            for (input, squares) in LayerInput::ALL.into_iter().zip(&mut squares) {
-                add_squares(layer.input(rt, input, x, &mut ws)?, squares);
+            for ((input, _), squares) in inputs.iter().zip(&mut squares) {
+                add_squares(layer.input(rt, *input, x, &mut ws)?, squares);
             }
             layer.forward(rt, x, &mut ws)?;
             let window = window + 1;
             reporter.step(Step::Calibrating { window, windows })?;
         }
-        shares.push(outliers(checkpoint, index, &squares)?);
+        shares.push(outliers(checkpoint, index, &inputs, &squares)?);
     }
     reporter.layer = None;
     Ok(spread(&shares, sparsity))
@@ -66,18 +67,17 @@ fn add_squares(rows: Rows<'_>, sums: &mut Vec<f64>) {
 fn outliers(
     checkpoint: &Checkpoint,
     index: usize,
-    squares: &[Vec<f64>; 4],
+    inputs: &[(LayerInput, Vec<&str>)],
+    squares: &[Vec<f64>],
 ) -> Result<f64, CompressError> {
     let (mut sum, mut count) = (0.0, 0);
     let mut matrices = Vec::new();
     for tensor in checkpoint.plan() {
         let in_layer = tensor.layer() == Some(index) && tensor.role == Role::Projection;
-        let reads = |input: &LayerInput| {
-            tensor
-                .module()
-                .is_some_and(|m| input.modules().contains(&m))
-        };
-        let input = LayerInput::ALL.iter().position(reads);
+        let module = tensor.module();
+        let reads =
+            |(_, modules): &(LayerInput, Vec<&str>)| module.is_some_and(|m| modules.contains(&m));
+        let input = inputs.iter().position(reads);
         let Some(input) = input.filter(|_| in_layer) else {
             continue;
         };

@@ -15,7 +15,7 @@ use sparamx_cpu::Cpu;
 use sparamx_format::DenseBf16;
 use sparamx_kernels::{Runtime, Weight};
 use sparamx_model::plan::Role;
-use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, LayerInput, Precision};
+use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, Precision};
 
 /// With an output head of its own, and fewer kv heads than heads.
 const MODEL: &str = "llama-gqa";
@@ -126,7 +126,7 @@ fn every_layer_is_solved_on_what_it_reads() {
             let whole = DecoderLayer::load(&dense, l).expect("a layer");
             let mut pruned = whole.clone();
             let mut found = Vec::new();
-            for input in LayerInput::ALL {
+            for (input, modules) in whole.inputs() {
                 let mut rows = [Vec::new(), Vec::new()];
                 for (x, d) in x.iter().zip(&d) {
                     for (rows, (layer, states)) in rows.iter_mut().zip([(&pruned, x), (&whole, d)])
@@ -142,7 +142,7 @@ fn every_layer_is_solved_on_what_it_reads() {
                 for (x, d) in rows[0].chunks(piece).zip(rows[1].chunks(piece)) {
                     moments.add(x, reconstruct.then_some(d));
                 }
-                for module in input.modules() {
+                for module in modules {
                     let tensor = format!("model.layers.{l}.{module}.weight");
                     let weights = dense.raw_rows(&tensor).expect("rows");
                     let (n, k) = (weights.n, weights.k);

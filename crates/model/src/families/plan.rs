@@ -62,9 +62,9 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 /// Beginning of the names of tensors in decoder layers.
 const LAYERS: &str = "model.layers.";
 
-/// Name of a tensor in a layer: `layer(3, "mlp.up_proj.weight")`.
-pub(crate) fn layer(layer: usize, part: &str) -> String {
-    format!("{LAYERS}{layer}.{part}")
+/// Name of a tensor in a layer: `layer(3, "mlp.up_proj", "weight")`.
+pub(crate) fn layer(layer: usize, module: &str, suffix: &str) -> String {
+    format!("{LAYERS}{layer}.{module}.{suffix}")
 }
 
 /// The decoder layer that a name is in.
@@ -103,7 +103,7 @@ fn layer_tensors(c: &Config, l: usize, plan: &mut Vec<TensorPlan>) {
     let mut add = |module: &str, suffix: &str, shape: Vec<usize>| {
         let matrix = shape.len() == 2;
         plan.push(TensorPlan {
-            name: layer(l, &format!("{module}.{suffix}")),
+            name: layer(l, module, suffix),
             shape,
             role: if matrix {
                 Role::Projection

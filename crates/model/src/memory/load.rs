@@ -6,34 +6,20 @@ use rayon::ThreadPool;
 use sparamx_cpu::topology;
 use sparamx_format::{DenseBf16, LINE_ELEMS_BF16, STRIP_ROWS};
 use sparamx_kernels::attention::Params;
-use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{KernelError, Linear, Runtime, Weight};
 
+use crate::families::parts::{self, Part};
 use crate::families::plan::{self, TensorPlan};
-use crate::pass::layers::{Attention, Layer, Mlp, Norm};
+use crate::families::spec::FfnKind;
+use crate::pass::decoder::DecoderLayer;
+use crate::pass::layers::Layer;
+use crate::pass::layers::attention::Attention;
+use crate::pass::layers::ffn::{Ffn, Gated};
+use crate::pass::layers::norm::Norm;
+use crate::pass::layers::projection::Projection;
+use crate::pass::model::{Inexact, Model};
 use crate::pass::rope::Rope;
 use crate::{Checkpoint, Config, ModelError};
-
-/// A model in memory.
-pub struct Model {
-    pub(crate) config: Config,
-    pub(crate) embedding: DenseBf16,
-    pub(crate) layers: Vec<Layer>,
-    pub(crate) norm: Norm,
-    /// With tied embeddings its weight shares the embedding's memory.
-    pub(crate) lm_head: Linear,
-    pub(crate) rope: Rope,
-    inexact: Inexact,
-}
-
-/// Values of a checkpoint that bf16 cannot hold and that were rounded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Inexact {
-    /// Values in matrices.
-    pub values: u64,
-    /// How many of them were rounded.
-    pub rounded: u64,
-}
 
 /// How to load.
 #[derive(Debug, Clone, Copy, Default)]
@@ -90,42 +76,23 @@ impl Model {
             .fold(0, u64::saturating_add)
             .saturating_add(memory(checkpoint).max().unwrap_or(0))
     }
+}
 
-    /// The model's shape.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// Values that were rounded when the model was loaded.
-    pub fn inexact(&self) -> Inexact {
-        self.inexact
-    }
-
-    /// Bytes of weights that a forward pass of one token reads: every matrix but the embedding, unless it is also the output
-    /// head.
-    pub fn weight_bytes(&self) -> u64 {
-        let layers: usize = self.projections().map(|weight| weight.bytes()).sum();
-        (layers + self.lm_head.weight.bytes()) as u64
-    }
-
-    /// The form of the matrices in the decoder layers; where there are several, that of most bytes.
-    pub fn weight_format(&self) -> WeightFormat {
-        let bytes = |format: &WeightFormat| {
-            let weights = self
-                .projections()
-                .filter(|weight| weight.format() == *format);
-            weights.map(|weight| weight.bytes()).sum::<usize>()
-        };
-        let most = WeightFormat::ALL.into_iter().max_by_key(bytes);
-        most.unwrap_or(WeightFormat::DenseBf16)
-    }
-
-    /// The matrices in the decoder layers.
-    fn projections(&self) -> impl Iterator<Item = &Weight> {
-        self.layers.iter().flat_map(|layer| {
-            let (a, m) = (&layer.attention, &layer.mlp);
-            [&a.q, &a.k, &a.v, &a.o, &m.gate, &m.up, &m.down].map(|linear| &linear.weight)
-        })
+impl DecoderLayer {
+    /// Reads layer `index` of a checkpoint, on the threads of rayon's current pool.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] or [`ModelError::Format`] for damaged weights.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, ModelError> {
+        let config = checkpoint.config();
+        let layers = config.num_hidden_layers;
+        assert!(index < layers, "layer {index} of {layers}");
+        let plan = plan::tensors(config);
+        let layer = Builder::new(config, &plan, &mut Plain(checkpoint)).layer(index)?;
+        Ok(Self(layer))
     }
 }
 
@@ -147,25 +114,22 @@ pub(crate) fn build(config: &Config, source: &mut dyn Source) -> Result<Model, M
     let layers = (0..config.num_hidden_layers)
         .map(|l| builder.layer(l))
         .collect::<Result<_, _>>()?;
-    let norm = builder.norm(plan::FINAL_NORM)?;
-    let lm_head = match builder.plan.get(plan::HEAD) {
-        Some(tensor) => Linear {
-            weight: builder.source.weight(tensor)?,
-            bias: None,
-        },
-        None => Linear {
-            weight: Weight::DenseBf16(embedding.clone()),
-            bias: None,
-        },
+    let norm = builder.source.vector(builder.plan[plan::FINAL_NORM])?;
+    let weight = match builder.plan.get(plan::HEAD) {
+        Some(tensor) => builder.source.weight(tensor)?,
+        None => Weight::DenseBf16(embedding.clone()),
     };
-    let (config, rope) = (config.clone(), Rope::new(config));
+    let linear = Linear { weight, bias: None };
     Ok(Model {
-        config,
+        config: config.clone(),
         embedding,
         layers,
-        norm,
-        lm_head,
-        rope,
+        norm: Norm::last(config, norm),
+        lm_head: Projection {
+            module: "lm_head",
+            linear,
+        },
+        ropes: Rope::all(config),
         inexact: Inexact::default(),
     })
 }
@@ -175,13 +139,6 @@ struct Builder<'a> {
     config: &'a Config,
     plan: HashMap<&'a str, &'a TensorPlan>,
     source: &'a mut dyn Source,
-}
-
-/// Reads one decoder layer.
-pub(crate) fn layer(checkpoint: &Checkpoint, l: usize) -> Result<Layer, ModelError> {
-    let config = checkpoint.config();
-    let plan = plan::tensors(config);
-    Builder::new(config, &plan, &mut Plain(checkpoint)).layer(l)
 }
 
 impl<'a> Builder<'a> {
@@ -197,67 +154,79 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The parts in the order of the plan.
     fn layer(&mut self, l: usize) -> Result<Layer, ModelError> {
         Ok(Layer {
+            norm_place: self.config.layers[l].norm_place,
+            attention_norm: self.norm(l, &parts::ATTENTION_NORM)?,
             attention: self.attention(l)?,
-            mlp: self.mlp(l)?,
+            ffn_norm: self.norm(l, &parts::FFN_NORM)?,
+            ffn: self.ffn(l)?,
         })
     }
 
     fn attention(&mut self, l: usize) -> Result<Attention, ModelError> {
-        let c = self.config;
+        let (c, spec) = (self.config, &self.config.layers[l]);
         Ok(Attention {
             layer: l,
-            norm: self.norm(&plan::layer(l, "input_layernorm.weight"))?,
-            q: self.linear(l, "self_attn.q_proj")?,
-            k: self.linear(l, "self_attn.k_proj")?,
-            v: self.linear(l, "self_attn.v_proj")?,
-            head_norms: self.head_norms(l)?,
-            o: self.linear(l, "self_attn.o_proj")?,
+            qkv: self.all(l, &parts::QKV, Self::linear)?,
+            qk_norms: spec
+                .qk_norm
+                .then(|| self.all(l, &parts::QK_NORMS, Self::norm))
+                .transpose()?,
+            o: self.linear(l, &parts::O)?,
+            rotation: spec.rotation,
             params: Params {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_key_value_heads,
                 head_dim: c.head_dim,
-                scale: c.layers[l].score_scale,
-                window: c.layers[l].window,
+                scale: spec.score_scale,
+                window: spec.window,
             },
         })
     }
 
-    fn mlp(&mut self, l: usize) -> Result<Mlp, ModelError> {
-        Ok(Mlp {
-            norm: self.norm(&plan::layer(l, "post_attention_layernorm.weight"))?,
-            gate: self.linear(l, "mlp.gate_proj")?,
-            up: self.linear(l, "mlp.up_proj")?,
-            down: self.linear(l, "mlp.down_proj")?,
+    fn ffn(&mut self, l: usize) -> Result<Ffn, ModelError> {
+        let spec = &self.config.layers[l];
+        match spec.ffn {
+            FfnKind::Gated => Ok(Ffn::Gated(Gated {
+                activation: spec.activation,
+                gate_up: self.all(l, &parts::GATE_UP, Self::linear)?,
+                down: self.linear(l, &parts::DOWN)?,
+            })),
+        }
+    }
+
+    /// What `read` makes of each of some parts.
+    fn all<T, const N: usize>(
+        &mut self,
+        l: usize,
+        parts: &'static [Part; N],
+        read: fn(&mut Self, usize, &'static Part) -> Result<T, ModelError>,
+    ) -> Result<[T; N], ModelError> {
+        let list = parts.iter().map(|part| read(self, l, part));
+        let list = list.collect::<Result<Vec<T>, _>>()?;
+        Ok(list
+            .try_into()
+            .unwrap_or_else(|_| unreachable!("one for each part")))
+    }
+
+    fn linear(&mut self, l: usize, part: &'static Part) -> Result<Projection, ModelError> {
+        let tensor = self.plan[plan::layer(l, part.module, "weight").as_str()];
+        let weight = self.source.weight(tensor)?;
+        let bias = self.plan.get(plan::layer(l, part.module, "bias").as_str());
+        let bias = bias.map(|tensor| self.source.vector(tensor)).transpose()?;
+        Ok(Projection {
+            module: part.module,
+            linear: Linear { weight, bias },
         })
     }
 
-    fn linear(&mut self, l: usize, module: &str) -> Result<Linear, ModelError> {
-        let weight = self
-            .source
-            .weight(self.plan[plan::layer(l, &format!("{module}.weight")).as_str()])?;
-        let bias = match self
-            .plan
-            .get(plan::layer(l, &format!("{module}.bias")).as_str())
-        {
-            Some(bias) => Some(self.source.vector(bias)?),
-            None => None,
-        };
-        Ok(Linear { weight, bias })
-    }
-
-    fn head_norms(&mut self, l: usize) -> Result<Option<(Norm, Norm)>, ModelError> {
-        let names = ["q", "k"].map(|part| plan::layer(l, &format!("self_attn.{part}_norm.weight")));
-        if !self.plan.contains_key(names[0].as_str()) {
-            return Ok(None);
-        }
-        Ok(Some((self.norm(&names[0])?, self.norm(&names[1])?)))
-    }
-
-    fn norm(&mut self, name: &str) -> Result<Norm, ModelError> {
+    fn norm(&mut self, l: usize, part: &'static Part) -> Result<Norm, ModelError> {
+        let tensor = self.plan[plan::layer(l, part.module, "weight").as_str()];
         Ok(Norm {
-            weight: self.source.vector(self.plan[name])?,
+            kind: self.config.layers[l].norm,
+            weight: self.source.vector(tensor)?,
             eps: self.config.rms_norm_eps,
         })
     }

@@ -17,6 +17,7 @@ use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, Weight, linear};
 
 use crate::memory::load::threads;
+use crate::pass::layers::projection::Projection;
 use crate::{Model, ModelError};
 
 /// Bytes of expanded weights of a group that are timed: enough that a cache does not serve them.
@@ -100,8 +101,8 @@ impl Group {
 }
 
 impl Model {
-    /// Expands those packed weights that this CPU multiplies faster when they are dense, as far as memory allows, and takes the
-    /// others from the file's map into memory. `progress` is told the weights decided so far and all there are.
+    /// Expands those packed weights that this CPU multiplies faster when they are dense, as far as memory allows, and copies the
+    /// others from the file's map into memory. `progress` gets the number of weights decided so far and that of all.
     ///
     /// # Errors
     /// [`ModelError::Format`] if memory is refused, [`ModelError::Kernel`] if there are no threads to be had.
@@ -147,43 +148,27 @@ impl Model {
 
     /// Copies the weights that are windows of a file.
     fn take_into_memory(&mut self, pool: &ThreadPool) -> Result<(), ModelError> {
-        let mut linears: Vec<_> = self.linears().map(|(_, linear)| linear).collect();
+        let mut all: Vec<_> = self.projections_mut().collect();
         pool.install(|| {
-            linears.par_iter_mut().try_for_each(|linear| {
-                linear.weight = linear.weight.in_memory()?;
+            all.par_iter_mut().try_for_each(|projection| {
+                let weight = &mut projection.linear.weight;
+                *weight = weight.in_memory()?;
                 Ok(())
             })
         })
     }
 
-    /// All matrices, with the names of their modules.
-    fn linears(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear)> {
-        let layers = self.layers.iter_mut().flat_map(|layer| {
-            let (a, m) = (&mut layer.attention, &mut layer.mlp);
-            [
-                ("self_attn.q_proj", &mut a.q),
-                ("self_attn.k_proj", &mut a.k),
-                ("self_attn.v_proj", &mut a.v),
-                ("self_attn.o_proj", &mut a.o),
-                ("mlp.gate_proj", &mut m.gate),
-                ("mlp.up_proj", &mut m.up),
-                ("mlp.down_proj", &mut m.down),
-            ]
-        });
-        layers.chain([("lm_head", &mut self.lm_head)])
-    }
-
     /// The packed weights, by module, shape and format.
     fn kinds(&mut self) -> Vec<Kind<'_>> {
         let mut kinds: Vec<Kind<'_>> = Vec::new();
-        for (module, linear) in self.linears() {
+        for Projection { module, linear } in self.projections_mut() {
             if !linear.weight.format().is_sparse() {
                 continue;
             }
             let key = |l: &Linear| (l.weight.format(), l.weight.n(), l.weight.k());
             let same = kinds
                 .iter_mut()
-                .find(|kind| kind.module == module && key(kind.linears[0]) == key(linear));
+                .find(|kind| kind.module == *module && key(kind.linears[0]) == key(linear));
             match same {
                 Some(kind) => kind.linears.push(linear),
                 None => kinds.push(Kind {

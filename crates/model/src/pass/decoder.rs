@@ -7,57 +7,25 @@ use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, Page, PageShape, write_ke
 use sparamx_kernels::{Rows, RowsMut, Runtime, Weight};
 
 use crate::families::plan;
-use crate::memory::load;
 use crate::pass::cache::{Input, KvCache, Want};
-use crate::pass::layers::{Layer, Norm};
+use crate::pass::layers::Layer;
+use crate::pass::layers::norm::Norm;
+use crate::pass::layers::projection::{LayerInput, Projection};
 use crate::pass::rope::Rope;
 use crate::pass::workspace::Workspace;
 use crate::{Checkpoint, Config, ModelError};
 
-/// What linear layers of a decoder layer read, in the order of the forward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LayerInput {
-    /// The normalized residual stream, `[tokens, hidden_size]`: input of `q_proj`, `k_proj` and `v_proj`.
-    Qkv,
-    /// What the heads attended to, `[tokens, heads * head_dim]`: input of `o_proj`.
-    O,
-    /// The residual stream after the attention, normalized, `[tokens, hidden_size]`: input of `gate_proj` and `up_proj`.
-    GateUp,
-    /// The gated activations, `[tokens, intermediate_size]`: input of `down_proj`.
-    Down,
-}
-
-impl LayerInput {
-    /// All of them, in the order of the forward pass.
-    pub const ALL: [LayerInput; 4] = [Self::Qkv, Self::O, Self::GateUp, Self::Down];
-
-    /// The linear layers that read it, named as their tensors are without the layer before and `.weight` behind.
-    pub fn modules(self) -> &'static [&'static str] {
-        match self {
-            Self::Qkv => &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-            Self::O => &["self_attn.o_proj"],
-            Self::GateUp => &["mlp.gate_proj", "mlp.up_proj"],
-            Self::Down => &["mlp.down_proj"],
-        }
-    }
-}
-
 /// One decoder layer in memory. A clone shares the weights.
 #[derive(Clone)]
-pub struct DecoderLayer(Layer);
+pub struct DecoderLayer(pub(crate) Layer);
 
 impl DecoderLayer {
-    /// Reads layer `index` of a checkpoint, on the threads of rayon's current pool.
-    ///
-    /// # Errors
-    /// [`ModelError::NotFinite`] or [`ModelError::Format`] for damaged weights.
-    ///
-    /// # Panics
-    /// If there is no such layer.
-    pub fn load(checkpoint: &Checkpoint, index: usize) -> Result<Self, ModelError> {
-        let layers = checkpoint.config().num_hidden_layers;
-        assert!(index < layers, "layer {index} of {layers}");
-        load::layer(checkpoint, index).map(Self)
+    /// What its linear layers read, in the order of the forward pass, and the modules of those that read it, named as their
+    /// tensors are without the layer before and `.weight` behind.
+    pub fn inputs(&self) -> Vec<(LayerInput, Vec<&'static str>)> {
+        let modules = |list: &[Projection]| list.iter().map(|linear| linear.module).collect();
+        let groups = self.0.groups();
+        groups.map(|(input, list)| (input, modules(list))).collect()
     }
 
     /// Puts another weight of the same shape in the place of a linear layer's.
@@ -65,17 +33,11 @@ impl DecoderLayer {
     /// # Panics
     /// If no module has this name, or the shape differs.
     pub fn set_weight(&mut self, module: &str, weight: Weight) {
-        let (attention, mlp) = (&mut self.0.attention, &mut self.0.mlp);
-        let linear = match module {
-            "self_attn.q_proj" => &mut attention.q,
-            "self_attn.k_proj" => &mut attention.k,
-            "self_attn.v_proj" => &mut attention.v,
-            "self_attn.o_proj" => &mut attention.o,
-            "mlp.gate_proj" => &mut mlp.gate,
-            "mlp.up_proj" => &mut mlp.up,
-            "mlp.down_proj" => &mut mlp.down,
-            _ => panic!("no linear layer {module}"),
-        };
+        let mut linears = self.0.linears_mut();
+        let found = linears.find(|projection| projection.module == module);
+        let linear = &mut found
+            .unwrap_or_else(|| panic!("no linear layer {module}"))
+            .linear;
         let shape = |weight: &Weight| (weight.n(), weight.k());
         assert_eq!(shape(&linear.weight), shape(&weight), "shape of {module}");
         linear.weight = weight;
@@ -95,12 +57,7 @@ impl DecoderLayer {
     ) -> Result<Rows<'w>, ModelError> {
         let rows = ws.start(x);
         self.run(rt, Some(input), ws)?;
-        let ws = &ws.buffers;
-        let data = match input {
-            LayerInput::Qkv | LayerInput::GateUp => &ws.stream.normed,
-            LayerInput::O => &ws.attention.attended,
-            LayerInput::Down => &ws.mlp.gate,
-        };
+        let data = Layer::input(input, &ws.workspace.buffers);
         Ok(Rows::new(data, rows, data.len() / rows))
     }
 
@@ -116,7 +73,7 @@ impl DecoderLayer {
     ) -> Result<(), ModelError> {
         ws.start(x);
         self.run(rt, None, ws)?;
-        x.copy_from_slice(&ws.buffers.stream.x);
+        x.copy_from_slice(&ws.workspace.buffers.stream.x);
         Ok(())
     }
 
@@ -127,42 +84,13 @@ impl DecoderLayer {
         until: Option<LayerInput>,
         ws: &mut DecoderWorkspace,
     ) -> Result<(), ModelError> {
-        let Layer { attention, mlp } = &self.0;
-        let DecoderWorkspace {
-            buffers,
-            tokens,
-            cache,
-            ..
-        } = ws;
-        let Workspace {
-            stream,
-            attention: attending,
-            mlp: gating,
-            angles,
-            recorder,
-            ..
-        } = buffers;
-        if until == Some(LayerInput::Qkv) {
-            return stream.normalize(rt, &attention.norm, recorder);
-        }
         let mut inputs = [Input {
-            tokens,
-            cache,
+            tokens: &ws.tokens,
+            cache: &mut ws.cache,
             logits: Want::None,
         }];
-        attention.attend(rt, &mut inputs, angles, stream, attending, recorder)?;
-        if until == Some(LayerInput::O) {
-            return Ok(());
-        }
-        attention.output(rt, stream, attending, recorder)?;
-        if until == Some(LayerInput::GateUp) {
-            return stream.normalize(rt, &mlp.norm, recorder);
-        }
-        mlp.activate(rt, stream, gating, recorder)?;
-        if until == Some(LayerInput::Down) {
-            return Ok(());
-        }
-        mlp.output(rt, stream, gating, recorder)
+        let (mut pass, buffers) = ws.workspace.pass(rt);
+        self.0.forward(&mut pass, &mut inputs, buffers, until)
     }
 }
 
@@ -177,10 +105,7 @@ pub fn head_input(
     out: &mut [f32],
 ) -> Result<(), ModelError> {
     let config = checkpoint.config();
-    let norm = Norm {
-        weight: checkpoint.vector(plan::FINAL_NORM)?,
-        eps: config.rms_norm_eps,
-    };
+    let norm = Norm::last(config, checkpoint.vector(plan::FINAL_NORM)?);
     let (rows, width) = (x.len() / config.hidden_size, config.hidden_size);
     norm.forward(
         rt,
@@ -192,8 +117,8 @@ pub fn head_input(
 /// Buffers of decoder layers, kept from call to call.
 pub struct DecoderWorkspace {
     config: Config,
-    rope: Rope,
-    buffers: Workspace,
+    ropes: Vec<Rope>,
+    workspace: Workspace,
     /// As many as there are rows; their values do not matter after the embedding.
     tokens: Vec<u32>,
     cache: Window,
@@ -204,22 +129,23 @@ impl DecoderWorkspace {
     pub fn new(config: &Config) -> Self {
         Self {
             config: config.clone(),
-            rope: Rope::new(config),
-            buffers: Workspace::new(),
+            ropes: Rope::all(config),
+            workspace: Workspace::new(),
             tokens: Vec::new(),
             cache: Window::new(config),
         }
     }
 
-    /// Makes room for the hidden states of a sequence and takes them over. Returns the number of tokens.
+    /// Makes room for the hidden states of a sequence and copies them. Returns the number of tokens.
     fn start(&mut self, x: &[f32]) -> usize {
         let rows = x.len() / self.config.hidden_size;
-        self.buffers.resize(&self.config, rows, 0);
-        self.buffers.stream.x.copy_from_slice(x);
+        let ws = &mut self.workspace;
+        ws.resize(&self.config, self.ropes.len(), rows, 0);
+        ws.buffers.stream.x.copy_from_slice(x);
         self.tokens.resize(rows, 0);
-        let angles = &mut self.buffers.angles;
-        self.rope
-            .angles(0, &mut angles.cos, &mut angles.sin, &mut angles.frequencies);
+        for (rope, angles) in self.ropes.iter().zip(&mut ws.angles) {
+            rope.angles(0, &mut angles.cos, &mut angles.sin, &mut angles.frequencies);
+        }
         rows
     }
 }

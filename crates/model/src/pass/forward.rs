@@ -1,12 +1,15 @@
 //! The forward pass, the same for every family: embedding, layers, last norm, output head.
 
 use half::bf16;
-use sparamx_kernels::{LinearJob, Rows, RowsMut, Runtime, linear};
+use sparamx_kernels::{Rows, RowsMut, Runtime};
 
+use crate::ModelError;
 use crate::pass::cache::Input;
+use crate::pass::context::{Angles, Pass};
+use crate::pass::layers::projection::multiply;
+use crate::pass::model::Model;
 use crate::pass::profile::Op;
-use crate::pass::workspace::{Angles, Workspace};
-use crate::{Model, ModelError};
+use crate::pass::workspace::{Buffers, Workspace};
 
 impl Model {
     /// Runs the tokens of all inputs through the model, adds them to their caches, and returns the wanted logits: rows of
@@ -27,20 +30,11 @@ impl Model {
         self.check(inputs)?;
         let rows = inputs.iter().map(|input| input.tokens.len()).sum();
         let wanted = inputs.iter().map(Input::wanted).sum();
-        ws.resize(&self.config, rows, wanted);
+        ws.resize(&self.config, self.ropes.len(), rows, wanted);
         self.embed(inputs, ws);
+        let (mut pass, buffers) = ws.pass(rt);
         for layer in &self.layers {
-            layer.attention.forward(
-                rt,
-                inputs,
-                &ws.angles,
-                &mut ws.stream,
-                &mut ws.attention,
-                &mut ws.recorder,
-            )?;
-            layer
-                .mlp
-                .forward(rt, &mut ws.stream, &mut ws.mlp, &mut ws.recorder)?;
+            layer.forward(&mut pass, inputs, buffers, None)?;
         }
         self.head(rt, inputs, ws)?;
         for input in inputs {
@@ -69,7 +63,7 @@ impl Model {
     /// Looks up the row of each token, and the angles of its position.
     fn embed(&self, inputs: &[Input<'_>], ws: &mut Workspace) {
         let Workspace {
-            stream,
+            buffers: Buffers { stream, .. },
             angles,
             bf16_row,
             recorder,
@@ -88,16 +82,17 @@ impl Model {
         });
     }
 
-    /// Cosine and sine for the position of each row: the same in every layer.
-    fn rotations(&self, inputs: &[Input<'_>], angles: &mut Angles) {
+    /// Cosine and sine for the position of each row: the same in every layer that has the rotation.
+    fn rotations(&self, inputs: &[Input<'_>], angles: &mut [Angles]) {
         let half = self.config.head_dim / 2;
-        let mut first = 0;
-        for input in inputs {
-            let part = first..first + input.tokens.len() * half;
-            let (cos, sin) = (&mut angles.cos[part.clone()], &mut angles.sin[part.clone()]);
-            self.rope
-                .angles(input.cache.len(), cos, sin, &mut angles.frequencies);
-            first = part.end;
+        for (rope, angles) in self.ropes.iter().zip(angles) {
+            let mut first = 0;
+            for input in inputs {
+                let part = first..first + input.tokens.len() * half;
+                let (cos, sin) = (&mut angles.cos[part.clone()], &mut angles.sin[part.clone()]);
+                rope.angles(input.cache.len(), cos, sin, &mut angles.frequencies);
+                first = part.end;
+            }
         }
     }
 
@@ -109,34 +104,28 @@ impl Model {
         ws: &mut Workspace,
     ) -> Result<(), ModelError> {
         let width = self.config.hidden_size;
+        let logits = &mut ws.logits;
+        let mut pass = Pass {
+            rt,
+            angles: &ws.angles,
+            recorder: &mut ws.recorder,
+        };
+        let stream = &mut ws.buffers.stream;
         let (mut end_row, mut wanted) = (0, 0);
         for input in inputs {
             end_row += input.tokens.len();
             let rows = input.wanted();
-            let x = &ws.stream.x[(end_row - rows) * width..end_row * width];
-            let out = &mut ws.stream.normed[wanted * width..(wanted + rows) * width];
+            let x = &stream.x[(end_row - rows) * width..end_row * width];
+            let out = &mut stream.normed[wanted * width..(wanted + rows) * width];
             let bytes = size_of_val(x) + size_of_val(out);
-            ws.recorder.time(Op::Norm, bytes, || {
-                self.norm.forward(
-                    rt,
-                    Rows::new(x, rows, width),
-                    RowsMut::new(out, rows, width),
-                )
-            })?;
+            let (x, out) = (Rows::new(x, rows, width), RowsMut::new(out, rows, width));
+            pass.time(Op::Norm, bytes, |rt| self.norm.forward(rt, x, out))?;
             wanted += rows;
         }
         if wanted == 0 {
             return Ok(());
         }
-        let x = Rows::new(&ws.stream.normed[..wanted * width], wanted, width);
-        let y = RowsMut::new(&mut ws.logits, wanted, self.config.vocab_size);
-        let mut jobs = [LinearJob {
-            linear: &self.lm_head,
-            y,
-        }];
-        let bytes = self.lm_head.weight.bytes();
-        Ok(ws
-            .recorder
-            .time(Op::Head, bytes, || linear(rt, x, &mut jobs))?)
+        let x = Rows::new(&stream.normed[..wanted * width], wanted, width);
+        multiply(&mut pass, Op::Head, x, [(&self.lm_head, logits)])
     }
 }

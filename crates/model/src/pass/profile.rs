@@ -105,7 +105,7 @@ impl Profile {
     }
 }
 
-/// Takes down what operations take, if somebody wants to know: otherwise it costs a comparison each.
+/// Records what operations take, between [`crate::Workspace::start_profile`] and its end; otherwise it costs a comparison each.
 #[derive(Default)]
 pub(crate) struct Recorder(pub Option<Box<Profile>>);
 

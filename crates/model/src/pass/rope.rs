@@ -22,7 +22,12 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// The rotations of a model, by the index that [`crate::LayerSpec::rotation`] names: one so far.
+    pub(crate) fn all(config: &Config) -> Vec<Self> {
+        vec![Self::new(config)]
+    }
+
+    fn new(config: &Config) -> Self {
         let mut rope = Self {
             head_dim: config.head_dim,
             theta: config.rope_theta,

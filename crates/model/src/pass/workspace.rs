@@ -1,15 +1,19 @@
 //! Buffers of a forward pass, kept from call to call: they grow to the largest call and are then reused.
 
+use sparamx_kernels::Runtime;
+
 use crate::Config;
+use crate::pass::context::{Angles, Pass, Stream};
+use crate::pass::layers::attention::AttentionBuffers;
+use crate::pass::layers::ffn::FfnBuffers;
 use crate::pass::profile::{Profile, Recorder};
 
 /// Buffers of a forward pass. One serves any number of models, one call at a time.
 #[derive(Default)]
 pub struct Workspace {
-    pub(crate) stream: Stream,
-    pub(crate) attention: AttentionBuffers,
-    pub(crate) mlp: MlpBuffers,
-    pub(crate) angles: Angles,
+    pub(crate) buffers: Buffers,
+    /// For each rotation of the model.
+    pub(crate) angles: Vec<Angles>,
     /// `[wanted rows, vocab_size]`
     pub(crate) logits: Vec<f32>,
     /// One row of the embedding, as it is stored.
@@ -17,41 +21,12 @@ pub struct Workspace {
     pub(crate) recorder: Recorder,
 }
 
-/// The residual stream and what is computed from it and added to it, `[rows, hidden_size]` each.
+/// The buffers that all layers share.
 #[derive(Default)]
-pub(crate) struct Stream {
-    pub x: Vec<f32>,
-    pub normed: Vec<f32>,
-    pub delta: Vec<f32>,
-}
-
-/// Buffers of an attention layer.
-#[derive(Default)]
-pub(crate) struct AttentionBuffers {
-    /// `[rows, heads * head_dim]`
-    pub q: Vec<f32>,
-    /// `[rows, kv_heads * head_dim]`
-    pub k: Vec<f32>,
-    /// `[rows, kv_heads * head_dim]`
-    pub v: Vec<f32>,
-    /// `[rows, heads * head_dim]`
-    pub attended: Vec<f32>,
-}
-
-/// Buffers of a feed-forward layer, `[rows, intermediate_size]` each.
-#[derive(Default)]
-pub(crate) struct MlpBuffers {
-    pub gate: Vec<f32>,
-    pub up: Vec<f32>,
-}
-
-/// Cosine and sine of the rotation of each row, `[rows, head_dim / 2]` each.
-#[derive(Default)]
-pub(crate) struct Angles {
-    pub cos: Vec<f32>,
-    pub sin: Vec<f32>,
-    /// Frequencies that hold for one call only, `[head_dim / 2]`.
-    pub frequencies: Vec<f32>,
+pub(crate) struct Buffers {
+    pub stream: Stream,
+    pub attention: AttentionBuffers,
+    pub ffn: FfnBuffers,
 }
 
 impl Workspace {
@@ -60,44 +35,45 @@ impl Workspace {
         Self::default()
     }
 
-    /// Takes down from now on what the operations of forward passes take, starting from nothing.
+    /// Starts to record what the operations of forward passes take.
     pub fn start_profile(&mut self) {
         self.recorder.0 = Some(Box::default());
     }
 
-    /// What they took since [`Workspace::start_profile`], which ends here; nothing if it never began.
+    /// What was recorded since [`Workspace::start_profile`], which ends here; nothing if it never began.
     pub fn take_profile(&mut self) -> Option<Profile> {
         self.recorder.0.take().map(|profile| *profile)
     }
 
-    /// Gives every buffer the size for so many rows, and logits for some of them.
-    pub(crate) fn resize(&mut self, c: &Config, rows: usize, wanted: usize) {
-        let Self {
+    /// The context of a pass, and the buffers of its layers.
+    pub(crate) fn pass<'a>(&'a mut self, rt: &'a Runtime) -> (Pass<'a>, &'a mut Buffers) {
+        let pass = Pass {
+            rt,
+            angles: &self.angles,
+            recorder: &mut self.recorder,
+        };
+        (pass, &mut self.buffers)
+    }
+
+    /// Gives every buffer the size for so many rows, angles for so many rotations, and logits for `wanted` of the rows.
+    pub(crate) fn resize(&mut self, c: &Config, rotations: usize, rows: usize, wanted: usize) {
+        let Buffers {
             stream,
             attention,
-            mlp,
-            angles,
-            logits,
-            bf16_row,
-            recorder: _,
-        } = self;
+            ffn,
+        } = &mut self.buffers;
         for buffer in [&mut stream.x, &mut stream.normed, &mut stream.delta] {
             buffer.resize(rows * c.hidden_size, 0.0);
         }
-        for buffer in [&mut attention.q, &mut attention.attended] {
-            buffer.resize(rows * c.q_width(), 0.0);
+        attention.resize(c, rows);
+        ffn.resize(c, rows);
+        self.angles.resize_with(rotations, Angles::default);
+        for angles in &mut self.angles {
+            angles.cos.resize(rows * (c.head_dim / 2), 0.0);
+            angles.sin.resize(rows * (c.head_dim / 2), 0.0);
+            angles.frequencies.resize(c.head_dim / 2, 0.0);
         }
-        for buffer in [&mut attention.k, &mut attention.v] {
-            buffer.resize(rows * c.kv_width(), 0.0);
-        }
-        for buffer in [&mut mlp.gate, &mut mlp.up] {
-            buffer.resize(rows * c.intermediate_size, 0.0);
-        }
-        for buffer in [&mut angles.cos, &mut angles.sin] {
-            buffer.resize(rows * (c.head_dim / 2), 0.0);
-        }
-        angles.frequencies.resize(c.head_dim / 2, 0.0);
-        logits.resize(wanted * c.vocab_size, 0.0);
-        bf16_row.resize(c.hidden_size, 0);
+        self.logits.resize(wanted * c.vocab_size, 0.0);
+        self.bf16_row.resize(c.hidden_size, 0);
     }
 }

@@ -1,103 +1,142 @@
 //! Grouped-query attention with rotary positions.
 
+use std::ops::ControlFlow;
+use std::slice;
+
 use sparamx_kernels::attention::{self, KvPages, PAGE_TOKENS, Params, Task};
-use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, linear, vecops};
+use sparamx_kernels::{Rows, RowsMut, Runtime, vecops};
 
-use super::Norm;
-use crate::ModelError;
+use super::norm::Norm;
+use super::projection::{LayerInput, Projection, multiply};
 use crate::pass::cache::Input;
-use crate::pass::profile::{Op, Recorder};
-use crate::pass::workspace::{Angles, AttentionBuffers, Stream};
+use crate::pass::context::{Pass, Stream};
+use crate::pass::profile::Op;
+use crate::{Config, ModelError};
 
-/// `x += o(attend(rope(q(norm(x))), rope(k(norm(x))), v(norm(x))))`
+/// Buffers of an attention layer.
+#[derive(Default)]
+pub(crate) struct AttentionBuffers {
+    /// `[rows, heads * head_dim]`
+    pub q: Vec<f32>,
+    /// `[rows, kv_heads * head_dim]`
+    pub k: Vec<f32>,
+    /// `[rows, kv_heads * head_dim]`
+    pub v: Vec<f32>,
+    /// `[rows, heads * head_dim]`
+    pub attended: Vec<f32>,
+}
+
+impl AttentionBuffers {
+    /// Makes room for so many rows.
+    pub(crate) fn resize(&mut self, c: &Config, rows: usize) {
+        self.q.resize(rows * c.q_width(), 0.0);
+        self.k.resize(rows * c.kv_width(), 0.0);
+        self.v.resize(rows * c.kv_width(), 0.0);
+        self.attended.resize(rows * c.q_width(), 0.0);
+    }
+}
+
+/// `o(attend(rope(q(x)), rope(k(x)), v(x)))`
 #[derive(Clone)]
 pub(crate) struct Attention {
     /// Index of the layer, by which the cache knows it.
     pub layer: usize,
-    pub norm: Norm,
-    /// `[heads * head_dim, hidden_size]`
-    pub q: Linear,
-    /// `[kv_heads * head_dim, hidden_size]`
-    pub k: Linear,
-    /// `[kv_heads * head_dim, hidden_size]`
-    pub v: Linear,
+    /// q, `[heads * head_dim, hidden_size]`, and k and v, `[kv_heads * head_dim, hidden_size]` each.
+    pub qkv: [Projection; 3],
     /// `[hidden_size, heads * head_dim]`
-    pub o: Linear,
+    pub o: Projection,
     /// Norms of the heads of q and of k, `[head_dim]`, before the rotation.
-    pub head_norms: Option<(Norm, Norm)>,
+    pub qk_norms: Option<[Norm; 2]>,
+    /// Index of its rotation in [`Pass::angles`].
+    pub rotation: usize,
     pub params: Params,
 }
 
 impl Attention {
-    pub(crate) fn forward(
-        &self,
-        rt: &Runtime,
-        inputs: &mut [Input<'_>],
-        angles: &Angles,
-        stream: &mut Stream,
-        ws: &mut AttentionBuffers,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
-        self.attend(rt, inputs, angles, stream, ws, recorder)?;
-        self.output(rt, stream, ws, recorder)
+    /// The linear layers by what they read, in the order of the forward pass.
+    pub(crate) fn groups(&self) -> [(LayerInput, &[Projection]); 2] {
+        [
+            (LayerInput::Qkv, &self.qkv[..]),
+            (LayerInput::O, slice::from_ref(&self.o)),
+        ]
     }
 
-    /// All but the last step: `ws.attended` is the input of `o` then, and `stream.normed` still that of q, k and v.
-    pub(crate) fn attend(
+    /// The linear layers, in the order of the forward pass.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Projection> {
+        self.qkv.iter_mut().chain([&mut self.o]).collect()
+    }
+
+    /// `stream.delta = attention(stream.normed)`, or the steps as far as the input that is wanted.
+    ///
+    /// # Errors
+    /// What the caches and kernels report.
+    pub(crate) fn forward(
         &self,
-        rt: &Runtime,
+        pass: &mut Pass<'_>,
         inputs: &mut [Input<'_>],
-        angles: &Angles,
         stream: &mut Stream,
         ws: &mut AttentionBuffers,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
-        let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
+        until: Option<LayerInput>,
+    ) -> Result<ControlFlow<()>, ModelError> {
+        if until == Some(LayerInput::Qkv) {
+            return Ok(ControlFlow::Break(()));
+        }
+        let (hidden, q_width) = (self.o.linear.weight.n(), self.o.linear.weight.k());
         let rows = stream.x.len() / hidden;
-        stream.normalize(rt, &self.norm, recorder)?;
-        self.project(rt, Rows::new(&stream.normed, rows, hidden), ws, recorder)?;
-        self.rotate(rt, rows, angles, ws, recorder)?;
+        let AttentionBuffers { q, k, v, .. } = ws;
+        let x = Rows::new(&stream.normed, rows, hidden);
+        let [q_proj, k_proj, v_proj] = &self.qkv;
+        multiply(pass, Op::Qkv, x, [(q_proj, q), (k_proj, k), (v_proj, v)])?;
+        self.rotate(pass, rows, ws)?;
+        self.attend(pass, inputs, rows, ws)?;
+        if until == Some(LayerInput::O) {
+            return Ok(ControlFlow::Break(()));
+        }
+        let x = Rows::new(&ws.attended, rows, q_width);
+        multiply(pass, Op::O, x, [(&self.o, &mut stream.delta)])?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Stores the keys and values of all rows, and lets each row attend to those of its sequence.
+    fn attend(
+        &self,
+        pass: &mut Pass<'_>,
+        inputs: &mut [Input<'_>],
+        rows: usize,
+        ws: &mut AttentionBuffers,
+    ) -> Result<(), ModelError> {
         // f32 is read and bf16 written.
         let bytes = (ws.k.len() + ws.v.len()) * (size_of::<f32>() + size_of::<u16>());
-        recorder.time(Op::Cache, bytes, || self.append(rt, inputs, ws))?;
+        pass.time(Op::Cache, bytes, |rt| self.append(rt, inputs, ws))?;
 
         let pages: Vec<_> = inputs
             .iter()
             .map(|input| input.cache.pages(self.layer))
             .collect();
         let tasks = self.tasks(inputs, &pages);
+        let (q_width, _) = self.widths();
         let q = Rows::new(&ws.q, rows, q_width);
         let out = RowsMut::new(&mut ws.attended, rows, q_width);
-        recorder.time(Op::Attention, self.cache_bytes(inputs), || {
+        Ok(pass.time(Op::Attention, self.cache_bytes(inputs), |rt| {
             attention::attention(rt, &self.params, q, &tasks, out)
-        })?;
-        Ok(())
+        })?)
     }
 
-    /// The last step: what was attended to goes through `o` and into the stream.
-    pub(crate) fn output(
-        &self,
-        rt: &Runtime,
-        stream: &mut Stream,
-        ws: &AttentionBuffers,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
-        let (hidden, q_width) = (self.o.weight.n(), self.o.weight.k());
-        let rows = stream.x.len() / hidden;
-        let x = Rows::new(&ws.attended, rows, q_width);
-        let mut jobs = [LinearJob {
-            linear: &self.o,
-            y: RowsMut::new(&mut stream.delta, rows, hidden),
-        }];
-        let bytes = self.o.weight.bytes();
-        recorder.time(Op::O, bytes, || linear(rt, x, &mut jobs))?;
-        stream.add_delta(rt, hidden, recorder)
+    /// Widths of the queries, and of the keys and of the values, of all heads.
+    fn widths(&self) -> (usize, usize) {
+        let Params {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.params;
+        (heads * head_dim, kv_heads * head_dim)
     }
 
     /// Bytes of the keys and values that the inputs see, each counted once, in the form that the last token of the input sees.
     fn cache_bytes(&self, inputs: &[Input<'_>]) -> usize {
         let window = self.params.window.unwrap_or(usize::MAX);
-        let token_bytes = (self.k.weight.n() + self.v.weight.n()) * size_of::<u16>();
+        let token_bytes = 2 * self.widths().1 * size_of::<u16>();
         let of = |input: &Input<'_>| {
             let (start, rows) = (input.cache.len(), input.tokens.len());
             let seen = rows + start.min(window.saturating_sub(1));
@@ -110,61 +149,30 @@ impl Attention {
         inputs.iter().map(of).sum()
     }
 
-    /// Queries, keys and values of all rows, in one pass over the pool: they read the same rows.
-    fn project(
-        &self,
-        rt: &Runtime,
-        x: Rows<'_>,
-        ws: &mut AttentionBuffers,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
-        let (rows, q_width, kv_width) = (x.rows(), self.q.weight.n(), self.k.weight.n());
-        let mut jobs = [
-            LinearJob {
-                linear: &self.q,
-                y: RowsMut::new(&mut ws.q, rows, q_width),
-            },
-            LinearJob {
-                linear: &self.k,
-                y: RowsMut::new(&mut ws.k, rows, kv_width),
-            },
-            LinearJob {
-                linear: &self.v,
-                y: RowsMut::new(&mut ws.v, rows, kv_width),
-            },
-        ];
-        let weights = [&self.q, &self.k, &self.v].map(|linear| linear.weight.bytes());
-        let bytes = weights.iter().sum();
-        Ok(recorder.time(Op::Qkv, bytes, || linear(rt, x, &mut jobs))?)
-    }
-
     /// Norms and rotation of queries and keys, in place.
     fn rotate(
         &self,
-        rt: &Runtime,
+        pass: &mut Pass<'_>,
         rows: usize,
-        angles: &Angles,
         ws: &mut AttentionBuffers,
-        recorder: &mut Recorder,
     ) -> Result<(), ModelError> {
-        let (q_width, kv_width) = (self.q.weight.n(), self.k.weight.n());
+        let (q_width, kv_width) = self.widths();
         // Everything is read and written.
         let bytes = 2 * (size_of_val(&ws.q[..]) + size_of_val(&ws.k[..]));
-        if let Some((q_norm, k_norm)) = &self.head_norms {
-            recorder.time(Op::Norm, bytes, || {
-                let q = RowsMut::new(&mut ws.q, rows, q_width);
-                vecops::rms_norm_heads(rt, q, &q_norm.weight, q_norm.eps)?;
-                let k = RowsMut::new(&mut ws.k, rows, kv_width);
-                vecops::rms_norm_heads(rt, k, &k_norm.weight, k_norm.eps)
+        if let Some([q_norm, k_norm]) = &self.qk_norms {
+            pass.time(Op::Norm, bytes, |rt| {
+                q_norm.heads(rt, RowsMut::new(&mut ws.q, rows, q_width))?;
+                k_norm.heads(rt, RowsMut::new(&mut ws.k, rows, kv_width))
             })?;
         }
         let head_dim = self.params.head_dim;
-        recorder.time(Op::Rope, bytes, || {
+        let angles = &pass.angles[self.rotation];
+        pass.time(Op::Rope, bytes, |rt| {
             for (heads, width) in [(&mut ws.q, q_width), (&mut ws.k, kv_width)] {
                 let x = RowsMut::new(heads, rows, width);
                 vecops::rope(rt, x, head_dim, head_dim, &angles.cos, &angles.sin)?;
             }
-            Ok::<_, ModelError>(())
+            Ok(())
         })
     }
 
@@ -175,7 +183,7 @@ impl Attention {
         inputs: &mut [Input<'_>],
         ws: &AttentionBuffers,
     ) -> Result<(), ModelError> {
-        let (q_width, kv_width) = (self.q.weight.n(), self.k.weight.n());
+        let (q_width, kv_width) = self.widths();
         let mut first = 0;
         for input in inputs {
             let rows = input.tokens.len();

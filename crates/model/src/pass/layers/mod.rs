@@ -1,71 +1,99 @@
-//! The parts of a decoder layer. Each reads a normalized copy of the residual stream and adds its result to the stream.
+//! A decoder layer: attention and a feed-forward part around the residual stream. Each part reads a normalized copy of the stream,
+//! and what it computes is added to it.
 
-mod attention;
-mod mlp;
+pub(crate) mod attention;
+pub(crate) mod ffn;
+pub(crate) mod norm;
+pub(crate) mod projection;
 
-pub(crate) use attention::Attention;
-pub(crate) use mlp::Mlp;
-
-use sparamx_kernels::{Rows, RowsMut, Runtime, vecops};
+use attention::Attention;
+use ffn::Ffn;
+use norm::Norm;
+use projection::{LayerInput, Projection};
 
 use crate::ModelError;
-use crate::pass::profile::{Op, Recorder};
-use crate::pass::workspace::Stream;
+use crate::families::spec::NormPlace;
+use crate::pass::cache::Input;
+use crate::pass::context::{Pass, Stream};
+use crate::pass::workspace::Buffers;
 
 /// One decoder layer.
 #[derive(Clone)]
 pub(crate) struct Layer {
+    pub norm_place: NormPlace,
+    pub attention_norm: Norm,
     pub attention: Attention,
-    pub mlp: Mlp,
+    pub ffn_norm: Norm,
+    pub ffn: Ffn,
 }
 
-/// RMSNorm, with its weight `[hidden_size]`.
-#[derive(Clone)]
-pub(crate) struct Norm {
-    pub weight: Vec<f32>,
-    pub eps: f32,
-}
+impl Layer {
+    /// The linear layers by what they read, in the order of the forward pass.
+    pub(crate) fn groups(&self) -> impl Iterator<Item = (LayerInput, &[Projection])> {
+        self.attention.groups().into_iter().chain(self.ffn.groups())
+    }
 
-impl Norm {
-    /// `out = x / rms(x) * weight`, row by row; both `[rows, hidden_size]`.
+    /// The linear layers, in the order of the forward pass.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Projection> {
+        self.groups().flat_map(|(_, projections)| projections)
+    }
+
+    /// The linear layers, in the order of the forward pass.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Projection> {
+        let attention = self.attention.linears_mut().into_iter();
+        attention.chain(self.ffn.linears_mut())
+    }
+
+    /// Takes the residual stream through the layer; where an input of linear layers is wanted, only as far as that.
+    ///
+    /// # Errors
+    /// What the caches and kernels report.
     pub(crate) fn forward(
         &self,
-        rt: &Runtime,
-        x: Rows<'_>,
-        out: RowsMut<'_>,
+        pass: &mut Pass<'_>,
+        inputs: &mut [Input<'_>],
+        buffers: &mut Buffers,
+        until: Option<LayerInput>,
     ) -> Result<(), ModelError> {
-        Ok(vecops::rms_norm(rt, x, &self.weight, self.eps, out)?)
+        let Buffers {
+            stream,
+            attention,
+            ffn,
+        } = buffers;
+        let width = self.attention_norm.weight.len();
+        self.enter(pass, &self.attention_norm, stream)?;
+        let reached = self
+            .attention
+            .forward(pass, inputs, stream, attention, until)?;
+        if reached.is_break() {
+            return Ok(());
+        }
+        stream.add_delta(pass, width)?;
+        self.enter(pass, &self.ffn_norm, stream)?;
+        if self.ffn.forward(pass, stream, ffn, until)?.is_break() {
+            return Ok(());
+        }
+        stream.add_delta(pass, width)
     }
-}
 
-impl Stream {
-    /// Normalizes the residual stream into `normed`.
-    pub(crate) fn normalize(
-        &mut self,
-        rt: &Runtime,
+    /// What a part reads.
+    fn enter(
+        &self,
+        pass: &mut Pass<'_>,
         norm: &Norm,
-        recorder: &mut Recorder,
+        stream: &mut Stream,
     ) -> Result<(), ModelError> {
-        let width = norm.weight.len();
-        let rows = self.x.len() / width;
-        let bytes = size_of_val(&self.x[..]) + size_of_val(&self.normed[..]);
-        let x = Rows::new(&self.x, rows, width);
-        let out = RowsMut::new(&mut self.normed, rows, width);
-        recorder.time(Op::Norm, bytes, || norm.forward(rt, x, out))
+        match self.norm_place {
+            NormPlace::Before => stream.normalize(pass, norm),
+        }
     }
 
-    /// Adds `delta` to the residual stream.
-    fn add_delta(
-        &mut self,
-        rt: &Runtime,
-        width: usize,
-        recorder: &mut Recorder,
-    ) -> Result<(), ModelError> {
-        let rows = self.x.len() / width;
-        // The stream is read and written.
-        let bytes = 2 * size_of_val(&self.x[..]) + size_of_val(&self.delta[..]);
-        let x = RowsMut::new(&mut self.x, rows, width);
-        let delta = Rows::new(&self.delta, rows, width);
-        Ok(recorder.time(Op::Residual, bytes, || vecops::add(rt, x, delta))?)
+    /// The input of linear layers as [`Layer::forward`] left it when it was wanted.
+    pub(crate) fn input(input: LayerInput, buffers: &Buffers) -> &[f32] {
+        match input {
+            LayerInput::Qkv | LayerInput::GateUp => &buffers.stream.normed,
+            LayerInput::O => &buffers.attention.attended,
+            LayerInput::Down => &buffers.ffn.gate,
+        }
     }
 }
