@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
+use sparamx_format::FormatError;
 use sparamx_format::container::Dtype;
 use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 
@@ -135,9 +136,8 @@ impl Gguf {
             });
         }
         let matrix = tensor.shape.len() == 2;
-        let float = dtype(found.kind);
-        let known = matrix && matches!(found.kind, GgufType::Q8_0 | GgufType::Q4_0 | GgufType::Q6K);
-        if float.is_none() && !known {
+        let form = Form::of(found.kind).filter(|form| matrix || matches!(form, Form::Float(_)));
+        let Some(form) = form else {
             return Err(ModelError::BadTensor {
                 path,
                 tensor: name.to_owned(),
@@ -147,23 +147,24 @@ impl Gguf {
                     found.kind.name()
                 ),
             });
-        }
+        };
         let bytes = self.file.bytes(found).len() as u64;
         let source = Tensor {
             file: Arc::clone(&self.file),
             index: self.names[name],
+            form,
             heads: rotated_heads(config, &tensor.name),
         };
-        Ok(match float.filter(|_| !matrix) {
-            Some(dtype) => Found::Vector(Vector {
-                elements: source.float_rows(1).into_owned(),
+        Ok(match form {
+            Form::Float(dtype) if !matrix => Found::Vector(Vector {
+                elements: source.float_rows(dtype, 1).into_owned(),
                 path,
                 dtype,
                 shape: tensor.shape.clone(),
                 encoding: ENCODING,
                 bytes,
             }),
-            None => Found::Matrix(Foreign {
+            _ => Found::Matrix(Foreign {
                 source: Box::new(source),
                 path,
                 form: OnceLock::new(),
@@ -223,12 +224,29 @@ fn rotated_heads(config: &Config, name: &str) -> Option<usize> {
     }
 }
 
-fn dtype(kind: GgufType) -> Option<Dtype> {
-    match kind {
-        GgufType::F32 => Some(Dtype::F32),
-        GgufType::F16 => Some(Dtype::F16),
-        GgufType::Bf16 => Some(Dtype::BF16),
-        GgufType::Q8_0 | GgufType::Q4_0 | GgufType::Q6K | GgufType::Other(_) => None,
+/// The forms that are decoded.
+#[derive(Clone, Copy)]
+enum Form {
+    Float(Dtype),
+    /// Levels of 4 bits, where `narrow`, or of 8, with a scale a block.
+    Blocks {
+        decode: fn(&[u8]) -> Result<Blocks, FormatError>,
+        narrow: bool,
+    },
+}
+
+impl Form {
+    fn of(kind: GgufType) -> Option<Self> {
+        let blocks = |decode, narrow| Some(Form::Blocks { decode, narrow });
+        match kind {
+            GgufType::F32 => Some(Form::Float(Dtype::F32)),
+            GgufType::F16 => Some(Form::Float(Dtype::F16)),
+            GgufType::Bf16 => Some(Form::Float(Dtype::BF16)),
+            GgufType::Q8_0 => blocks(gguf::q8_0, false),
+            GgufType::Q6K => blocks(gguf::q6_k, false),
+            GgufType::Q4_0 => blocks(gguf::q4_0, true),
+            GgufType::Other(_) => None,
+        }
     }
 }
 
@@ -241,6 +259,7 @@ fn generation_config(keys: &Keys, vocabulary: Option<&Vocabulary>) -> Result<Val
 struct Tensor {
     file: Arc<GgufFile>,
     index: usize,
+    form: Form,
     heads: Option<usize>,
 }
 
@@ -249,12 +268,10 @@ impl Tensor {
         &self.file.tensors()[self.index]
     }
 
-    /// The bytes, rows of `k` elements in Hugging Face's order.
-    fn float_rows(&self, k: usize) -> Cow<'_, [u8]> {
-        let tensor = self.tensor();
-        let bytes = self.file.bytes(tensor);
-        let element = dtype(tensor.kind).map_or(1, |dtype| dtype.bitsize() / 8);
-        self.ordered(Cow::Borrowed(bytes), k * element)
+    /// The bytes of floats, rows of `k` elements in Hugging Face's order.
+    fn float_rows(&self, dtype: Dtype, k: usize) -> Cow<'_, [u8]> {
+        let bytes = self.file.bytes(self.tensor());
+        self.ordered(Cow::Borrowed(bytes), k * (dtype.bitsize() / 8))
     }
 
     /// Rows of `width` values in Hugging Face's order: a head's first elements of pairs, then the second ones.
@@ -279,18 +296,15 @@ impl Tensor {
 impl Decode for Tensor {
     fn decode(&self, n: usize, k: usize) -> Result<Decoded<'_>, ModelError> {
         let tensor = self.tensor();
-        if let Some(dtype) = dtype(tensor.kind) {
-            let bytes = self.float_rows(k);
-            return Ok(Decoded::Float { dtype, bytes });
-        }
-        let bytes = self.file.bytes(tensor);
-        let blocks = match tensor.kind {
-            GgufType::Q4_0 => gguf::q4_0(bytes),
-            GgufType::Q6K => gguf::q6_k(bytes),
-            _ => gguf::q8_0(bytes),
+        let (decode, narrow) = match self.form {
+            Form::Float(dtype) => {
+                let bytes = self.float_rows(dtype, k);
+                return Ok(Decoded::Float { dtype, bytes });
+            }
+            Form::Blocks { decode, narrow } => (decode, narrow),
         };
-        let Blocks { levels, mut scales } =
-            blocks.map_err(|e| e.in_tensor(&tensor.name).in_file(self.file.path()))?;
+        let Blocks { levels, mut scales } = decode(self.file.bytes(tensor))
+            .map_err(|e| e.in_tensor(&tensor.name).in_file(self.file.path()))?;
         let columns = levels.len() / scales.len();
         // A scale of -0 is worth the same as 0, which is what kernels take.
         scales.iter_mut().for_each(|scale| *scale += 0.0);
@@ -305,7 +319,7 @@ impl Decode for Tensor {
         Ok(Decoded::Levels(Quantized {
             n,
             k,
-            narrow: tensor.kind == GgufType::Q4_0,
+            narrow,
             levels: self.ordered(Cow::Owned(levels), k),
             scales: self.ordered(Cow::Owned(scales), k / columns).into_owned(),
             zeros: None,
@@ -314,7 +328,10 @@ impl Decode for Tensor {
     }
 
     fn floats(&self) -> Option<Dtype> {
-        dtype(self.tensor().kind)
+        match self.form {
+            Form::Float(dtype) => Some(dtype),
+            Form::Blocks { .. } => None,
+        }
     }
 
     fn stored_elements(&self) -> Option<usize> {
