@@ -126,8 +126,8 @@ fn a_prefix_that_was_found_does_not_matter() {
             &second,
             TOKENS,
         );
-        let pool = pool(&model, &options);
         for step in [TOKENS, 1, 37] {
+            let pool = pool(&model, &options);
             logits(&rt, &model, &mut pool.sequence(), &first, step);
             let mut cache = pool.resume(&second);
             assert_eq!(cache.len(), 256, "{options:?}");
@@ -136,8 +136,6 @@ fn a_prefix_that_was_found_does_not_matter() {
                 rest == alone[256 * vocab..],
                 "{options:?}, {step} at a time"
             );
-            drop(cache);
-            pool.clear_cache();
         }
     }
 }
@@ -160,7 +158,7 @@ fn tokens_that_were_taken_back_do_not_matter() {
         let mut found = logits(&rt, &model, &mut cache, &ids[..1], 1);
         let mut workspace = Workspace::new();
         while cache.len() < TOKENS {
-            // Guesses of which some are right: the text, then what it is not.
+            // Draft tokens of which some are accepted: the text, then something else.
             let (at, right) = (cache.len(), 1 + cache.len() % 5);
             let right = right.min(TOKENS - at);
             let tokens = [&ids[at..at + right], &[9, 8, 7, 6, 5, 4][..]].concat();

@@ -64,9 +64,10 @@ impl Layout {
 
     /// Elements of all that belongs to one layer and kv head.
     pub fn head_elems(self) -> usize {
-        let queries = match self.keeps_queries {
-            true => PAGE_TOKENS * self.shape.head_dim,
-            false => 0,
+        let queries = if self.keeps_queries {
+            PAGE_TOKENS * self.shape.head_dim
+        } else {
+            0
         };
         self.shape.key_elems() + self.shape.value_elems() + queries
     }
@@ -101,9 +102,11 @@ impl Layout {
 
     /// Refuses queries, keys and values that are not those of one layer for the same tokens.
     pub fn check(self, q: Rows<'_>, k: Rows<'_>, v: Rows<'_>) -> Result<(), KernelError> {
-        let same = |what, left, right| match left == right {
-            true => Ok(()),
-            false => Err(KernelError::Mismatch { what, left, right }),
+        let same = |what, left, right| {
+            if left != right {
+                return Err(KernelError::Mismatch { what, left, right });
+            }
+            Ok(())
         };
         let head_dim = self.shape.head_dim;
         let (q_width, kv_width) = (self.heads * head_dim, self.kv_heads * head_dim);

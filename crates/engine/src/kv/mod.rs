@@ -6,9 +6,14 @@
 //!
 //! A block that is full is never written again, so that any number of sequences can hold it. Those whose token ids are known
 //! stay in a tree when no sequence holds them any more, as long as there is room: the *prefix cache*, in which a later
-//! sequence that begins alike finds them.
+//! sequence with the same prefix finds them.
+//!
+//! From below: [`layout`] and [`options`], [`block`], [`prefix`] (the tree), [`ledger`] (who holds which block), [`pool`];
+//! [`write`], [`slot`] (a page of a sequence) and [`sequence`].
 
+mod block;
 mod layout;
+mod ledger;
 mod options;
 mod pool;
 mod prefix;
@@ -17,6 +22,6 @@ mod slot;
 mod write;
 
 pub use layout::KvShape;
-pub use options::KvOptions;
+pub use options::{KvOptions, UNDO_TOKENS};
 pub use pool::{PagePool, PoolUsage};
-pub use sequence::{PagedCache, UNDO_TOKENS};
+pub use sequence::PagedCache;

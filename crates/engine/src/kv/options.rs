@@ -4,6 +4,9 @@ use sparamx_kernels::attention::{PAGE_TOKENS, Packing, PageShape, Precision, Pru
 
 use crate::EngineError;
 
+/// So many of the tokens that were added last can be taken back exactly, whatever the form of the pages.
+pub const UNDO_TOKENS: usize = 16;
+
 /// The memory of a [`PagePool`](crate::PagePool) and the form of its pages.
 ///
 /// Pages between the first tokens and the last ones are packed once they are full; the others stay as they are, in bf16.
@@ -13,18 +16,18 @@ pub struct KvOptions {
     /// Most bytes of all pages together, those in the prefix cache included. `None`: three quarters of the memory that is
     /// available when the pool is made.
     pub budget_bytes: Option<u64>,
-    /// What the numbers of packed pages are.
+    /// The dtype of packed pages.
     pub precision: Precision,
-    /// Share of the numbers of a packed key page that are left out, from 0 to below 1.
+    /// Share of the elements of a packed key page that are left out, from 0 to below 1.
     pub key_sparsity: f32,
-    /// Share of the numbers of a packed value page that are left out, from 0 to below 1.
+    /// Share of the elements of a packed value page that are left out, from 0 to below 1.
     pub value_sparsity: f32,
     /// So many of the last tokens stay as they are, rounded up to whole pages, at least one page besides the one that is
     /// being filled.
     pub window: usize,
     /// So many of the first tokens stay as they are, rounded up to whole pages.
     pub sinks: usize,
-    /// Which numbers are left out.
+    /// Which elements are left out.
     pub rule: PruneRule,
 }
 

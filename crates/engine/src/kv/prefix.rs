@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::pool::{DenseBlock, PackedBlock};
+use super::block::{DenseBlock, PackedBlock};
 
 /// A page in the tree: the one of these tokens after those of its ancestors. Ids are never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -6,17 +6,13 @@ use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, PackedPages, Page, Precis
 use sparamx_kernels::{Rows, Runtime};
 use sparamx_model::{Config, KvCache, ModelError};
 
-use super::KvOptions;
 use super::layout::{Pair, pages};
-use super::options::Forms;
+use super::options::{Forms, KvOptions, UNDO_TOKENS};
 use super::pool::PagePool;
 use super::prefix::{NodeId, ROOT};
 use super::slot::{Job, Packed, Slot};
 use super::write::{self, New, share_out};
 use crate::EngineError;
-
-/// So many of the tokens that were added last can be taken back exactly, whatever the form of the pages.
-pub const UNDO_TOKENS: usize = 16;
 
 /// A page is packed layer by layer while the last page in which it is needed dense fills: from this slot on, when what it
 /// follows can hardly be taken back, ...
@@ -39,6 +35,22 @@ pub struct PagedCache {
     retired: usize,
 }
 
+impl PagePool {
+    /// A sequence without tokens.
+    pub fn sequence(&self) -> PagedCache {
+        PagedCache::empty(self.clone(), usize::MAX)
+    }
+
+    /// A sequence that begins with the longest part of `tokens` that the prefix cache has: whole pages, and less than all of
+    /// the tokens, so that one is left whose logits say how to go on.
+    pub fn resume(&self, tokens: &[u32]) -> PagedCache {
+        let mut sequence = self.sequence();
+        let whole = tokens.len().saturating_sub(1) / PAGE_TOKENS;
+        sequence.find(tokens, whole);
+        sequence
+    }
+}
+
 impl PagedCache {
     /// An empty cache for up to `max_tokens` tokens of the model with this `config`, with a pool of its own.
     ///
@@ -52,7 +64,7 @@ impl PagedCache {
         Ok(Self::empty(pool, max_tokens))
     }
 
-    pub(super) fn empty(pool: PagePool, limit: usize) -> Self {
+    fn empty(pool: PagePool, limit: usize) -> Self {
         let retired = pool.forms().sinks;
         Self {
             pool,
@@ -68,11 +80,6 @@ impl PagedCache {
     /// Where its pages come from.
     pub fn pool(&self) -> &PagePool {
         &self.pool
-    }
-
-    /// Tokens it can hold if memory is no matter.
-    pub fn capacity(&self) -> usize {
-        self.limit
     }
 
     /// The first of its tokens, as far as they were named.
@@ -109,27 +116,27 @@ impl PagedCache {
         if new_pages == 0 && copied.is_none() && unpacked.is_empty() {
             return Ok(());
         }
-        let mut books = self.pool.lock();
+        let mut ledger = self.pool.lock();
         let layers = self.pool.layout().layers;
         // Another sequence may have packed a page that this one saw dense so far.
         let (mut known, mut unknown) = (Vec::new(), Vec::new());
         for page in unpacked {
-            match self.path.get(page).and_then(|&id| books.share(id)) {
+            match self.path.get(page).and_then(|&id| ledger.share(id)) {
                 Some(block) => known.push((page, Packed::known(block, layers))),
                 None => unknown.push(page),
             }
         }
         let dense = new_pages + usize::from(copied.is_some());
         let packed = unknown.len() + later.len();
-        let mut taken = match self.pool.take(&mut books, dense, packed) {
+        let mut taken = match self.pool.take(&mut ledger, dense, packed) {
             Ok(taken) => taken,
             Err(error) => {
-                let held = books.in_use;
+                let held = ledger.in_use;
                 known
                     .into_iter()
-                    .for_each(|(_, packed)| packed.release(&mut books));
+                    .for_each(|(_, packed)| packed.release(&mut ledger));
                 // Pages that were only cached would have been in use too.
-                return Err(error.with_bytes(held - books.in_use));
+                return Err(error.with_bytes(held - ledger.in_use));
             }
         };
         if let Some(page) = copied
@@ -139,7 +146,7 @@ impl PagedCache {
             let old = slot.dense.replace(block);
             if let Some(old) = old {
                 slot.dense_mut().copy_from_slice(&old.content);
-                books.release(old);
+                ledger.release(old);
             }
         }
         self.slots.extend(taken.dense.into_iter().map(Slot::dense));
@@ -175,15 +182,15 @@ impl PagedCache {
 
     /// Has the tree know the full pages whose tokens have been named since.
     fn register(&mut self) {
-        let mut books = self.pool.lock();
+        let mut ledger = self.pool.lock();
         let named = self.ids.chunks_exact(PAGE_TOKENS).zip(&mut self.slots);
         for (ids, slot) in named.skip(self.path.len()) {
             let parent = self.path.last().copied().unwrap_or(ROOT);
-            let id = books.tree.child_or_new(parent, ids);
-            slot.register(&mut books, id);
+            let id = ledger.tree.child_or_new(parent, ids);
+            slot.register(&mut ledger, id);
             self.path.push(id);
         }
-        books.tree.touch(&self.path);
+        ledger.tree.touch(&self.path);
     }
 
     /// Forgets the tokens from position `len` on and gives back the pages that held only them. Says how many tokens are left:
@@ -194,23 +201,22 @@ impl PagedCache {
         let len = self.len.min(len);
         let sees_retired =
             self.retired > sinks && len / PAGE_TOKENS < self.retired.saturating_add(window);
-        self.len = match sees_retired {
-            true => len.min(sinks * PAGE_TOKENS),
-            false => len,
-        };
         if sees_retired {
+            self.len = len.min(sinks * PAGE_TOKENS);
             self.retired = sinks;
+        } else {
+            self.len = len;
         }
         self.ids.truncate(self.len);
         self.path.truncate(self.len / PAGE_TOKENS);
-        let mut books = self.pool.lock();
+        let mut ledger = self.pool.lock();
         for mut slot in self.slots.drain(pages(self.len)..) {
-            slot.release_dense(&mut books);
-            slot.release_packed(&mut books);
+            slot.release_dense(&mut ledger);
+            slot.release_packed(&mut ledger);
         }
         // The last page is no longer what was packed of it.
         if let Some(slot) = self.slots.get_mut(self.len / PAGE_TOKENS) {
-            slot.release_packed(&mut books);
+            slot.release_packed(&mut ledger);
         }
         self.len
     }
@@ -218,15 +224,17 @@ impl PagedCache {
     /// A second sequence that begins with all tokens of this one. Their pages are shared; the last one, if there is room in
     /// it, until one of them writes to it.
     pub fn fork(&self) -> Self {
-        // The lock is for the references, which the books go by.
-        let _books = self.pool.lock();
+        // The lock is for the references, which the ledger counts.
+        let _ledger = self.pool.lock();
         let whole = self.len / PAGE_TOKENS;
-        let share = |(page, slot): (usize, &Slot)| match page < whole {
-            true => slot.share(),
-            false => Slot {
+        let share = |(page, slot): (usize, &Slot)| {
+            if page < whole {
+                return slot.share();
+            }
+            Slot {
                 dense: slot.dense.clone(),
                 packed: None,
-            },
+            }
         };
         let slots = self.slots[..pages(self.len)].iter().enumerate();
         Self {
@@ -241,42 +249,46 @@ impl PagedCache {
     }
 
     /// Makes an empty sequence begin with what the prefix cache has of the first `whole` pages of `tokens`.
-    pub(super) fn find(&mut self, tokens: &[u32], whole: usize) {
+    fn find(&mut self, tokens: &[u32], whole: usize) {
         let (forms, layers) = (self.pool.forms(), self.pool.layout().layers);
-        let mut books = self.pool.lock();
+        let mut ledger = self.pool.lock();
         let (mut path, mut has) = (Vec::new(), Vec::new());
         for ids in tokens.chunks_exact(PAGE_TOKENS).take(whole) {
             let parent = path.last().copied().unwrap_or(ROOT);
-            let Some(id) = books.tree.child(parent, ids) else {
+            let Some(id) = ledger.tree.child(parent, ids) else {
                 break;
             };
-            let node = books.tree.node(id);
+            let node = ledger.tree.node(id);
             has.push((node.dense.is_some(), node.packed.is_some()));
             path.push(id);
         }
         // As many pages as there are in the forms that the next token sees.
         let usable = |&count: &usize| {
             let mut pages = has[..count].iter().enumerate();
-            pages.all(|(page, &(dense, packed))| match forms.packed(page, count) {
-                true => packed,
-                false => dense,
+            pages.all(|(page, &(dense, packed))| {
+                if forms.packed(page, count) {
+                    packed
+                } else {
+                    dense
+                }
             })
         };
         let count = (0..=path.len()).rev().find(usable).unwrap_or(0);
         path.truncate(count);
         for (page, &id) in path.iter().enumerate() {
-            self.slots.push(match forms.packed(page, count) {
-                true => Slot {
+            self.slots.push(if forms.packed(page, count) {
+                Slot {
                     dense: None,
-                    packed: books.share(id).map(|block| Packed::known(block, layers)),
-                },
-                false => Slot {
-                    dense: books.share(id),
+                    packed: ledger.share(id).map(|block| Packed::known(block, layers)),
+                }
+            } else {
+                Slot {
+                    dense: ledger.share(id),
                     packed: None,
-                },
+                }
             });
         }
-        books.tree.touch(&path);
+        ledger.tree.touch(&path);
         self.path = path;
         self.len = count * PAGE_TOKENS;
         self.ids = tokens[..self.len].to_vec();
@@ -286,13 +298,13 @@ impl PagedCache {
     /// Position after `tokens` more tokens, if that many fit.
     fn end(&self, tokens: usize) -> Result<usize, ModelError> {
         let needed = self.len.saturating_add(tokens);
-        match needed <= self.limit {
-            true => Ok(needed),
-            false => Err(ModelError::CacheFull {
+        if needed > self.limit {
+            return Err(ModelError::CacheFull {
                 needed,
                 capacity: self.limit,
-            }),
+            });
         }
+        Ok(needed)
     }
 
     /// The page that the next token goes to, if it is there and others hold it as well.
@@ -332,14 +344,14 @@ impl PagedCache {
         if retired_end <= self.retired && !(self.retired..self.path.len()).any(news) {
             return;
         }
-        let mut books = self.pool.lock();
+        let mut ledger = self.pool.lock();
         for (slot, &id) in self.slots.iter_mut().zip(&self.path).skip(self.retired) {
             if slot.is_news() {
-                slot.register(&mut books, id);
+                slot.register(&mut ledger, id);
             }
         }
         while self.retired < retired_end {
-            self.slots[self.retired].release_dense(&mut books);
+            self.slots[self.retired].release_dense(&mut ledger);
             self.retired += 1;
         }
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use sparamx_kernels::Runtime;
 use sparamx_kernels::attention::PackedPair;
 
+use super::block::{DenseBlock, PackedBlock};
 use super::layout::{Layout, Pair};
-use super::pool::{Books, DenseBlock, PackedBlock};
+use super::ledger::Ledger;
 use super::prefix::NodeId;
 use super::write::query_sums;
 
@@ -44,8 +45,8 @@ impl Packed {
         }
     }
 
-    pub fn release(self, books: &mut Books) {
-        books.release(self.block);
+    pub fn release(self, ledger: &mut Ledger) {
+        ledger.release(self.block);
     }
 
     pub fn block(&self) -> &PackedBlock {
@@ -75,9 +76,10 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     pub fn run(&mut self, rt: &Runtime, layout: Layout) {
-        let query = match layout.keeps_queries {
-            true => query_sums(self.from.queries, layout.shape.head_dim),
-            false => Vec::new(),
+        let query = if layout.keeps_queries {
+            query_sums(self.from.queries, layout.shape.head_dim)
+        } else {
+            Vec::new()
         };
         self.to
             .pack(rt.cpu(), self.from.key, self.from.value, &query);
@@ -92,7 +94,7 @@ impl Slot {
         }
     }
 
-    /// Whether the page is packed whole and the tree does not know yet.
+    /// Whether the page is packed whole and the tree does not have it yet.
     pub fn is_news(&self) -> bool {
         let news = |packed: &Packed| !packed.in_tree && packed.is_complete();
         self.packed.as_ref().is_some_and(news)
@@ -104,7 +106,7 @@ impl Slot {
         self.dense.as_ref().is_some_and(shared)
     }
 
-    /// The numbers of the dense page, which nobody else holds.
+    /// The elements of the dense page, which nobody else holds.
     pub fn dense_mut(&mut self) -> &mut [u16] {
         let block = self.dense.as_mut().and_then(Arc::get_mut);
         let block = block.and_then(|block| block.content.as_mut_slice());
@@ -134,14 +136,14 @@ impl Slot {
     }
 
     /// Has the tree know the page, which is full, in the forms that are there.
-    pub fn register(&mut self, books: &mut Books, id: NodeId) {
+    pub fn register(&mut self, ledger: &mut Ledger, id: NodeId) {
         if let Some(block) = &mut self.dense {
-            books.register(id, block);
+            ledger.register(id, block);
         }
         if self.is_news()
             && let Some(packed) = &mut self.packed
         {
-            books.register(id, &mut packed.block);
+            ledger.register(id, &mut packed.block);
             packed.in_tree = true;
         }
     }
@@ -159,15 +161,15 @@ impl Slot {
         }
     }
 
-    pub fn release_dense(&mut self, books: &mut Books) {
+    pub fn release_dense(&mut self, ledger: &mut Ledger) {
         if let Some(block) = self.dense.take() {
-            books.release(block);
+            ledger.release(block);
         }
     }
 
-    pub fn release_packed(&mut self, books: &mut Books) {
+    pub fn release_packed(&mut self, ledger: &mut Ledger) {
         if let Some(packed) = self.packed.take() {
-            packed.release(books);
+            packed.release(ledger);
         }
     }
 }

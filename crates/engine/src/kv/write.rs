@@ -40,9 +40,10 @@ pub(super) fn write<'a>(
 ) {
     let mut pieces = pieces(layout, new.start, new.k.rows(), blocks);
     let each = |piece: &mut Piece<'_>| piece.write(layout, new);
-    match new.k.rows() * new.k.cols() < SHARED_ELEMS {
-        true => pieces.iter_mut().for_each(each),
-        false => share_out(rt, &mut pieces, &each),
+    if new.k.rows() * new.k.cols() < SHARED_ELEMS {
+        pieces.iter_mut().for_each(each);
+    } else {
+        share_out(rt, &mut pieces, &each);
     }
 }
 
