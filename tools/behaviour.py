@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
 TEXT = ROOT / "LICENSE-APACHE"
-EVAL = next(ROOT.glob("crates/*/tests/fixtures/eval"))
+EVAL = next(ROOT.glob("crates/*/tests/fixtures/**/piqa.jsonl")).parent
 LEVELS = ["portable", "avx2", "avx512", "amx"]
 # A key with one of these in its name holds a time.
 TIMES = re.compile(r"per_s|_us|_ms|seconds|time|reason|expanded|resident")

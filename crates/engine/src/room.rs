@@ -1,4 +1,4 @@
-//! How many tokens a text has at the least, told before it is tokenized.
+//! The least number of tokens of a text, known before it is tokenized.
 
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;

@@ -178,9 +178,10 @@ mod tests {
             let mut matcher = StopMatcher::new(&strings(&[stop])).unwrap();
             let mut text = String::new();
             for piece in pieces {
-                let passed = match piece.starts_with("<|") {
-                    true => matcher.push_special(piece),
-                    false => matcher.push(piece),
+                let passed = if piece.starts_with("<|") {
+                    matcher.push_special(piece)
+                } else {
+                    matcher.push(piece)
                 };
                 text += &passed.text;
                 if passed.stopped {

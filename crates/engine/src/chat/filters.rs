@@ -107,9 +107,10 @@ fn refuse_namespaces(value: &Value, parts: &mut usize) -> Result<(), Error> {
 fn modulo(state: &mut State, left: Value, right: Value) -> Result<Value, Error> {
     if left.as_str().is_some() {
         let mut args = vec![left];
-        match right.is_tuple() {
-            true => args.extend(right.try_iter()?),
-            false => args.push(right),
+        if right.is_tuple() {
+            args.extend(right.try_iter()?)
+        } else {
+            args.push(right)
         }
         return state.apply_filter("format", &args);
     }
@@ -190,17 +191,19 @@ fn float(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
 }
 
 fn defined(value: &Value) -> Result<(), Error> {
-    match value.is_undefined() {
-        true => Err(Error::from(ErrorKind::UndefinedError)),
-        false => Ok(()),
+    if value.is_undefined() {
+        Err(Error::from(ErrorKind::UndefinedError))
+    } else {
+        Ok(())
     }
 }
 
 /// The option `default`, which may be none.
 fn default_of(options: &Kwargs, other: Value) -> Result<Value, Error> {
-    match options.has("default") {
-        true => options.get("default"),
-        false => Ok(other),
+    if options.has("default") {
+        options.get("default")
+    } else {
+        Ok(other)
     }
 }
 
@@ -208,13 +211,13 @@ fn default_of(options: &Kwargs, other: Value) -> Result<Value, Error> {
 fn default(value: &Value, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let options = by_name(args, &["default_value", "boolean"])?;
     let boolean = flag(&options, "boolean")?;
-    Ok(
-        match value.is_undefined() || (boolean && !value.is_true()) {
-            true if options.has("default_value") => options.get("default_value")?,
-            true => Value::from(""),
-            false => value.clone(),
-        },
-    )
+    Ok(if !value.is_undefined() && (!boolean || value.is_true()) {
+        value.clone()
+    } else if options.has("default_value") {
+        options.get("default_value")?
+    } else {
+        Value::from("")
+    })
 }
 
 /// An option that is off unless it is given.
@@ -241,9 +244,10 @@ fn escape(state: &State, value: &Value) -> Result<Value, Error> {
 fn indent(state: &State, text: &str, args: Rest<ValueOrKwargs>) -> Result<Value, Error> {
     let options = by_name(args, &["width", "first", "blank"])?;
     let (first, blank) = (flag(&options, "first")?, flag(&options, "blank")?);
-    let width = match options.has("width") {
-        true => options.get("width")?,
-        false => Value::from(4),
+    let width = if options.has("width") {
+        options.get("width")?
+    } else {
+        Value::from(4)
     };
     let blanks = json::indentation(state, &width)?;
     let text = format!("{text}\n");
@@ -280,9 +284,10 @@ fn parse_int(text: &str, base: u32) -> Option<i128> {
         .find_map(|p| digits.strip_prefix(p))
         .unwrap_or(digits);
     let digits = without_underscores(digits)?;
-    match digits.starts_with(['+', '-']) {
-        true => None,
-        false => Some(sign * i128::from_str_radix(&digits, base).ok()?),
+    if digits.starts_with(['+', '-']) {
+        None
+    } else {
+        Some(sign * i128::from_str_radix(&digits, base).ok()?)
     }
 }
 

@@ -66,9 +66,10 @@ fn cases(text: &str, name: &str, args: &[Value]) -> Found {
 }
 
 fn swap_case(c: char) -> String {
-    match c.is_uppercase() {
-        true => c.to_lowercase().to_string(),
-        false => c.to_uppercase().to_string(),
+    if c.is_uppercase() {
+        c.to_lowercase().to_string()
+    } else {
+        c.to_uppercase().to_string()
     }
 }
 
@@ -81,9 +82,10 @@ fn is_cased(c: char) -> bool {
 fn title(text: &str) -> String {
     let (mut out, mut inside) = (String::with_capacity(text.len()), false);
     for c in text.chars() {
-        match inside {
-            true => out.extend(c.to_lowercase()),
-            false => out.extend(c.to_uppercase()),
+        if inside {
+            out.extend(c.to_lowercase())
+        } else {
+            out.extend(c.to_uppercase())
         }
         inside = is_cased(c);
     }
@@ -141,9 +143,10 @@ fn search(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
         _ => {
             let what = text_of(&what, name)?;
             let before = part.and_then(|part| {
-                let at = match name.starts_with('r') {
-                    true => part.rfind(what),
-                    false => part.find(what),
+                let at = if name.starts_with('r') {
+                    part.rfind(what)
+                } else {
+                    part.find(what)
                 };
                 at.map(|at| &part[..at])
             });
@@ -162,9 +165,12 @@ fn within(text: &str, start: Option<i64>, end: Option<i64>) -> (usize, Option<&s
         return (0, Some(text));
     }
     let count = text.chars().count() as i64;
-    let place = |index: i64| match index < 0 {
-        true => (index + count).max(0),
-        false => index,
+    let place = |index: i64| {
+        if index < 0 {
+            (index + count).max(0)
+        } else {
+            index
+        }
     };
     let start = place(start.unwrap_or(0));
     let end = place(end.unwrap_or(count)).min(count);
@@ -261,16 +267,18 @@ fn words(text: &str, limit: usize, from_end: bool) -> Vec<&str> {
     let trim = |rest: &'_ str| -> usize { rest.trim_end_matches(python::is_space).len() };
     let mut rest = text;
     loop {
-        rest = match from_end {
-            true => &rest[..trim(rest)],
-            false => rest.trim_start_matches(python::is_space),
+        rest = if from_end {
+            &rest[..trim(rest)]
+        } else {
+            rest.trim_start_matches(python::is_space)
         };
         if rest.is_empty() {
             return parts;
         }
-        let cut = match from_end {
-            true => rest.rfind(python::is_space),
-            false => rest.find(python::is_space),
+        let cut = if from_end {
+            rest.rfind(python::is_space)
+        } else {
+            rest.find(python::is_space)
         };
         match cut.filter(|_| parts.len() < limit) {
             Some(at) if from_end => {
@@ -441,9 +449,10 @@ fn of_map(map: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
         "get" => {
             let (key, default): (&Value, Option<Value>) = from_args(args)?;
             let found = map.get_item(key)?;
-            Ok(match found.is_undefined() {
-                true => default.unwrap_or_else(|| Value::from(())),
-                false => found,
+            Ok(if found.is_undefined() {
+                default.unwrap_or_else(|| Value::from(()))
+            } else {
+                found
             })
         }
         "keys" => plain(args, map.try_iter()?.collect::<Value>()),

@@ -305,7 +305,8 @@ mod tests {
     #[test]
     fn blocks_take_their_line_and_text_is_not_escaped() {
         assert_renders(
-            "{{ bos_token }}\n{% for m in messages %}\n  {% if m.role == 'user' %}\n<{{ m['content'] }}>\n  {% endif %}\n{% endfor %}\nend\n",
+            "{{ bos_token }}\n{% for m in messages %}\n  {% if m.role == 'user' %}\n<{{ m['content'] }}>\n  {% endif %}\n\
+             {% endfor %}\nend\n",
             "<s>\n<Hi <b> & é>\nend",
         );
         assert_renders(

@@ -163,15 +163,7 @@ impl Task {
                 [text("choice1")?, text("choice2")?],
                 label(line, "label", 2)?,
             )?,
-            Task::HellaSwag => {
-                let (a, b) = (text("ctx_a")?, text("ctx_b")?);
-                let activity = text("activity_label")?;
-                let context = plain(&format!("{activity}: {a} {}", capitalize(b)));
-                let endings = texts(line.get("endings"), "endings")?;
-                let endings: Vec<String> = endings.iter().map(|text| plain(text)).collect();
-                let answer = label(line, "label", endings.len())?;
-                Question::new(&context, &endings, answer)
-            }
+            Task::HellaSwag => hellaswag(line)?,
             Task::Piqa => {
                 let context = format!("Question: {}\nAnswer:", text("goal")?);
                 let choices = [text("sol1")?, text("sol2")?];
@@ -190,21 +182,7 @@ impl Task {
                 ];
                 Question::new(&context, &choices, 3)
             }
-            Task::WinoGrande => {
-                let sentence = text("sentence")?;
-                let (before, after) = sentence
-                    .split_once('_')
-                    .ok_or("'sentence' has no _ where an option goes")?;
-                let choice = |option: &str| Choice {
-                    context: format!("{before}{option}"),
-                    continuation: format!("{DELIMITER}{}", strip(after)),
-                    text: format!("{before}{option}"),
-                };
-                Question {
-                    choices: vec![choice(text("option1")?), choice(text("option2")?)],
-                    answer: numbered(line, "answer", 1, 2)?,
-                }
-            }
+            Task::WinoGrande => winogrande(line)?,
         })
     }
 }
@@ -227,6 +205,32 @@ impl Question {
             answer,
         }
     }
+}
+
+fn hellaswag(line: &Map<String, Value>) -> Result<Question, String> {
+    let (a, b) = (text(line, "ctx_a")?, text(line, "ctx_b")?);
+    let activity = text(line, "activity_label")?;
+    let context = plain(&format!("{activity}: {a} {}", capitalize(b)));
+    let endings = texts(line.get("endings"), "endings")?;
+    let endings: Vec<String> = endings.iter().map(|text| plain(text)).collect();
+    let answer = label(line, "label", endings.len())?;
+    Ok(Question::new(&context, &endings, answer))
+}
+
+fn winogrande(line: &Map<String, Value>) -> Result<Question, String> {
+    let (before, after) = text(line, "sentence")?
+        .split_once('_')
+        .ok_or("'sentence' has no _ where an option goes")?;
+    let choice = |option: &str| Choice {
+        context: format!("{before}{option}"),
+        continuation: format!("{DELIMITER}{}", strip(after)),
+        text: format!("{before}{option}"),
+    };
+    let [first, second] = [text(line, "option1")?, text(line, "option2")?];
+    Ok(Question {
+        choices: vec![choice(first), choice(second)],
+        answer: numbered(line, "answer", 1, 2)?,
+    })
 }
 
 /// HellaSwag's texts without what its second source, WikiHow, left in them.

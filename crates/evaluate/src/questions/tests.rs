@@ -9,6 +9,11 @@ fn one(line: &str) -> Question {
     parse(line).unwrap().questions.remove(0)
 }
 
+/// A question in several lines of a source.
+fn joined(lines: &str) -> Question {
+    one(&lines.replace('\n', " "))
+}
+
 fn message(text: &str) -> String {
     parse(text).unwrap_err().to_string()
 }
@@ -23,8 +28,9 @@ fn prompts_are_those_of_the_harness() {
     assert_eq!(question.choices[1].continuation, " b ");
     assert_eq!(question.choices[1].text, "b ");
 
-    let question = one(
-        r#"{"activity_label": "Art", "ctx_a": "[header] How [step] to.", "ctx_b": "the MAN", "endings": [" [title] x  y [a]", "z"], "label": "1", "ind": 4}"#,
+    let question = joined(
+        r#"{"activity_label": "Art", "ctx_a": "[header] How [step] to.", "ctx_b": "the MAN",
+            "endings": [" [title] x  y [a]", "z"], "label": "1", "ind": 4}"#,
     );
     assert_eq!(question.answer, 1);
     assert_eq!(question.choices[0].context, "Art: How to. The man");
@@ -137,7 +143,7 @@ fn lines_that_are_no_questions_are_named() {
 }
 
 #[test]
-fn the_task_is_told_by_the_fields_or_by_the_user() {
+fn the_task_is_known_by_the_fields_or_from_the_user() {
     let unknown = message(r#"{"prompt": "a"}"#);
     for words in ["no task that is known", "piqa (goal, sol1, sol2)"] {
         assert!(unknown.contains(words), "{unknown}");
