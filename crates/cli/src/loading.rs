@@ -1,88 +1,55 @@
-//! A model, its tokenizer, and the threads that run it.
+//! Opening models, with what the engine reports on the terminal.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Result;
-use sparamx_engine::Tokenizer;
+use indicatif::ProgressBar;
+use sparamx_engine::{Loaded, Opening, Tokenizer, open as opening};
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Group, LoadOptions, Model, ResidenceOptions};
+use sparamx_model::{Checkpoint, Group, Model};
 
 use crate::args::{Common, Memory, Threads};
 use crate::{output, progress, runtime, units};
 
-/// Everything that text goes through.
-pub struct Loaded {
-    /// The threads.
-    pub runtime: Runtime,
-    /// The weights.
-    pub model: Model,
-    /// Text to ids and back.
-    pub tokenizer: Tokenizer,
-}
-
-/// The same, of whoever owns it.
-#[derive(Clone, Copy)]
-pub struct Ready<'a> {
-    /// The threads.
-    pub runtime: &'a Runtime,
-    /// The weights.
-    pub model: &'a Model,
-    /// Text to ids and back.
-    pub tokenizer: &'a Tokenizer,
-}
-
-impl Loaded {
-    /// A view of it.
-    pub fn ready(&self) -> Ready<'_> {
-        Ready {
-            runtime: &self.runtime,
-            model: &self.model,
-            tokenizer: &self.tokenizer,
-        }
-    }
-}
-
-/// Loads the model in a directory, and expands those weights that are faster so.
+/// Loads the model in a directory, and expands those weights that are faster so. The calling thread is to compute.
 ///
 /// # Errors
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.
 pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) -> Result<Loaded> {
-    let runtime = runtime::start(threads.count(), common)?;
-    let checkpoint = open(directory, common)?;
-    // Before the weights: it is the smaller one, and as often wrong.
-    let tokenizer = tokenizer(&checkpoint, common)?;
-    let mut model = weights(&runtime, &checkpoint, memory, common)?;
-    let groups = settle(&mut model, &runtime, memory, common)?;
-    runtime.pin_caller();
-    if common.verbose {
-        let inexact = model.inexact();
-        output::complain(&format!(
-            "{}: {} of weights, {} of {} values rounded to bf16; {} threads, {}",
-            directory.display(),
-            units::bytes(model.weight_bytes()),
-            units::count(inexact.rounded),
-            units::count(inexact.values),
-            runtime.threads(),
-            runtime.cpu().isa()
-        ));
-        let expanded = |group: &&Group| group.expanded > 0;
-        for group in groups.iter().filter(expanded) {
-            output::complain(&format!(
-                "{}: {} of {} expanded to {}, {:.0} instead of {:.0} us each",
-                group.module,
-                group.expanded,
-                group.tensors,
-                group.dense,
-                group.dense_us,
-                group.packed_us
-            ));
-        }
+    let runtime = Arc::new(runtime::start(threads.count(), common)?);
+    let loaded = Loaded::open(directory, runtime, memory.memory_bytes, &mut report(common))?;
+    loaded.runtime.pin_caller();
+    details(directory, &loaded, common);
+    Ok(loaded)
+}
+
+/// With `--verbose`: what a model takes, and what became of its packed weights.
+pub fn details(directory: &Path, loaded: &Loaded, common: Common) {
+    if !common.verbose {
+        return;
     }
-    Ok(Loaded {
-        runtime,
-        model,
-        tokenizer,
-    })
+    let inexact = loaded.model.inexact();
+    output::complain(&format!(
+        "{}: {} of weights, {} of {} values rounded to bf16; {} threads, {}",
+        directory.display(),
+        units::bytes(loaded.model.weight_bytes()),
+        units::count(inexact.rounded),
+        units::count(inexact.values),
+        loaded.runtime.threads(),
+        loaded.runtime.cpu().isa()
+    ));
+    for group in loaded.groups.iter().filter(|group| group.expanded > 0) {
+        output::complain(&format!(
+            "{}: {} of {} expanded to {}, {:.0} instead of {:.0} us each",
+            group.module,
+            group.expanded,
+            group.tensors,
+            group.dense,
+            group.dense_us,
+            group.packed_us
+        ));
+    }
 }
 
 /// Opens a model, and says what is odd about its files.
@@ -90,13 +57,7 @@ pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) 
 /// # Errors
 /// The files cannot be used.
 pub fn open(directory: &Path, common: Common) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::open(directory)?;
-    if !common.quiet {
-        for note in checkpoint.notes() {
-            output::complain(&format!("warning: {}: {note}", directory.display()));
-        }
-    }
-    Ok(checkpoint)
+    Ok(opening::checkpoint(directory, &mut report(common))?)
 }
 
 /// Reads the tokenizer of a model, and says what is odd about it.
@@ -104,11 +65,7 @@ pub fn open(directory: &Path, common: Common) -> Result<Checkpoint> {
 /// # Errors
 /// There is none, or it cannot be used.
 pub fn tokenizer(checkpoint: &Checkpoint, common: Common) -> Result<Tokenizer> {
-    let tokenizer = Tokenizer::from_dir(checkpoint.dir(), checkpoint.config().vocab_size)?;
-    for warning in tokenizer.warnings().iter().filter(|_| !common.quiet) {
-        output::complain(&format!("warning: {warning}"));
-    }
-    Ok(tokenizer)
+    Ok(opening::tokenizer(checkpoint, &mut report(common))?)
 }
 
 /// Reads the weights, with a bar.
@@ -121,21 +78,13 @@ pub fn weights(
     memory: Memory,
     common: Common,
 ) -> Result<Model> {
-    let bar = progress::byte_bar(common, 0, "loading");
-    let options = LoadOptions {
-        available_bytes: memory.memory_bytes,
-    };
-    let model = Model::load(runtime, checkpoint, &options, &mut |progress| {
-        bar.set_length(progress.total_bytes);
-        bar.set_position(progress.done_bytes);
-    })?;
-    bar.finish_and_clear();
-    if let Some((tensors, why)) = checkpoint.dequantized().filter(|_| !common.quiet) {
-        output::complain(&format!(
-            "note: {tensors} quantized tensors run in bf16, because int8 and int4 kernels have no {why}"
-        ));
-    }
-    Ok(model)
+    let bytes = memory.memory_bytes;
+    Ok(opening::weights(
+        runtime,
+        checkpoint,
+        bytes,
+        &mut report(common),
+    )?)
 }
 
 /// Decides which packed weights are expanded, with a bar, and expands them.
@@ -148,15 +97,58 @@ pub fn settle(
     memory: Memory,
     common: Common,
 ) -> Result<Vec<Group>> {
-    let bar = progress::count_bar(common, 0, "steps", "trying kernels");
-    let options = ResidenceOptions {
-        memory_bytes: memory.memory_bytes,
-        ..ResidenceOptions::default()
-    };
-    let groups = model.settle(runtime, options, &mut |done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-    })?;
-    bar.finish_and_clear();
-    Ok(groups)
+    let bytes = memory.memory_bytes;
+    Ok(opening::settle(model, runtime, bytes, &mut report(common))?)
+}
+
+/// Shows on standard error what is reported while a model is opened: bars and lines.
+pub fn report(common: Common) -> impl FnMut(Opening) {
+    let mut bar = Bar(None);
+    move |report| match report {
+        Opening::Warning(text) => line(common, "warning", &text),
+        Opening::Note(text) => {
+            bar = Bar(None);
+            line(common, "note", &text);
+        }
+        Opening::Reading {
+            done_bytes,
+            total_bytes,
+        } => bar.advance(done_bytes, total_bytes, || {
+            progress::byte_bar(common, 0, "loading")
+        }),
+        Opening::Trying { done, total } => bar.advance(done as u64, total as u64, || {
+            progress::count_bar(common, 0, "steps", "trying kernels")
+        }),
+    }
+}
+
+fn line(common: Common, kind: &str, text: &str) {
+    if !common.quiet {
+        output::complain(&format!("{kind}: {text}"));
+    }
+}
+
+/// The bar of the present stage, gone when the stage is over.
+struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// Shows how far a stage is. One that begins, with 0 of 0, gets the bar that `new` makes.
+    fn advance(&mut self, done: u64, total: u64, new: impl Fn() -> ProgressBar) {
+        if (done, total) == (0, 0) {
+            *self = Self(None);
+            self.0 = Some(new());
+        }
+        if let Some(bar) = self.0.as_ref().filter(|_| total > 0) {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
 }

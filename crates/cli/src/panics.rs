@@ -30,6 +30,11 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
+/// Goes on with a panic that another thread caught: [`caught`] says where it was.
+pub fn resume(message: String) -> ! {
+    panic::resume_unwind(Box::new(message))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,14 +5,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use serde_json::Value;
-use sparamx_engine::{GenerateParams, SamplingParams};
-use sparamx_model::model_json;
+use sparamx_engine::{GenerateParams, SamplingDefaults, SamplingParams};
 
 use crate::args;
-
-const TEMPERATURE: f32 = 0.8;
-const TOP_P: f32 = 0.95;
 
 /// Options of sampling.
 #[derive(Clone, Debug, Args)]
@@ -66,25 +61,19 @@ impl SamplingArgs {
     /// # Errors
     /// Its `generation_config.json` cannot be read, or has a value that means nothing.
     pub fn params(&self, directory: &Path) -> Result<SamplingParams> {
-        let model = Defaults::read(directory)?;
+        let model = SamplingDefaults::read(directory)?.params();
         let params = SamplingParams {
-            temperature: self
-                .temperature
-                .or(model.temperature)
-                .unwrap_or(TEMPERATURE),
-            top_k: self.top_k.or(model.top_k).unwrap_or(0),
-            top_p: self.top_p.or(model.top_p).unwrap_or(TOP_P),
-            min_p: self.min_p.or(model.min_p).unwrap_or(0.0),
-            repetition_penalty: self
-                .repetition_penalty
-                .or(model.repetition_penalty)
-                .unwrap_or(1.0),
+            temperature: self.temperature.unwrap_or(model.temperature),
+            top_k: self.top_k.unwrap_or(model.top_k),
+            top_p: self.top_p.unwrap_or(model.top_p),
+            min_p: self.min_p.unwrap_or(model.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
             // The keys of a hasher are the standard library's only source of randomness.
             seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
         };
         // Options were checked when they were read.
         params.validate().with_context(|| {
-            let path = directory.join(FILE);
+            let path = directory.join(SamplingDefaults::FILE);
             format!(
                 "{}: choose another value by the option of this name",
                 path.display()
@@ -140,70 +129,11 @@ pub fn show(params: &GenerateParams) -> String {
     )
 }
 
-const FILE: &str = "generation_config.json";
-
-/// What `generation_config.json` says.
-#[derive(Debug, Default, PartialEq)]
-struct Defaults {
-    temperature: Option<f32>,
-    top_k: Option<usize>,
-    top_p: Option<f32>,
-    min_p: Option<f32>,
-    repetition_penalty: Option<f32>,
-}
-
-impl Defaults {
-    fn read(directory: &Path) -> Result<Defaults> {
-        let Some(fields) = model_json(directory, FILE)? else {
-            return Ok(Defaults::default());
-        };
-        Ok(Defaults::of(&Value::Object(fields)))
-    }
-
-    fn of(value: &Value) -> Defaults {
-        let number = |name: &str| value[name].as_f64().map(|number| number as f32);
-        let greedy = value["do_sample"] == false;
-        Defaults {
-            temperature: if greedy {
-                Some(0.0)
-            } else {
-                number("temperature")
-            },
-            top_k: value["top_k"].as_u64().map(|top_k| top_k as usize),
-            top_p: number("top_p"),
-            min_p: number("min_p"),
-            repetition_penalty: number("repetition_penalty"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn the_model_has_defaults() {
-        let defaults = Defaults::of(
-            &json!({"do_sample": true, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [1, 2]}),
-        );
-        assert_eq!(
-            defaults,
-            Defaults {
-                temperature: Some(0.6),
-                top_p: Some(0.9),
-                ..Defaults::default()
-            }
-        );
-        let greedy = Defaults::of(&json!({"do_sample": false, "temperature": 0.6}));
-        assert_eq!(greedy.temperature, Some(0.0));
-        assert_eq!(
-            Defaults::of(&json!({"top_k": null, "temperature": "hot"})),
-            Defaults::default()
-        );
-    }
 
     #[test]
     fn options_come_first() {
@@ -221,7 +151,7 @@ mod tests {
         let params = args.params(directory.path()).expect("parameters");
         assert_eq!(
             (params.temperature, params.top_k, params.top_p, params.seed),
-            (0.0, 20, TOP_P, 7)
+            (0.0, 20, SamplingParams::default().top_p, 7)
         );
         fs::write(directory.path().join("generation_config.json"), "{").expect("a file");
         assert!(args.params(directory.path()).is_err());

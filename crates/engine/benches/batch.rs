@@ -2,18 +2,19 @@
 //!
 //! For the model that ships and a random one of TinyLlama's shape (dense bf16; another shape as argument), by the number of
 //! sequences that decode: tokens a second, time of a step, and how it divides into the model, the choice of tokens, and the
-//! rest, which is the schedule. Then the gain by guesses on texts that repeat themselves. Medians of the steps.
+//! rest, which is the schedule. Then the gain by draft tokens on texts that repeat themselves. Medians of the steps.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sparamx_cpu::{Cpu, topology};
 use sparamx_engine::{
-    BatchEngine, Engine, EngineOptions, GenerateParams, Request, SamplingParams, Speculation,
-    Stats, Tokenizer,
+    BatchEngine, Engine, EngineOptions, GenerateParams, Loaded, Request, SamplingParams,
+    Speculation, Stats,
 };
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, LoadOptions, Model, Precision, RandomSpec, shapes};
+use sparamx_model::{Model, Precision, RandomSpec, shapes};
 
 const SEQUENCES: [usize; 4] = [1, 8, 32, 64];
 const PROMPT: usize = 8;
@@ -23,7 +24,7 @@ fn main() {
     let shape = shape.as_deref().unwrap_or("tinyllama-1.1b");
     let cpu = Cpu::detect().expect("a CPU");
     let rt = Runtime::new(cpu, topology::default_threads()).expect("threads");
-    rt.pin_caller();
+    let rt = Arc::new(rt);
     println!(
         "{}, {}, {} threads",
         cpu.report().brand,
@@ -31,11 +32,9 @@ fn main() {
         rt.threads()
     );
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m-50");
-    let checkpoint = Checkpoint::open(&dir).expect("the model that ships");
-    let model =
-        Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).expect("weights");
-    let tokenizer = Tokenizer::from_dir(&dir, model.config().vocab_size).expect("a tokenizer");
-    measure("stories-5m-50", &rt, &model, &tokenizer, 128);
+    let loaded = Loaded::open(&dir, Arc::clone(&rt), None, &mut |_| ()).expect("the shipped model");
+    rt.pin_caller();
+    measure("stories-5m-50", &loaded, 128);
     let config = shapes::config(shape).expect("a shape");
     let spec = RandomSpec {
         sparsity: 0.0,
@@ -43,15 +42,23 @@ fn main() {
         seed: 1,
     };
     let model = Model::random(&rt, &config, spec).expect("memory");
-    measure(shape, &rt, &model, &tokenizer, 16);
+    measure(
+        shape,
+        &Loaded::new(rt, Arc::new(model), loaded.tokenizer),
+        16,
+    );
 }
 
-fn measure(name: &str, rt: &Runtime, model: &Model, tokenizer: &Tokenizer, tokens: usize) {
+fn measure(name: &str, loaded: &Loaded, tokens: usize) {
     println!("\n{name}: sequences, tokens/s, ms a step: model, choice, rest (share)");
-    let [greedy, sampled] = [SamplingParams::greedy(), SamplingParams::default()];
+    let sampled = SamplingParams {
+        top_k: 40,
+        ..SamplingParams::default()
+    };
+    let [greedy, sampled] = [SamplingParams::greedy(), sampled];
     let cases = SEQUENCES.map(|sequences| (sequences, "greedy", &greedy));
     for (sequences, kind, sampling) in cases.into_iter().chain([(32, "sampled", &sampled)]) {
-        let parts = decode(rt, model, tokenizer, sequences, tokens, sampling);
+        let parts = decode(loaded, sequences, tokens, sampling);
         let step: f64 = parts.iter().sum();
         let [forward, choice, rest] = parts.map(|seconds| seconds * 1e3);
         println!(
@@ -61,11 +68,10 @@ fn measure(name: &str, rt: &Runtime, model: &Model, tokenizer: &Tokenizer, token
             rest / step / 10.0
         );
     }
-    println!("guesses: sequences, tokens/s without, with, guesses right");
+    println!("draft tokens: sequences, tokens/s without, with, accepted");
     for sequences in [1, 4, 16] {
-        let [off, auto] = [Speculation::Off, Speculation::Auto].map(|speculation| {
-            repetitive(rt, model, tokenizer, sequences, 8 * tokens, speculation)
-        });
+        let [off, auto] = [Speculation::Off, Speculation::Auto]
+            .map(|speculation| repetitive(loaded, sequences, 8 * tokens, speculation));
         println!(
             "{sequences:4} {:9.1} {:9.1} ({:.2} times), {} of {}",
             off.0,
@@ -77,27 +83,17 @@ fn measure(name: &str, rt: &Runtime, model: &Model, tokenizer: &Tokenizer, token
     }
 }
 
-fn engine<'a>(
-    rt: &'a Runtime,
-    model: &'a Model,
-    tokenizer: &'a Tokenizer,
-    speculation: Speculation,
-) -> BatchEngine<'a> {
+fn engine(loaded: &Loaded, speculation: Speculation) -> BatchEngine {
     let options = EngineOptions {
         max_running: 128,
         step_tokens: 1024,
         speculation,
         ..EngineOptions::default()
     };
-    BatchEngine::new(rt, model, tokenizer, options).expect("an engine")
+    BatchEngine::new(loaded, options).expect("an engine")
 }
 
-fn submit(
-    engine: &mut BatchEngine<'_>,
-    prompt: Vec<u32>,
-    tokens: usize,
-    sampling: &SamplingParams,
-) {
+fn submit(engine: &mut BatchEngine, prompt: Vec<u32>, tokens: usize, sampling: &SamplingParams) {
     let request = Request {
         prompt,
         params: GenerateParams {
@@ -111,15 +107,8 @@ fn submit(
 }
 
 /// Median seconds of a step in which so many sequences decode: in the model, for the choice of tokens, and the rest.
-fn decode(
-    rt: &Runtime,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    sequences: usize,
-    tokens: usize,
-    sampling: &SamplingParams,
-) -> [f64; 3] {
-    let mut engine = engine(rt, model, tokenizer, Speculation::Off);
+fn decode(loaded: &Loaded, sequences: usize, tokens: usize, sampling: &SamplingParams) -> [f64; 3] {
+    let mut engine = engine(loaded, Speculation::Off);
     for i in 0..sequences as u32 {
         let prompt = (0..PROMPT as u32).map(|j| 3 + (i * 31 + j * 7) % 200);
         submit(&mut engine, prompt.collect(), tokens, sampling);
@@ -150,20 +139,18 @@ fn decode(
 
 /// Tokens a second, and what the engine did, for greedy texts after prompts that repeat a sentence.
 fn repetitive(
-    rt: &Runtime,
-    model: &Model,
-    tokenizer: &Tokenizer,
+    loaded: &Loaded,
     sequences: usize,
     tokens: usize,
     speculation: Speculation,
 ) -> (f64, Stats) {
-    let mut engine = engine(rt, model, tokenizer, speculation);
+    let mut engine = engine(loaded, speculation);
     for i in 0..sequences {
         let name = ["Tim", "Lily", "Ben", "Sue"][i % 4];
         let text = format!(
             "{name} saw a big red ball. The ball was {i}. {name} said, \"I like the ball.\" "
         );
-        let prompt = tokenizer.encode(&text.repeat(3), true).expect("ids");
+        let prompt = loaded.tokenizer.encode(&text.repeat(3), true).expect("ids");
         submit(&mut engine, prompt, tokens, &SamplingParams::greedy());
     }
     engine.step(&mut |_, _| ());

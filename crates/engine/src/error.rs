@@ -108,6 +108,16 @@ pub enum EngineError {
         /// Bytes of the budget.
         budget_bytes: u64,
     },
+    /// As many requests as a host takes at a time.
+    Busy {
+        /// How many that is.
+        requests: usize,
+    },
+    /// The engine's thread ended by a panic, which is a fault of ours.
+    Panicked {
+        /// What it said.
+        message: String,
+    },
     /// The model refused.
     Model(ModelError),
     /// A kernel refused its operands.
@@ -236,6 +246,15 @@ impl EngineError {
                 f,
                 "the prompt has {bytes} bytes, more than fit in the context of {context} tokens: shorten the prompt"
             ),
+            Self::Model(e) => write!(f, "{e}"),
+            Self::Kernel(e) => write!(f, "{e}"),
+            other => other.fmt_limit(f),
+        }
+    }
+
+    /// Messages about memory and the engine.
+    fn fmt_limit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Self::CacheMemory {
                 needed_bytes,
                 available_bytes,
@@ -253,8 +272,13 @@ impl EngineError {
                 "the KV cache needs {needed_bytes} bytes more and of its {budget_bytes} bytes {free_bytes} are left: \
                  choose a smaller context, fewer sequences at a time, or more memory for the cache"
             ),
-            Self::Model(e) => write!(f, "{e}"),
-            Self::Kernel(e) => write!(f, "{e}"),
+            Self::Busy { requests } => write!(
+                f,
+                "{requests} requests run or wait, which is as many as are taken at a time: try again later"
+            ),
+            Self::Panicked { message } => {
+                write!(f, "a fault of the engine ended it: {}", OneLine(message))
+            }
             other => write!(f, "{other:?}"),
         }
     }

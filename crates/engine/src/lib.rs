@@ -3,21 +3,22 @@
 //! ```no_run
 //! use std::ops::ControlFlow;
 //! use std::path::Path;
+//! use std::sync::Arc;
 //!
-//! use sparamx_engine::{ChatTemplate, EngineOptions, Event, GenerateParams, Message, Session, Tokenizer};
+//! use sparamx_engine::{ChatTemplate, Event, GenerateParams, Host, HostOptions, Message};
 //! # use sparamx_kernels::Runtime;
-//! # use sparamx_model::Model;
 //!
-//! # fn chat(rt: &Runtime, model: &Model) -> Result<(), Box<dyn std::error::Error>> {
+//! # fn chat(runtime: Arc<Runtime>) -> Result<(), Box<dyn std::error::Error>> {
 //! let dir = Path::new("a/folder/in/hugging/face/layout");
-//! let tokenizer = Tokenizer::from_dir(dir, model.config().vocab_size)?;
+//! let host = Host::open(dir, runtime, HostOptions::default(), &mut |report| eprintln!("{report:?}"))?;
+//! let tokenizer = &host.loaded().tokenizer;
 //! let prompt = match ChatTemplate::from_dir(dir)? {
 //!     // The rendered template holds the special tokens already.
 //!     Some(template) => tokenizer.encode(&template.render(&[Message::new("user", "Hi")], true)?, false)?,
 //!     None => tokenizer.encode_prompt("Once upon a time")?,
 //! };
-//! let mut session = Session::new(rt, model, &tokenizer, EngineOptions::default())?;
-//! let outcome = session.generate(&prompt, &GenerateParams::default(), &mut |event| {
+//! let params = GenerateParams { sampling: host.loaded().defaults.params(), ..GenerateParams::default() };
+//! let outcome = host.generate(&prompt, &params, &mut |event| {
 //!     if let Event::Token { text, .. } | Event::Finished { text, .. } = event {
 //!         print!("{text}");
 //!     }
@@ -28,23 +29,24 @@
 //! # }
 //! ```
 //!
-//! Where things are: [`Tokenizer`] and [`StreamDecoder`] turn text into ids and back, the latter piece by piece and never
+//! Where things are: [`Host`] opens a model and runs requests on a thread of its own; [`BatchEngine`] is the engine it steps.
+//! [`Tokenizer`] and [`StreamDecoder`] turn text into ids and back, the latter piece by piece and never
 //! half a character. [`ChatTemplate`] makes a prompt of a conversation. [`Sampler`] chooses a token from logits;
-//! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values, in pages
-//! of a [`PagePool`]. [`Session`] brings them together for one
-//! sequence at a time.
+//! [`StopMatcher`] ends a text at a string. [`PagedCache`] holds keys and values, in pages of a [`PagePool`].
 
 #![forbid(unsafe_code)]
 
 mod added;
 mod batch;
 mod chat;
+mod defaults;
 mod error;
 mod folder;
 mod foreign;
-mod generate;
+mod host;
 mod kv;
 mod logprobs;
+pub mod open;
 mod room;
 mod sampler;
 mod stop;
@@ -53,15 +55,17 @@ mod tokenizer;
 mod writer;
 
 pub use batch::{
-    BatchEngine, Engine, EngineOptions, Event, MAX_ALTERNATIVES, Request, RequestId, Speculation,
-    Stats, TokenLogprob, Usage,
+    BatchEngine, Engine, EngineOptions, Event, FinishReason, GenerateParams, MAX_ALTERNATIVES,
+    Request, RequestId, Speculation, Stats, TokenLogprob, Usage,
 };
 pub use chat::{ChatTemplate, Message};
+pub use defaults::SamplingDefaults;
 pub use error::{EngineError, OneLine};
-pub use generate::{FinishReason, GenerateParams, Outcome, Session};
+pub use host::{Handle, Host, HostOptions, Outcome};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use logprobs::negative_log_likelihood;
-pub use sampler::{Sampler, SamplingParams};
+pub use open::{Loaded, Opening};
+pub use sampler::{LogitsProcessor, Sampler, SamplingParams};
 pub use sparamx_kernels::attention::{Precision as KvPrecision, PruneRule as KvRule};
 pub use stop::{Passed, StopMatcher};
 pub use stream::StreamDecoder;

@@ -1,10 +1,11 @@
 //! The next token from a row of logits.
 //!
-//! Order, as in Transformers: repetition penalty, temperature, top-k, top-p (on the probabilities of those left by top-k,
-//! made to sum to one), min-p, draw. Each of the three filters keeps the most probable tokens up to some rank, so all that
-//! matters of their order is which probabilities top-p adds up.
+//! Order, as in Transformers: a [`LogitsProcessor`] if there is one, repetition penalty, temperature, top-k, top-p (on the
+//! probabilities of those left by top-k, made to sum to one), min-p, draw. Each of the three filters keeps the most probable
+//! tokens up to some rank, so all that matters of their order is which probabilities top-p adds up.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -30,11 +31,11 @@ pub struct SamplingParams {
 }
 
 impl Default for SamplingParams {
-    /// Temperature 0.8, top-k 40, top-p 0.95; no other filter; seed 0.
+    /// Temperature 0.8, top-p 0.95; no other filter; seed 0.
     fn default() -> Self {
         Self {
             temperature: 0.8,
-            top_k: 40,
+            top_k: 0,
             top_p: 0.95,
             min_p: 0.0,
             repetition_penalty: 1.0,
@@ -55,9 +56,11 @@ impl SamplingParams {
     /// # Errors
     /// The first field outside its range, with the range.
     pub fn validate(&self) -> Result<(), EngineError> {
-        let number = |name, value: f32, ok: bool, allowed: &str| match ok {
-            true => Ok(()),
-            false => Err(EngineError::parameter(name, value, allowed)),
+        let number = |name, value: f32, ok: bool, allowed: &str| {
+            if ok {
+                return Ok(());
+            }
+            Err(EngineError::parameter(name, value, allowed))
         };
         let t = self.temperature;
         let penalty = self.repetition_penalty;
@@ -72,6 +75,15 @@ impl SamplingParams {
             "more than 0, and 1 for none",
         )
     }
+}
+
+/// Changes the logits of a request before a token is chosen: masks and biases. Log probabilities are those without it.
+pub trait LogitsProcessor: fmt::Debug + Send {
+    /// Changes the logits of the next token, one for each id. Minus infinity forbids an id; NaN and plus infinity are errors.
+    fn process(&mut self, logits: &mut [f32]);
+
+    /// The token `id` was chosen.
+    fn accept(&mut self, id: u32);
 }
 
 /// A token that may be drawn, with its logit after penalty (not yet divided by the temperature).
@@ -92,14 +104,15 @@ impl Candidate {
 }
 
 /// Chooses tokens for one sequence: holds its random stream and the tokens it has seen.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
+    processor: Option<Box<dyn LogitsProcessor>>,
     /// Distinct ids of the prompt and the text so far; kept only for the penalty.
     seen: Vec<u32>,
     is_seen: Vec<bool>,
-    /// Logits after the penalty, kept to reuse the memory.
+    /// Logits after processor and penalty, kept to reuse the memory.
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
 }
@@ -114,6 +127,7 @@ impl Sampler {
         let mut sampler = Self {
             params: params.clone(),
             rng: ChaCha8Rng::seed_from_u64(params.seed),
+            processor: None,
             seen: Vec::new(),
             is_seen: Vec::new(),
             logits: Vec::new(),
@@ -125,15 +139,25 @@ impl Sampler {
         Ok(sampler)
     }
 
+    /// The same with a processor of logits.
+    pub fn with_processor(mut self, processor: Option<Box<dyn LogitsProcessor>>) -> Self {
+        self.processor = processor;
+        self
+    }
+
     /// Chooses a token from the logits of all ids and counts it as seen.
     ///
     /// # Errors
-    /// A logit that is NaN or plus infinity; all of them minus infinity.
+    /// A logit that is NaN or plus infinity, before or after the processor; all of them minus infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, EngineError> {
         check_logits(logits)?;
         let mut penalized = std::mem::take(&mut self.logits);
         penalized.clear();
         penalized.extend_from_slice(logits);
+        if let Some(processor) = &mut self.processor {
+            processor.process(&mut penalized);
+            check_logits(&penalized)?;
+        }
         self.penalize(&mut penalized);
         let best = argmax(&penalized).ok_or(EngineError::NoToken)?;
         let id = if self.params.temperature == 0.0 {
@@ -142,6 +166,9 @@ impl Sampler {
             self.draw(&penalized, best.logit)
         };
         self.logits = penalized;
+        if let Some(processor) = &mut self.processor {
+            processor.accept(id);
+        }
         self.accept(id);
         Ok(id)
     }

@@ -74,7 +74,7 @@ fn assert_distribution(logits: &[f32], p: &SamplingParams, prompt: &[u32]) {
     let mut counts = vec![0usize; logits.len()];
     for _ in 0..DRAWS {
         // A penalty is for the prompt alone here: what was drawn is forgotten.
-        let id = sampler.clone_draw(logits);
+        let id = sampler.draw_only(logits);
         counts[id as usize] += 1;
     }
     let mut statistic = 0.0;
@@ -98,10 +98,10 @@ fn assert_distribution(logits: &[f32], p: &SamplingParams, prompt: &[u32]) {
 
 impl Sampler {
     /// Draws and forgets what was drawn, but for the random stream.
-    fn clone_draw(&mut self, logits: &[f32]) -> u32 {
-        let mut other = self.clone();
-        let id = other.sample(logits).unwrap();
-        self.rng = other.rng;
+    fn draw_only(&mut self, logits: &[f32]) -> u32 {
+        let seen = (self.seen.clone(), self.is_seen.clone());
+        let id = self.sample(logits).unwrap();
+        (self.seen, self.is_seen) = seen;
         id
     }
 }
@@ -281,4 +281,71 @@ fn parameters_are_checked_by_name() {
         "repetition_penalty is 0, allowed is more than 0, and 1 for none"
     );
     assert!(params(|_| ()).validate().is_ok());
+}
+
+/// Adds a bias to one token, or forbids it, and remembers what was chosen.
+#[derive(Debug)]
+struct Bias {
+    id: usize,
+    bias: f32,
+    chosen: Vec<u32>,
+}
+
+impl LogitsProcessor for Bias {
+    fn process(&mut self, logits: &mut [f32]) {
+        logits[self.id] += self.bias;
+        // Once it was chosen, everything else is forbidden.
+        if self.chosen.contains(&0) {
+            logits[1..].fill(f32::NEG_INFINITY);
+        }
+    }
+
+    fn accept(&mut self, id: u32) {
+        self.chosen.push(id);
+    }
+}
+
+fn biased(id: usize, bias: f32, change: impl FnOnce(&mut SamplingParams)) -> Sampler {
+    let bias = Bias {
+        id,
+        bias,
+        chosen: Vec::new(),
+    };
+    sampler(change).with_processor(Some(Box::new(bias)))
+}
+
+#[test]
+fn a_processor_bans_and_biases_before_everything_else() {
+    let logits = [1.0, 3.0, 2.0];
+    let greedy = |p: &mut SamplingParams| p.temperature = 0.0;
+    assert_eq!(
+        biased(1, f32::NEG_INFINITY, greedy)
+            .sample(&logits)
+            .unwrap(),
+        2
+    );
+    assert_eq!(biased(2, 1.5, greedy).sample(&logits).unwrap(), 2);
+    // Filters go by the logits that it leaves: the best one is out of the way, so that top-k keeps the next.
+    let top = |p: &mut SamplingParams| p.top_k = 1;
+    assert_eq!(
+        biased(1, f32::NEG_INFINITY, top).sample(&logits).unwrap(),
+        2
+    );
+    let mut twice = biased(0, 5.0, greedy);
+    assert_eq!(twice.sample(&logits).unwrap(), 0);
+    assert_eq!(
+        twice.sample(&[0.0, 9.0, 9.0]).unwrap(),
+        0,
+        "it knows what was chosen"
+    );
+    for (bias, words) in [
+        (f32::INFINITY, "the logit of token 1 is inf"),
+        (f32::NAN, "is NaN"),
+    ] {
+        let error = biased(1, bias, greedy)
+            .sample(&logits)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(words), "{error}");
+    }
 }

@@ -1,5 +1,7 @@
 //! Text of ids that come one at a time.
 
+use std::sync::Arc;
+
 use crate::{EngineError, Tokenizer};
 
 /// Ids without a complete character after which the window is cut all the same: only garbage gets this far.
@@ -23,8 +25,8 @@ const MAX_UNSTABLE: usize = 3;
 /// There is one exception. A byte-fallback decoder writes U+FFFD for *every* byte of a run that has one bad byte, back to
 /// characters that have long been shown; here those stay, and only what comes after them becomes U+FFFD. (A text that holds
 /// U+FFFD itself may take part in such a run while it is incomplete.)
-pub struct StreamDecoder<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct StreamDecoder {
+    tokenizer: Arc<Tokenizer>,
     /// Context, then pending ids.
     window: Vec<u32>,
     /// How many ids of the window are context: their text is out.
@@ -37,12 +39,22 @@ pub struct StreamDecoder<'a> {
     replaced_in_prompt: usize,
 }
 
-impl<'a> StreamDecoder<'a> {
+impl Tokenizer {
+    /// A decoder for ids that come one at a time, after those of `prompt`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn stream(self: &Arc<Self>, prompt: &[u32]) -> Result<StreamDecoder, EngineError> {
+        StreamDecoder::new(Arc::clone(self), prompt)
+    }
+}
+
+impl StreamDecoder {
     /// A decoder of ids that come after `prompt`.
     ///
     /// The end of the prompt goes through it and what comes out is dropped. That end begins with a token that has a text of
     /// its own, so that nothing before it has a say in what follows.
-    pub(crate) fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Result<Self, EngineError> {
+    fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32]) -> Result<Self, EngineError> {
         let mut stream = Self {
             tokenizer,
             window: Vec::new(),
@@ -53,7 +65,7 @@ impl<'a> StreamDecoder<'a> {
         };
         let mut start = 0;
         for (index, id) in prompt.iter().enumerate().rev() {
-            let text = tokenizer.decode(std::slice::from_ref(id))?;
+            let text = stream.tokenizer.decode(std::slice::from_ref(id))?;
             if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) {
                 start = index;
                 break;

@@ -11,10 +11,9 @@ use crate::error::OneLine;
 use crate::folder::{SpecialTokens, read_object, roles};
 use crate::foreign::guarded;
 use crate::room::LeastTokens;
-use crate::{EngineError, StreamDecoder, added};
+use crate::{EngineError, added};
 
 /// The tokenizer of a model's folder, with the ids that start and end a text.
-#[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     vocab_size: usize,
@@ -59,7 +58,7 @@ impl Tokenizer {
             for (field, all) in [("bos_token_id", &mut bos), ("eos_token_id", &mut eos)] {
                 let (ids, outside) = ids_in(&object[field], vocab_size);
                 all.extend(ids);
-                // Of config.json the checkpoint tells the same.
+                // The checkpoint reports the same of config.json.
                 let outside = outside.iter().filter(|_| file != "config.json");
                 warnings.extend(outside.map(|id| {
                     format!("{file}: {field} {id} is not among the {vocab_size} ids of the model, and ignored")
@@ -95,12 +94,13 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::TextTooLong`]. A text that passes may yet be too long.
     pub fn check_room(&self, text: &str, context: usize) -> Result<(), EngineError> {
-        match self.least.more_than(context.saturating_sub(1), text) {
-            true => Err(EngineError::TextTooLong {
+        if self.least.more_than(context.saturating_sub(1), text) {
+            Err(EngineError::TextTooLong {
                 bytes: text.len(),
                 context,
-            }),
-            false => Ok(()),
+            })
+        } else {
+            Ok(())
         }
     }
 
@@ -149,14 +149,6 @@ impl Tokenizer {
         guarded(|| self.inner.decode(&text, false))
             .map_err(|error| EngineError::Coding { error })?
             .map_err(EngineError::coding)
-    }
-
-    /// A decoder for ids that come one at a time, after those of `prompt`.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::decode`].
-    pub fn stream(&self, prompt: &[u32]) -> Result<StreamDecoder<'_>, EngineError> {
-        StreamDecoder::new(self, prompt)
     }
 
     /// The id that starts a text, if the model has one.
@@ -232,7 +224,7 @@ fn special_ids(inner: &tokenizers::Tokenizer, named: &[AddedToken]) -> HashMap<u
         .collect()
 }
 
-/// Tokens that got another id than the file says, which the tokenizers crate cannot be told.
+/// Tokens that got another id than the file says, which the tokenizers crate offers no way to set.
 fn misnumbered(inner: &tokenizers::Tokenizer, numbered: &[(u32, AddedToken)]) -> Vec<String> {
     let wrong = |(id, token): &(u32, AddedToken)| {
         let got = inner.token_to_id(&token.content).filter(|got| got != id)?;

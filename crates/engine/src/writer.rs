@@ -1,25 +1,27 @@
 //! From ids to the text that a caller sees.
 
+use std::sync::Arc;
+
 use crate::{EngineError, Passed, StopMatcher, StreamDecoder, Tokenizer};
 
 /// Decodes ids as they come, and looks for stop strings.
-pub(crate) struct TextWriter<'a> {
-    tokenizer: &'a Tokenizer,
-    decoder: StreamDecoder<'a>,
+pub(crate) struct TextWriter {
+    tokenizer: Arc<Tokenizer>,
+    decoder: StreamDecoder,
     stops: StopMatcher,
     /// A stop string came: what is held back is none of the text.
     stopped: bool,
 }
 
-impl<'a> TextWriter<'a> {
+impl TextWriter {
     /// A writer of what comes after `prompt`. No stop string reaches back into it.
     pub fn new(
-        tokenizer: &'a Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
         prompt: &[u32],
         stops: &[String],
     ) -> Result<Self, EngineError> {
         Ok(Self {
-            tokenizer,
+            tokenizer: Arc::clone(tokenizer),
             decoder: tokenizer.stream(prompt)?,
             stops: StopMatcher::new(stops)?,
             stopped: false,

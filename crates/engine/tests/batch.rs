@@ -7,8 +7,9 @@ mod naive;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use common::{BYTE_LEVEL_IDS, byte_level, letters, model, tokenizer};
+use common::{BYTE_LEVEL_IDS, byte_level, letters, loaded, model, tokenizer};
 use naive::NaiveEngine;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -16,8 +17,8 @@ use serde_json::json;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_engine::{
     BatchEngine, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateParams,
-    KvOptions, KvPrecision, KvRule, PagePool, Request, RequestId, SamplingParams, Speculation,
-    TokenLogprob, Tokenizer, Usage,
+    KvOptions, KvPrecision, KvRule, Loaded, PagePool, Request, RequestId, SamplingParams,
+    Speculation, TokenLogprob, Tokenizer, Usage,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, LoadOptions, Model};
@@ -26,11 +27,11 @@ use sparamx_model::{Checkpoint, LoadOptions, Model};
 const CONTEXT: usize = 700;
 
 /// Kernels of one numeric class: with AMX, a batch of five rows would be of another than one row.
-fn runtime(threads: usize) -> Runtime {
-    Runtime::new(Cpu::detect().unwrap().at_most(Isa::Avx512), threads).unwrap()
+fn runtime(threads: usize) -> Arc<Runtime> {
+    Arc::new(Runtime::new(Cpu::detect().unwrap().at_most(Isa::Avx512), threads).unwrap())
 }
 
-fn plain() -> Tokenizer {
+fn plain() -> Arc<Tokenizer> {
     // Some texts end by themselves.
     let files = [
         ("tokenizer.json", byte_level()),
@@ -39,9 +40,9 @@ fn plain() -> Tokenizer {
     tokenizer(&files, BYTE_LEVEL_IDS)
 }
 
-/// All that a request was told, put together, and checked for its order.
+/// All events of a request, put together, and checked for their order.
 #[derive(Debug, Default)]
-struct Told {
+struct Received {
     prompt_done: usize,
     prompt_logprobs: Vec<TokenLogprob>,
     ids: Vec<u32>,
@@ -50,8 +51,8 @@ struct Told {
     end: Option<(Result<FinishReason, EngineError>, Usage)>,
 }
 
-impl Told {
-    fn hear(&mut self, event: Event) {
+impl Received {
+    fn receive(&mut self, event: Event) {
         assert!(self.end.is_none(), "{event:?} after the last");
         match event {
             Event::Prompt {
@@ -91,16 +92,27 @@ impl Told {
 }
 
 /// Runs all that was submitted.
-fn drain(engine: &mut dyn Engine) -> BTreeMap<RequestId, Told> {
-    let mut told: BTreeMap<RequestId, Told> = BTreeMap::new();
-    while engine.step(&mut |id, event| told.entry(id).or_default().hear(event)) {}
-    told
+fn drain(engine: &mut dyn Engine) -> BTreeMap<RequestId, Received> {
+    let mut received: BTreeMap<RequestId, Received> = BTreeMap::new();
+    while engine.step(&mut |id, event| received.entry(id).or_default().receive(event)) {}
+    received
 }
 
 /// What a request gets when it runs alone.
-fn alone(naive: &mut NaiveEngine<'_>, request: &Request) -> Told {
-    let id = naive.submit(request.clone()).unwrap();
+fn alone(naive: &mut NaiveEngine, request: &Request) -> Received {
+    let id = naive.submit(copy(request)).unwrap();
     drain(naive).remove(&id).unwrap()
+}
+
+/// The same request, but for a processor.
+fn copy(request: &Request) -> Request {
+    Request {
+        prompt: request.prompt.clone(),
+        params: request.params.clone(),
+        logprobs: request.logprobs,
+        prompt_logprobs: request.prompt_logprobs,
+        processor: None,
+    }
 }
 
 fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
@@ -132,7 +144,7 @@ impl Dice {
     }
 }
 
-/// The beginnings that prompts share: some repeat themselves, so that guesses are right.
+/// The beginnings that prompts share: some repeat themselves, so that draft tokens are accepted.
 fn documents() -> Vec<Vec<u32>> {
     let word: Vec<u32> = (100..117).collect();
     vec![
@@ -178,6 +190,7 @@ fn random_request(dice: &mut Dice, documents: &[Vec<u32>], longest: usize) -> Re
         },
         logprobs: dice.one_in(4).then_some(dice.below(5)),
         prompt_logprobs: dice.one_in(6).then_some(dice.below(3)),
+        ..Request::default()
     }
 }
 
@@ -197,8 +210,8 @@ fn random_kv(dice: &mut Dice) -> KvOptions {
     }
 }
 
-/// One engine with a random load; returns its steps, its preemptions and the guesses that were right.
-fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u64, u64, u64) {
+/// One engine with a random load; returns its steps, its preemptions and the draft tokens that were accepted.
+fn campaign(seed: u64, loaded: &Loaded) -> (u64, u64, u64) {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
     let documents = documents();
     let mut options = EngineOptions {
@@ -213,18 +226,18 @@ fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u
         ]),
         kv: random_kv(&mut dice),
     };
-    let mut naive = NaiveEngine::new(rt, model, tokenizer, options.kv.clone());
+    let mut naive = NaiveEngine::new(loaded.clone(), options.kv.clone());
     // From the least that the longest request needs to enough for several.
     let longest = 540;
-    let least = PagePool::new(model.config(), &options.kv)
+    let least = PagePool::new(loaded.model.config(), &options.kv)
         .unwrap()
         .sequence_bytes(longest, options.step_tokens);
     options.kv.budget_bytes = Some(least + least * dice.below(100) as u64 / 100);
-    let mut engine = BatchEngine::new(rt, model, tokenizer, options.clone()).unwrap();
+    let mut engine = BatchEngine::new(loaded, options.clone()).unwrap();
     assert!(engine.context() >= longest);
 
     let mut requests: BTreeMap<RequestId, Request> = BTreeMap::new();
-    let mut told: BTreeMap<RequestId, Told> = BTreeMap::new();
+    let mut received: BTreeMap<RequestId, Received> = BTreeMap::new();
     let mut cancelled = Vec::new();
     let total = 20 + dice.below(20);
     let arrivals = 1 + dice.below(8);
@@ -232,9 +245,9 @@ fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u
         if requests.len() < total && dice.one_in(arrivals) {
             for _ in 0..1 + dice.below(3) {
                 let request = random_request(&mut dice, &documents, longest);
-                let id = engine.submit(request.clone()).unwrap();
+                let id = engine.submit(copy(&request)).unwrap();
                 requests.insert(id, request);
-                told.insert(id, Told::default());
+                received.insert(id, Received::default());
             }
         }
         if dice.one_in(25) && !requests.is_empty() {
@@ -248,7 +261,7 @@ fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u
         let more = engine.step(&mut |id, event| {
             assert!(last.is_none_or(|last| last <= id), "in order");
             last = Some(id);
-            told.get_mut(&id).unwrap().hear(event);
+            received.get_mut(&id).unwrap().receive(event);
         });
         let usage = engine.stats().pool;
         assert!(usage.in_use_bytes + usage.cached_bytes + usage.free_bytes <= usage.budget_bytes);
@@ -257,9 +270,9 @@ fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u
         }
     }
 
-    let mut known: HashMap<String, Told> = HashMap::new();
+    let mut known: HashMap<String, Received> = HashMap::new();
     for (id, request) in &requests {
-        let got = &told[id];
+        let got = &received[id];
         let want = known
             .entry(format!("{request:?}"))
             .or_insert_with(|| alone(&mut naive, request));
@@ -286,7 +299,7 @@ fn campaign(seed: u64, rt: &Runtime, model: &Model, tokenizer: &Tokenizer) -> (u
     let stats = engine.stats();
     assert_eq!(stats.pool.in_use_bytes, 0, "seed {seed}");
     assert_eq!((stats.running, stats.waiting), (0, 0));
-    let tokens: usize = told.values().map(|told| told.ids.len()).sum();
+    let tokens: usize = received.values().map(|received| received.ids.len()).sum();
     assert_eq!(stats.tokens, tokens as u64);
     (stats.steps, stats.preemptions, stats.accepted)
 }
@@ -308,13 +321,15 @@ fn whatever_happens_around_it_a_request_gets_the_same_tokens() {
     for &seed in &seeds {
         // Past the capture of the test harness: a failure or a hang is to say where it is.
         let _ = writeln!(std::io::stderr(), "batch engine: seed {seed}");
-        let (steps, preemptions, accepted) =
-            campaign(seed, &runtimes[seed as usize % 2], &model, &tokenizer);
+        let (steps, preemptions, accepted) = campaign(
+            seed,
+            &loaded(&runtimes[seed as usize % 2], &model, &tokenizer),
+        );
         sum = (sum.0 + steps, sum.1 + preemptions, sum.2 + accepted);
     }
     let _ = writeln!(
         std::io::stderr(),
-        "batch engine: {} steps, {} preemptions, {} guesses right",
+        "batch engine: {} steps, {} preemptions, {} draft tokens accepted",
         sum.0,
         sum.1,
         sum.2
@@ -340,7 +355,7 @@ fn what_can_never_run_is_refused_with_the_numbers() {
         },
         ..EngineOptions::default()
     };
-    let mut engine = BatchEngine::new(&rt, &model, &tokenizer, options.clone()).unwrap();
+    let mut engine = BatchEngine::new(&loaded(&rt, &model, &tokenizer), options.clone()).unwrap();
     assert_eq!(engine.context(), 3 * 64);
     let mut message = |request: Request| engine.submit(request).unwrap_err().to_string();
     assert_eq!(
@@ -370,9 +385,9 @@ fn what_can_never_run_is_refused_with_the_numbers() {
     }
     // What fits just so runs until the pool is full.
     let id = engine.submit(greedy(&[1; 191], 5)).unwrap();
-    let told = drain(&mut engine);
+    let received = drain(&mut engine);
     assert_eq!(
-        (told[&id].reason(), told[&id].ids.len()),
+        (received[&id].reason(), received[&id].ids.len()),
         (FinishReason::Context, 1)
     );
 
@@ -382,7 +397,7 @@ fn what_can_never_run_is_refused_with_the_numbers() {
             step_tokens,
             ..options.clone()
         };
-        assert!(BatchEngine::new(&rt, &model, &tokenizer, options).is_err());
+        assert!(BatchEngine::new(&loaded(&rt, &model, &tokenizer), options).is_err());
     }
 }
 
@@ -395,7 +410,7 @@ fn a_request_that_is_cancelled_is_gone_at_once() {
         max_running: 1,
         ..EngineOptions::default()
     };
-    let mut engine = BatchEngine::new(&rt, &model, &tokenizer, options).unwrap();
+    let mut engine = BatchEngine::new(&loaded(&rt, &model, &tokenizer), options).unwrap();
     let [first, second] = [1, 2].map(|id| engine.submit(greedy(&[id; 100], 300)).unwrap());
     assert!(engine.step(&mut |id, _| assert_eq!(id, first)));
     assert!(engine.stats().pool.in_use_bytes > 0);
@@ -405,9 +420,9 @@ fn a_request_that_is_cancelled_is_gone_at_once() {
     engine.cancel(second);
     engine.cancel(first);
     engine.cancel(RequestId::new(77));
-    let mut told = Vec::new();
-    assert!(!engine.step(&mut |id, event| told.push((id, event))));
-    for ((id, event), want) in told.iter().zip([first, second]) {
+    let mut received = Vec::new();
+    assert!(!engine.step(&mut |id, event| received.push((id, event))));
+    for ((id, event), want) in received.iter().zip([first, second]) {
         assert_eq!(*id, want);
         assert!(
             matches!(
@@ -420,7 +435,7 @@ fn a_request_that_is_cancelled_is_gone_at_once() {
             "{event:?}"
         );
     }
-    assert_eq!(told.len(), 2);
+    assert_eq!(received.len(), 2);
 }
 
 #[test]
@@ -428,8 +443,9 @@ fn a_prompt_can_be_scored_without_a_new_token() {
     let rt = runtime(1);
     let model = model(&rt, CONTEXT);
     let tokenizer = plain();
-    let mut naive = NaiveEngine::new(&rt, &model, &tokenizer, KvOptions::default());
-    let mut engine = BatchEngine::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
+    let mut naive = NaiveEngine::new(loaded(&rt, &model, &tokenizer), KvOptions::default());
+    let mut engine =
+        BatchEngine::new(&loaded(&rt, &model, &tokenizer), EngineOptions::default()).unwrap();
     let whole: Vec<u32> = (0..CONTEXT as u32).map(|i| i * 13 % 240).collect();
     for length in [CONTEXT, 65, 2, 1] {
         let request = Request {
@@ -458,7 +474,7 @@ fn events_come_in_the_same_order_every_time() {
             speculation: Speculation::Always,
             ..EngineOptions::default()
         };
-        let mut engine = BatchEngine::new(&rt, &model, &tokenizer, options).unwrap();
+        let mut engine = BatchEngine::new(&loaded(&rt, &model, &tokenizer), options).unwrap();
         let mut dice = Dice(ChaCha8Rng::seed_from_u64(5));
         let documents = documents();
         for _ in 0..8 {
@@ -466,15 +482,15 @@ fn events_come_in_the_same_order_every_time() {
                 .submit(random_request(&mut dice, &documents, 300))
                 .unwrap();
         }
-        let mut told = Vec::new();
+        let mut received = Vec::new();
         while engine.step(&mut |id, event| {
             // All but times.
-            told.push(match event {
+            received.push(match event {
                 Event::Finished { text, result, .. } => format!("{id} {text} {result:?}"),
                 event => format!("{id} {event:?}"),
             });
         }) {}
-        told
+        received
     };
     let first = run();
     assert!(first.len() > 100);
@@ -494,25 +510,27 @@ fn an_error_ends_the_request_it_belongs_to() {
     let rt = runtime(1);
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
+    let model = Arc::new(model);
     let vocab_size = model.config().vocab_size;
     let tokenizer = tokenizer(&[("tokenizer.json", letters(vocab_size))], vocab_size);
-    let mut naive = NaiveEngine::new(&rt, &model, &tokenizer, KvOptions::default());
-    let mut engine = BatchEngine::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
+    let mut naive = NaiveEngine::new(loaded(&rt, &model, &tokenizer), KvOptions::default());
+    let mut engine =
+        BatchEngine::new(&loaded(&rt, &model, &tokenizer), EngineOptions::default()).unwrap();
     let requests: Vec<Request> = (0..12).map(|i| greedy(&[i, i + 7, 2 * i], 12)).collect();
     let ids: Vec<RequestId> = requests
         .iter()
-        .map(|request| engine.submit(request.clone()).unwrap())
+        .map(|request| engine.submit(copy(request)).unwrap())
         .collect();
-    let told = drain(&mut engine);
+    let received = drain(&mut engine);
     let mut failed = 0;
     for (id, request) in ids.iter().zip(&requests) {
         let want = alone(&mut naive, request);
-        let end = |told: &Told| match &told.end.as_ref().unwrap().0 {
+        let end = |received: &Received| match &received.end.as_ref().unwrap().0 {
             Ok(reason) => reason.to_string(),
             Err(error) => error.to_string(),
         };
-        assert_eq!(told[id].ids, want.ids);
-        assert_eq!(end(&told[id]), end(&want));
+        assert_eq!(received[id].ids, want.ids);
+        assert_eq!(end(&received[id]), end(&want));
         failed += usize::from(end(&want).starts_with("the logit of token 5 is inf"));
     }
     assert!((1..12).contains(&failed), "{failed} of 12 failed");

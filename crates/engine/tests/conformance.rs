@@ -2,15 +2,17 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use std::path::Path;
 
 use common::{difference, pieces, pieces_after, shared, vectors};
 use serde_json::Value;
 use sparamx_engine::{ChatTemplate, EngineError, Message, Tokenizer};
 
-fn load(folder: &str) -> Option<Tokenizer> {
+fn load(folder: &str) -> Option<Arc<Tokenizer>> {
     let dir = shared(&format!("tokenizers/{folder}"))?;
-    Some(Tokenizer::from_dir(&dir, 200_000).unwrap())
+    Some(Arc::new(Tokenizer::from_dir(&dir, 200_000).unwrap()))
 }
 
 /// llama.cpp's vectors: texts between separators, a line of ids for each, without BOS.

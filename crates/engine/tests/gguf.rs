@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use std::path::Path;
 
 use common::{difference, pieces_after, shared, vectors};
@@ -279,7 +281,7 @@ fn llama_cpp_vectors() {
         };
         let file = tempfile::NamedTempFile::new().unwrap();
         convert(&dir, pre).write(file.path());
-        let tokenizer = Tokenizer::from_dir(file.path(), 200_000).unwrap();
+        let tokenizer = Arc::new(Tokenizer::from_dir(file.path(), 200_000).unwrap());
         for (text, want) in vectors(name) {
             assert_eq!(
                 tokenizer.encode(&text, false).unwrap(),

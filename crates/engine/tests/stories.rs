@@ -3,19 +3,9 @@
 mod common;
 
 use std::ops::ControlFlow;
-use std::path::Path;
 
-use common::{runtime, shared};
-use sparamx_engine::{EngineOptions, Event, GenerateParams, SamplingParams, Session, Tokenizer};
-use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, LoadOptions, Model};
-
-fn load(rt: &Runtime, dir: &Path) -> (Model, Tokenizer) {
-    let checkpoint = Checkpoint::open(dir).unwrap();
-    let model = Model::load(rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
-    let tokenizer = Tokenizer::from_dir(dir, model.config().vocab_size).unwrap();
-    (model, tokenizer)
-}
+use common::{host, load, runtime, shared};
+use sparamx_engine::{EngineOptions, Event, GenerateParams, SamplingParams};
 
 /// The first greedy text from BOS, as a float64 forward pass makes it.
 #[test]
@@ -36,9 +26,8 @@ fn greedy_text_is_the_reference() {
         let Some(dir) = shared(folder) else { return };
         for threads in [1, 2] {
             let rt = runtime(threads);
-            let (model, tokenizer) = load(&rt, &dir);
-            let mut session =
-                Session::new(&rt, &model, &tokenizer, EngineOptions::default()).unwrap();
+            let host = host(load(&rt, &dir), EngineOptions::default());
+            let tokenizer = &host.loaded().tokenizer;
             let prompt = tokenizer.encode_prompt("").unwrap();
             let params = GenerateParams {
                 max_tokens: tokens,
@@ -46,7 +35,7 @@ fn greedy_text_is_the_reference() {
                 stop: Vec::new(),
             };
             let mut streamed = String::new();
-            let outcome = session.generate(&prompt, &params, &mut |event| {
+            let outcome = host.generate(&prompt, &params, &mut |event| {
                 if let Event::Token { text, .. } | Event::Finished { text, .. } = event {
                     streamed += text;
                 }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{
     BYTE_FALLBACK_IDS, BYTE_LEVEL_IDS, byte_fallback, byte_level, difference, metaspace, pieces,
     pieces_after, tokenizer, write,
@@ -10,15 +12,15 @@ use proptest::prelude::*;
 use serde_json::json;
 use sparamx_engine::{EngineError, Tokenizer};
 
-fn level() -> Tokenizer {
+fn level() -> Arc<Tokenizer> {
     tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)
 }
 
-fn fallback() -> Tokenizer {
+fn fallback() -> Arc<Tokenizer> {
     tokenizer(&[("tokenizer.json", byte_fallback())], BYTE_FALLBACK_IDS)
 }
 
-fn spaces() -> Tokenizer {
+fn spaces() -> Arc<Tokenizer> {
     tokenizer(&[("tokenizer.json", metaspace())], BYTE_FALLBACK_IDS)
 }
 
@@ -516,7 +518,7 @@ fn ends_that_the_model_does_not_have_are_left_out_and_said() {
     ];
     let t = tokenizer(&files, BYTE_FALLBACK_IDS);
     assert_eq!((t.bos(), t.eos()), (Some(1), &[2][..]));
-    // What config.json says too much the checkpoint tells.
+    // The checkpoint reports what is wrong in config.json.
     assert_eq!(
         t.warnings(),
         [

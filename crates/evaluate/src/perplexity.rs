@@ -3,9 +3,7 @@
 use std::ops::AddAssign;
 
 use serde::Serialize;
-use sparamx_engine::{EngineError, KvOptions, Tokenizer};
-use sparamx_kernels::Runtime;
-use sparamx_model::Model;
+use sparamx_engine::{EngineError, KvOptions, Loaded};
 
 use crate::EvaluateError;
 use crate::scorer::Scorer;
@@ -90,14 +88,13 @@ impl Scoring {
 /// none is scored; options of the cache outside their range; too little memory for it; what tokenizer and model report; a
 /// logit that is NaN.
 pub fn perplexity(
-    rt: &Runtime,
-    model: &Model,
-    tokenizer: &Tokenizer,
+    loaded: &Loaded,
     text: &str,
     scoring: &Scoring,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Prediction, EvaluateError> {
-    let (ctx, longest) = (scoring.ctx, model.config().context_length());
+    let tokenizer = &loaded.tokenizer;
+    let (ctx, longest) = (scoring.ctx, loaded.model.config().context_length());
     let first = scoring.unscored.max(1);
     if first >= ctx && ctx >= 2 {
         let allowed = format!("less than the {ctx} of a window");
@@ -116,7 +113,7 @@ pub fn perplexity(
             needed: first + 1,
         });
     }
-    let mut scorer = Scorer::new(rt, model, &scoring.kv)?;
+    let mut scorer = Scorer::new(loaded, &scoring.kv)?;
     let (mut nll, mut scored) = (0.0, 0);
     for window in windows() {
         scorer.rewind(0);

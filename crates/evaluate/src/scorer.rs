@@ -1,8 +1,9 @@
 //! Reads tokens and adds up how likely the model takes them to be.
 
-use sparamx_engine::{EngineError, KvOptions, PagePool, PagedCache, negative_log_likelihood};
-use sparamx_kernels::Runtime;
-use sparamx_model::{Input, KvCache, Model, Want, Workspace};
+use sparamx_engine::{
+    EngineError, KvOptions, Loaded, PagePool, PagedCache, negative_log_likelihood,
+};
+use sparamx_model::{Input, KvCache, Want, Workspace};
 
 /// Tokens that go through the model at a time.
 const CHUNK_TOKENS: usize = 512;
@@ -11,19 +12,17 @@ const CHUNK_LOGITS: usize = 1 << 24;
 
 /// A model and one sequence that grows, is cut back, and grows again.
 pub(crate) struct Scorer<'a> {
-    rt: &'a Runtime,
-    model: &'a Model,
+    loaded: &'a Loaded,
     cache: PagedCache,
     workspace: Workspace,
 }
 
 impl<'a> Scorer<'a> {
     /// A scorer whose keys and values are kept as `kv` says.
-    pub fn new(rt: &'a Runtime, model: &'a Model, kv: &KvOptions) -> Result<Self, EngineError> {
+    pub fn new(loaded: &'a Loaded, kv: &KvOptions) -> Result<Self, EngineError> {
         Ok(Self {
-            rt,
-            model,
-            cache: PagePool::new(model.config(), kv)?.sequence(),
+            loaded,
+            cache: PagePool::new(loaded.model.config(), kv)?.sequence(),
             workspace: Workspace::new(),
         })
     }
@@ -66,7 +65,7 @@ impl<'a> Scorer<'a> {
         targets: &[u32],
         progress: &mut dyn FnMut(usize),
     ) -> Result<f64, EngineError> {
-        let vocab_size = self.model.config().vocab_size;
+        let vocab_size = self.loaded.model.config().vocab_size;
         let chunk = (CHUNK_LOGITS / vocab_size).clamp(1, CHUNK_TOKENS);
         self.cache.reserve(inputs.len())?;
         let (mut nll, mut done) = (0.0, 0);
@@ -88,8 +87,7 @@ impl<'a> Scorer<'a> {
             cache,
             logits,
         };
-        Ok(self
-            .model
-            .forward(self.rt, &mut [input], &mut self.workspace)?)
+        let Loaded { runtime, model, .. } = self.loaded;
+        Ok(model.forward(runtime, &mut [input], &mut self.workspace)?)
     }
 }

@@ -3,13 +3,15 @@
 #[path = "../../engine/tests/common/mod.rs"]
 mod common;
 
-use common::{BYTE_LEVEL_IDS, byte_level, model, runtime, shared};
+use std::sync::Arc;
+
+use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, model, runtime, shared};
 use sparamx_engine::{PagedCache, Tokenizer};
 use sparamx_evaluate::{EvaluateError, Prediction, Scoring, perplexity};
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Input, LoadOptions, Model, Want, Workspace};
+use sparamx_model::{Input, Model, Want, Workspace};
 
-fn tokenizer() -> Tokenizer {
+fn tokenizer() -> Arc<Tokenizer> {
     common::tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)
 }
 
@@ -46,9 +48,7 @@ fn perplexity_is_that_of_its_definition() {
         }
         let mut seen = Vec::new();
         let got = perplexity(
-            &rt,
-            &model,
-            &tokenizer,
+            &loaded(&rt, &model, &tokenizer),
             &text,
             &Scoring::windows_of(ctx),
             &mut |done, all| seen.push((done, all)),
@@ -76,9 +76,7 @@ fn texts_that_cannot_be_measured_are_refused() {
     let model = model(&rt, 100);
     let message = |text: &str, ctx| {
         perplexity(
-            &rt,
-            &model,
-            &tokenizer(),
+            &loaded(&rt, &model, &tokenizer()),
             text,
             &Scoring::windows_of(ctx),
             &mut |_, _| (),
@@ -117,16 +115,12 @@ fn perplexity_is_the_reference() {
         return;
     };
     let rt = runtime(2);
-    let checkpoint = Checkpoint::open(&dir).unwrap();
-    let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
-    let tokenizer = Tokenizer::from_dir(&dir, model.config().vocab_size).unwrap();
+    let model = load(&rt, &dir);
     let text = std::fs::read_to_string(text).unwrap();
     let mut all = Prediction::default();
     for story in text.split("<|endoftext|>").take(40) {
         all += perplexity(
-            &rt,
             &model,
-            &tokenizer,
             story.trim(),
             &Scoring::windows_of(512),
             &mut |_, _| (),

@@ -5,28 +5,23 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{BYTE_LEVEL_IDS, byte_level, model, runtime, tokenizer};
+use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, model, runtime, tokenizer};
 use serde_json::{Value, json};
-use sparamx_engine::{PagedCache, Tokenizer};
+use sparamx_engine::{Loaded, PagedCache};
 use sparamx_evaluate::{
     Answer, Choice, EvaluateError, Evaluation, Question, Questions, Task, evaluate,
 };
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Input, LoadOptions, Model, Want, Workspace};
+use sparamx_model::{Input, Model, Want, Workspace};
 
 fn fixture(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     dir.join(name)
 }
 
-fn ask(
-    rt: &Runtime,
-    model: &Model,
-    tokenizer: &Tokenizer,
-    file: &Questions,
-) -> Result<(Evaluation, Vec<Answer>), EvaluateError> {
+fn ask(loaded: &Loaded, file: &Questions) -> Result<(Evaluation, Vec<Answer>), EvaluateError> {
     let mut answers = Vec::new();
-    let figures = evaluate(rt, model, tokenizer, file, &mut |done, answer: &Answer| {
+    let figures = evaluate(loaded, file, &mut |done, answer: &Answer| {
         answers.push(answer.clone());
         assert_eq!(done, answers.len());
     })?;
@@ -40,9 +35,7 @@ fn ask(
 fn figures_are_those_of_the_harness() {
     let rt = runtime(2);
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m");
-    let checkpoint = Checkpoint::open(&dir).unwrap();
-    let model = Model::load(&rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
-    let tokenizer = Tokenizer::from_dir(&dir, model.config().vocab_size).unwrap();
+    let model = load(&rt, &dir);
     let expected: Value =
         serde_json::from_slice(&std::fs::read(fixture("expected.json")).unwrap()).unwrap();
     let expected = expected.as_object().unwrap();
@@ -50,7 +43,7 @@ fn figures_are_those_of_the_harness() {
     for (task, want) in expected {
         let file = Questions::read(&fixture(&format!("{task}.jsonl")), None, None).unwrap();
         assert_eq!(file.task.to_string(), *task);
-        let (figures, answers) = ask(&rt, &model, &tokenizer, &file).unwrap();
+        let (figures, answers) = ask(&model, &file).unwrap();
         let same = |found: Option<f64>, name: &str| match (found, want.get(name)) {
             (Some(found), Some(want)) => (found - want.as_f64().unwrap()).abs() < 1e-12,
             (found, want) => found.is_none() && want.is_none(),
@@ -72,7 +65,11 @@ fn figures_are_those_of_the_harness() {
             assert_eq!(answer.log_likelihoods.len(), wanted.len());
             let each = answer.log_likelihoods.iter().zip(wanted);
             for ((found, wanted), choice) in each.zip(&question.choices) {
-                let tokens = tokenizer.encode(&choice.continuation, false).unwrap().len();
+                let tokens = model
+                    .tokenizer
+                    .encode(&choice.continuation, false)
+                    .unwrap()
+                    .len();
                 let off = (found - wanted.as_f64().unwrap()).abs();
                 assert!(
                     off < 0.02 + 0.01 * tokens as f64,
@@ -142,12 +139,14 @@ fn shared_contexts_change_nothing() {
             .to_vec(),
     };
     // "h" and "e" are one token together, so that nothing is left of the continuation.
-    let error = ask(&rt, &model, &tokenizer, &file).unwrap_err().to_string();
+    let error = ask(&loaded(&rt, &model, &tokenizer), &file)
+        .unwrap_err()
+        .to_string();
     assert_eq!(error, "question 4, choice 2: it has no token");
 
     let mut file = file;
     file.questions[3].choices[1] = choice("h", "el");
-    let (figures, answers) = ask(&rt, &model, &tokenizer, &file).unwrap();
+    let (figures, answers) = ask(&loaded(&rt, &model, &tokenizer), &file).unwrap();
     assert_eq!(figures.truncated, 1);
     let ids = |text: &str| tokenizer.encode(text, true).unwrap();
     for (question, answer) in file.questions.iter().zip(&answers) {
@@ -182,7 +181,9 @@ fn choices_that_cannot_be_scored_are_refused() {
                 answer: 0,
             }],
         };
-        ask(&rt, &model, &tokenizer, &file).unwrap_err().to_string()
+        ask(&loaded(&rt, &model, &tokenizer), &file)
+            .unwrap_err()
+            .to_string()
     };
     let nothing = "question 1, choice 2: there is nothing before it that has a token";
     assert_eq!(message(choice("  ", "a")), nothing);
@@ -212,7 +213,7 @@ fn an_empty_context_is_bos() {
                 answer: 0,
             }],
         };
-        let (_, answers) = ask(&rt, &model, &tokenizer, &file).unwrap();
+        let (_, answers) = ask(&loaded(&rt, &model, &tokenizer), &file).unwrap();
         let want = by_hand(&rt, &model, &[context], &want);
         assert!((answers[0].log_likelihoods[0] - want).abs() < 1e-2);
     }

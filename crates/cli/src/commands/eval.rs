@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
+use sparamx_engine::Loaded;
 use sparamx_evaluate::{Evaluation, Questions, Task, evaluate};
 
 use crate::args::{self, Common, Memory, Threads, UsageError};
-use crate::loading::Ready;
 use crate::output::Table;
 use crate::{loading, output, progress, source, texts, units};
 
@@ -94,7 +94,7 @@ pub fn run(args: &EvalArgs, common: Common) -> Result<()> {
     )?;
     let measured = files
         .iter()
-        .map(|(path, file)| measure(loaded.ready(), path, file, common));
+        .map(|(path, file)| measure(&loaded, path, file, common));
     let results: Vec<Outcome> = measured.collect::<Result<_>>()?;
     for result in results.iter().filter(|_| !common.quiet) {
         if result.figures.truncated > 0 {
@@ -152,16 +152,12 @@ pub fn read(
 ///
 /// # Errors
 /// A question does not fit the model, or the model fails on it.
-pub fn measure(ready: Ready<'_>, path: &str, file: &Questions, common: Common) -> Result<Outcome> {
+pub fn measure(loaded: &Loaded, path: &str, file: &Questions, common: Common) -> Result<Outcome> {
     let total = file.questions.len() as u64;
     let bar = progress::count_bar(common, total, "questions", file.task.to_string());
-    let figures = evaluate(
-        ready.runtime,
-        ready.model,
-        ready.tokenizer,
-        file,
-        &mut |done, _| bar.set_position(done as u64),
-    )
+    let figures = evaluate(loaded, file, &mut |done, _| {
+        bar.set_position(done as u64);
+    })
     .with_context(|| path.to_owned())?;
     bar.finish_and_clear();
     Ok(Outcome {

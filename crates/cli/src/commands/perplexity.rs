@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
+use sparamx_engine::Loaded;
 use sparamx_evaluate::{Perplexity, Prediction, Scoring, perplexity};
 use sparamx_model::Config;
 
 use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::kv::KvArgs;
-use crate::loading::Ready;
 use crate::texts::Text;
 use crate::{loading, output, progress, source, units};
 
@@ -102,8 +102,7 @@ pub fn run(args: &PerplexityArgs, common: Common) -> Result<()> {
             1 => "scoring".to_owned(),
             count => format!("scoring file {} of {count}", index + 1),
         };
-        let measured =
-            measure(loaded.ready(), text, &scoring, title, common).context(file.clone())?;
+        let measured = measure(&loaded, text, &scoring, title, common).context(file.clone())?;
         all += measured;
         let figures = measured.perplexity();
         if !common.json {
@@ -169,24 +168,17 @@ pub fn window(ctx: Option<usize>, config: &Config) -> Result<usize> {
 /// # Errors
 /// The text is too short, or the model fails on it.
 pub fn measure(
-    ready: Ready<'_>,
+    loaded: &Loaded,
     text: &str,
     scoring: &Scoring,
     title: String,
     common: Common,
 ) -> Result<Prediction> {
     let bar = progress::count_bar(common, 0, "tokens", title);
-    let measured = perplexity(
-        ready.runtime,
-        ready.model,
-        ready.tokenizer,
-        text,
-        scoring,
-        &mut |done, total| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        },
-    )?;
+    let measured = perplexity(loaded, text, scoring, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
     bar.finish_and_clear();
     Ok(measured)
 }

@@ -1,20 +1,21 @@
 //! One request from the moment it is taken in to its last event.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sparamx_kernels::attention::PAGE_TOKENS;
 use sparamx_model::{Input, KvCache, Want};
 
-use super::api::{Event, Request, TokenLogprob, Usage};
+use super::api::{Event, FinishReason, Request, TokenLogprob, Usage};
 use super::lookup::Lookup;
 use super::schedule::Pending;
 use super::speculate::{Acceptance, MAX_DRAFT, Offer};
 use crate::logprobs::log_probabilities;
 use crate::writer::TextWriter;
-use crate::{EngineError, FinishReason, PagedCache, Sampler, Tokenizer};
+use crate::{EngineError, PagedCache, Sampler, Tokenizer};
 
 /// A request that has not ended.
-pub(crate) struct Active<'a> {
+pub(crate) struct Active {
     /// Prompt and new tokens.
     ids: Vec<u32>,
     prompt_tokens: usize,
@@ -22,19 +23,19 @@ pub(crate) struct Active<'a> {
     most: (usize, FinishReason),
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
-    tokenizer: &'a Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
-    writer: TextWriter<'a>,
+    writer: TextWriter,
     /// Keys and values, while it is admitted.
     cache: Option<PagedCache>,
-    /// Tokens of the prompt that events have told of. Preemption does not take them back.
-    told: usize,
+    /// Tokens of the prompt that events have reported. Preemption does not take them back.
+    reported: usize,
     /// Tokens of the prompt, from its beginning, whose logits have been used.
     scored: usize,
-    guesses: Option<Guesses>,
-    /// The tokens that go through the model in this step, guesses included.
+    drafts: Option<Drafts>,
+    /// The tokens that go through the model in this step, draft tokens included.
     feed: Vec<u32>,
-    /// How many of them are guesses.
+    /// How many of them are draft tokens.
     drafted: usize,
     /// Whether the first token was still to come when this step began.
     prefills: bool,
@@ -46,12 +47,12 @@ pub(crate) struct Active<'a> {
 
 /// What speculation knows of a request.
 #[derive(Default)]
-struct Guesses {
+struct Drafts {
     lookup: Lookup,
     acceptance: Acceptance,
 }
 
-impl<'a> Active<'a> {
+impl Active {
     /// Takes in a request whose prompt and new tokens may be up to `room` together; the prompt is no more.
     ///
     /// # Errors
@@ -60,30 +61,32 @@ impl<'a> Active<'a> {
         request: Request,
         room: usize,
         speculates: bool,
-        tokenizer: &'a Tokenizer,
+        tokenizer: &Arc<Tokenizer>,
     ) -> Result<Self, EngineError> {
         let Request {
             prompt,
             params,
             logprobs,
             prompt_logprobs,
+            processor,
         } = request;
         let room = room - prompt.len();
         Ok(Self {
             prompt_tokens: prompt.len(),
-            most: match params.max_tokens <= room {
-                true => (params.max_tokens, FinishReason::Length),
-                false => (room, FinishReason::Context),
+            most: if params.max_tokens <= room {
+                (params.max_tokens, FinishReason::Length)
+            } else {
+                (room, FinishReason::Context)
             },
             logprobs,
             prompt_logprobs,
-            tokenizer,
-            sampler: Sampler::new(&params.sampling, &prompt)?,
+            tokenizer: Arc::clone(tokenizer),
+            sampler: Sampler::new(&params.sampling, &prompt)?.with_processor(processor),
             writer: TextWriter::new(tokenizer, &prompt, &params.stop)?,
             cache: None,
-            told: 0,
+            reported: 0,
             scored: 0,
-            guesses: speculates.then(Guesses::default),
+            drafts: speculates.then(Drafts::default),
             feed: Vec::new(),
             drafted: 0,
             prefills: true,
@@ -105,9 +108,10 @@ impl<'a> Active<'a> {
     /// The tokens whose keys and values may come from the cache, all but the last of them: the text so far, unless logits of
     /// the prompt are wanted that are not there yet.
     pub fn reusable(&self) -> &[u32] {
-        match self.wants_prompt_logits() {
-            true => &self.ids[..=self.scored],
-            false => &self.ids,
+        if self.wants_prompt_logits() {
+            &self.ids[..=self.scored]
+        } else {
+            &self.ids
         }
     }
 
@@ -136,9 +140,10 @@ impl<'a> Active<'a> {
         Pending {
             done,
             tokens: self.ids.len() - done,
-            most: match self.wants_prompt_logits() {
-                true => most_logits,
-                false => usize::MAX,
+            most: if self.wants_prompt_logits() {
+                most_logits
+            } else {
+                usize::MAX
             },
         }
     }
@@ -154,37 +159,37 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Guesses that it could take in a step in which it decodes.
+    /// Draft tokens that it could take in a step in which it decodes.
     pub fn offer(&mut self) -> Option<Offer> {
         let done = self.done();
         let left = self.most.0.saturating_sub(self.usage.tokens + 1);
-        let guesses = self.guesses.as_mut()?;
-        guesses.lookup.extend(&self.ids);
-        let guess = guesses.lookup.guess()?;
-        // No guess fills a page, so that a page that is full holds text. The last token needs not go through the model.
+        let drafts = self.drafts.as_mut()?;
+        drafts.lookup.extend(&self.ids);
+        let draft = drafts.lookup.draft()?;
+        // No draft token fills a page, so that a page that is full holds text. The last token needs not go through the model.
         let in_page = (PAGE_TOKENS - 2).saturating_sub(done % PAGE_TOKENS);
         Some(Offer {
-            share: guesses.acceptance.share(guess.order),
+            share: drafts.acceptance.share(draft.order),
             most: MAX_DRAFT.min(in_page).min(left),
         })
     }
 
-    /// Makes the next `tokens` tokens ready to go through the model, and guesses at those after them.
-    pub fn prepare(&mut self, tokens: usize, drafts: usize) {
+    /// Makes the next `tokens` tokens ready to go through the model, and up to `count` draft tokens after them.
+    pub fn prepare(&mut self, tokens: usize, count: usize) {
         let done = self.done();
         self.feed.clear();
         self.feed.extend_from_slice(&self.ids[done..done + tokens]);
-        let guess = self.guesses.as_ref().and_then(|g| g.lookup.guess());
+        let draft = self.drafts.as_ref().and_then(|d| d.lookup.draft());
         self.drafted = 0;
         self.prefills = self.usage.tokens == 0;
-        if let Some(guess) = guess
-            && drafts > 0
-            && self.reserve(tokens + drafts).is_ok()
+        if let Some(draft) = draft
+            && count > 0
+            && self.reserve(tokens + count).is_ok()
         {
             let ids = &self.ids;
             self.feed
-                .extend((0..drafts).map(|index| guess.token(ids, index)));
-            self.drafted = drafts;
+                .extend((0..count).map(|index| draft.token(ids, index)));
+            self.drafted = count;
         }
     }
 
@@ -213,7 +218,7 @@ impl<'a> Active<'a> {
         }
     }
 
-    /// Takes the logits of the step, which has run: `[logits_rows, vocab_size]`. Chooses tokens and takes down what happened.
+    /// Takes the logits of the step, which has run: `[logits_rows, vocab_size]`. Chooses tokens and records what happened.
     pub fn advance(&mut self, logits: &[f32], vocab_size: usize) {
         let rows: Vec<&[f32]> = logits.chunks_exact(vocab_size).collect();
         if let Err(error) = self.take(&rows) {
@@ -236,18 +241,15 @@ impl<'a> Active<'a> {
         self.result.is_some()
     }
 
-    /// A step in which it took part has taken so long. Says how many tokens went through the model that were there before.
+    /// Records the time of a step in which it took part. Returns how many tokens went through the model that were there before.
     pub fn end_step(&mut self, time: Duration) -> usize {
         let known = self.feed.len() - self.drafted;
-        match self.prefills {
-            true => {
-                self.usage.prefill_time += time;
-                known
-            }
-            false => {
-                self.usage.decode_time += time;
-                known - 1
-            }
+        if self.prefills {
+            self.usage.prefill_time += time;
+            known
+        } else {
+            self.usage.decode_time += time;
+            known - 1
         }
     }
 
@@ -292,7 +294,7 @@ impl<'a> Active<'a> {
     fn take(&mut self, rows: &[&[f32]]) -> Result<(), EngineError> {
         let start = self.done() - self.feed.len();
         let known = self.done() - self.drafted;
-        self.tell_prompt(start, known, rows)?;
+        self.report_prompt(start, known, rows)?;
         let mut accepted = 0;
         if known == self.ids.len() {
             accepted = self.choose(&rows[rows.len() - rows.len().min(self.drafted + 1)..])?;
@@ -307,16 +309,16 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Tells how far the prompt is, and its log probabilities if they are wanted: `rows` are those after positions `start ..`
-    /// then.
-    fn tell_prompt(
+    /// Reports how far the prompt is, and its log probabilities if they are wanted: `rows` are then those after positions
+    /// `start ..`.
+    fn report_prompt(
         &mut self,
         start: usize,
         known: usize,
         rows: &[&[f32]],
     ) -> Result<(), EngineError> {
         let done = known.min(self.prompt_tokens);
-        if done <= self.told {
+        if done <= self.reported {
             return Ok(());
         }
         let mut logprobs: Vec<TokenLogprob> = Vec::new();
@@ -330,7 +332,7 @@ impl<'a> Active<'a> {
             }
             self.scored = end;
         }
-        self.told = done;
+        self.reported = done;
         self.events.push(Event::Prompt {
             done,
             total: self.prompt_tokens,
@@ -339,8 +341,8 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Chooses a token from each row of logits in turn, as long as the guess that the next row follows is the token chosen.
-    /// Says how many guesses were right.
+    /// Chooses a token from each row of logits in turn, as long as the token chosen is the draft token that the next row
+    /// follows. Returns how many draft tokens were accepted.
     fn choose(&mut self, rows: &[&[f32]]) -> Result<usize, EngineError> {
         if self.most.0 == 0 {
             self.result = Some(Ok(self.most.1));
@@ -350,7 +352,7 @@ impl<'a> Active<'a> {
         for (index, row) in rows.iter().enumerate() {
             let id = self.sampler.sample(row)?;
             let draft = self.feed[drafts.clone()].get(index).copied();
-            self.watch(index, draft, id);
+            self.observe(index, draft, id);
             if self.tokenizer.eos().contains(&id) {
                 self.result = Some(Ok(FinishReason::Stop));
                 return Ok(index);
@@ -385,20 +387,20 @@ impl<'a> Active<'a> {
         Ok(())
     }
 
-    /// Compares the token that came with the guess at it, or with the one there would have been.
-    fn watch(&mut self, index: usize, draft: Option<u32>, id: u32) {
-        let Some(guesses) = &mut self.guesses else {
+    /// Compares the token that was chosen with the draft token in its place, or with the one there would have been.
+    fn observe(&mut self, index: usize, draft: Option<u32>, id: u32) {
+        let Some(drafts) = &mut self.drafts else {
             return;
         };
         if index == 0 {
-            guesses.lookup.extend(&self.ids);
+            drafts.lookup.extend(&self.ids);
         } else if draft.is_none() {
             return;
         }
-        // The look-up has not moved on since the guesses were made.
-        if let Some(guess) = guesses.lookup.guess() {
-            let guessed = draft.unwrap_or_else(|| guess.token(&self.ids, 0));
-            guesses.acceptance.observe(guess.order, guessed == id);
+        // The look-up has not moved on since the draft was made.
+        if let Some(found) = drafts.lookup.draft() {
+            let expected = draft.unwrap_or_else(|| found.token(&self.ids, 0));
+            drafts.acceptance.observe(found.order, expected == id);
         }
     }
 }

@@ -1,17 +1,17 @@
-//! What a front end says to an engine, and hears from it.
+//! Requests, what happens to them, and the engine that runs them: what a front end sees.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::{EngineError, FinishReason, GenerateParams, PoolUsage};
+use crate::{EngineError, LogitsProcessor, PoolUsage, SamplingParams};
 
 /// Most alternatives that [`Request::logprobs`] and [`Request::prompt_logprobs`] may ask for.
 pub const MAX_ALTERNATIVES: usize = 20;
 
-/// Runs any number of requests side by side. The front end hands requests in and calls [`Engine::step`] as long as there is
-/// work; all that happens to a request is told as events.
+/// Runs any number of requests side by side. The front end submits requests and calls [`Engine::step`] as long as there is
+/// work; all that happens to a request is reported by events.
 pub trait Engine {
     /// Takes a request in. It waits until a step admits it, first come, first served.
     ///
@@ -20,8 +20,8 @@ pub trait Engine {
     /// [`EngineError::PromptTooLong`], [`EngineError::PoolFull`] for more tokens than the pool holds.
     fn submit(&mut self, request: Request) -> Result<RequestId, EngineError>;
 
-    /// Ends a request at once: its memory is free when this returns. The next step tells its [`Event::Finished`], and no
-    /// token more. Nothing happens if it has ended.
+    /// Ends a request at once: its memory is free when this returns. The next step reports its [`Event::Finished`], and no
+    /// further token. Nothing happens if it has ended.
     fn cancel(&mut self, id: RequestId);
 
     /// One pass of the model over what there is to do, and its events in the order of the requests' ids, each request's in the
@@ -49,8 +49,55 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// What to generate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateParams {
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
+    /// How to choose them.
+    pub sampling: SamplingParams,
+    /// Strings that end the text; they are not part of it.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerateParams {
+    /// 256 tokens, default sampling, no stop strings.
+    fn default() -> Self {
+        Self {
+            max_tokens: 256,
+            sampling: SamplingParams::default(),
+            stop: Vec::new(),
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FinishReason {
+    /// The model ended the text, or a stop string came.
+    Stop,
+    /// As many tokens as were asked for.
+    Length,
+    /// Prompt and text fill the context.
+    Context,
+    /// The caller had enough.
+    Cancelled,
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Context => "context",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
 /// A prompt to continue.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
@@ -61,6 +108,8 @@ pub struct Request {
     /// The same of the tokens of the prompt, from the second on. The whole prompt then goes through the model, whatever the
     /// cache has of it.
     pub prompt_logprobs: Option<usize>,
+    /// Changes the logits before a token is chosen.
+    pub processor: Option<Box<dyn LogitsProcessor>>,
 }
 
 /// What happens to a request.
@@ -72,10 +121,10 @@ pub enum Event {
         done: usize,
         /// Tokens of the prompt.
         total: usize,
-        /// Log probabilities of the tokens that follow those told before, if they are asked for. The first token has none.
+        /// Log probabilities of the tokens after those reported before, if they are asked for. The first token has none.
         logprobs: Vec<TokenLogprob>,
     },
-    /// A new token. The one that ends the text is not told.
+    /// A new token. The one that ends the text is not reported.
     Token {
         /// The token.
         id: u32,
@@ -115,9 +164,9 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// New tokens.
     pub tokens: usize,
-    /// Tokens that were guessed and run through the model.
+    /// Draft tokens that went through the model.
     pub drafted: usize,
-    /// Guesses that were right.
+    /// Draft tokens that were the ones chosen.
     pub accepted: usize,
     /// Times it had to give back its memory and start over.
     pub preemptions: usize,
@@ -140,9 +189,9 @@ pub struct Stats {
     pub prefill_tokens: u64,
     /// New tokens.
     pub tokens: u64,
-    /// Tokens that were guessed and run through the model.
+    /// Draft tokens that went through the model.
     pub drafted: u64,
-    /// Guesses that were right.
+    /// Draft tokens that were the ones chosen.
     pub accepted: u64,
     /// Times a request had to give its memory back.
     pub preemptions: u64,

@@ -1,4 +1,4 @@
-//! Guesses at the next tokens from the text itself: what came after the same tokens before.
+//! Draft tokens from the text itself: what came after the same tokens before.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ pub(crate) const MAX_ORDER: usize = 3;
 
 /// The text so far, by its runs of one to [`MAX_ORDER`] tokens.
 ///
-/// A token costs one look-up a length, so that a long context makes a guess no dearer.
+/// A token costs one look-up a length, so that a draft costs the same in a long context.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lookup {
     /// Where each run was seen last: the position after it.
@@ -20,9 +20,9 @@ pub(crate) struct Lookup {
 /// A run of tokens, its length and its ids with zeros behind.
 type Run = (u8, [u32; MAX_ORDER]);
 
-/// Where a guess comes from.
+/// Where draft tokens come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Guess {
+pub(crate) struct Draft {
     /// Tokens of the run that was found again.
     pub order: usize,
     /// Position of the token after it.
@@ -34,9 +34,10 @@ impl Lookup {
     pub fn extend(&mut self, ids: &[u32]) {
         for end in self.len + 1..=ids.len() {
             for order in 1..=MAX_ORDER {
-                self.before[order - 1] = match end >= order {
-                    true => self.seen.insert(run(&ids[end - order..end]), end as u32),
-                    false => None,
+                self.before[order - 1] = if end >= order {
+                    self.seen.insert(run(&ids[end - order..end]), end as u32)
+                } else {
+                    None
                 };
             }
         }
@@ -44,9 +45,9 @@ impl Lookup {
     }
 
     /// The longest run at the end of the text that was there before.
-    pub fn guess(&self) -> Option<Guess> {
+    pub fn draft(&self) -> Option<Draft> {
         let found = |order: usize| {
-            self.before[order - 1].map(|at| Guess {
+            self.before[order - 1].map(|at| Draft {
                 order,
                 at: at as usize,
             })
@@ -55,7 +56,7 @@ impl Lookup {
     }
 }
 
-impl Guess {
+impl Draft {
     /// The `index`th token that came after the run. A run that reaches into what follows it repeats for ever.
     pub fn token(&self, ids: &[u32], index: usize) -> u32 {
         ids[self.at + index % (ids.len() - self.at)]
@@ -90,14 +91,14 @@ mod tests {
         let ids = [7, 1, 2, 3, 4, 9, 1, 2, 3];
         let mut lookup = Lookup::default();
         lookup.extend(&ids);
-        let guess = lookup.guess().unwrap();
-        assert_eq!(guess.order, 3);
-        let tokens: Vec<u32> = (0..7).map(|i| guess.token(&ids, i)).collect();
+        let draft = lookup.draft().unwrap();
+        assert_eq!(draft.order, 3);
+        let tokens: Vec<u32> = (0..7).map(|i| draft.token(&ids, i)).collect();
         assert_eq!(tokens, [4, 9, 1, 2, 3, 4, 9]);
         let mut one = Lookup::default();
         one.extend(&[5, 5]);
-        assert_eq!(one.guess().unwrap().token(&[5, 5], 6), 5);
-        assert_eq!(Lookup::default().guess(), None);
+        assert_eq!(one.draft().unwrap().token(&[5, 5], 6), 5);
+        assert_eq!(Lookup::default().draft(), None);
     }
 
     proptest! {
@@ -108,7 +109,7 @@ mod tests {
             cuts.sort_unstable();
             for cut in cuts.into_iter().chain([ids.len()]) {
                 lookup.extend(&ids[..cut]);
-                prop_assert_eq!(lookup.guess().map(|g| (g.order, g.at)), naive(&ids[..cut]));
+                prop_assert_eq!(lookup.draft().map(|g| (g.order, g.at)), naive(&ids[..cut]));
             }
         }
     }

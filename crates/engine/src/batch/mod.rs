@@ -1,14 +1,22 @@
 //! Requests side by side: continuous batching.
 //!
-//! [`api`] is what a front end sees. [`schedule`] decides who runs, [`active`] is one request, [`engine`] brings them together
-//! with the model. [`lookup`] guesses at tokens and [`speculate`] how many guesses pay.
+//! [`api`] is what a front end sees. [`intake`] checks requests, [`active`] is one of them from there to its end. [`schedule`]
+//! decides who runs, by a [`view`] of the requests; [`engine`] brings them together with the model. [`lookup`] finds draft
+//! tokens and [`speculate`] decides how many of them pay.
 
 mod active;
 mod api;
 mod engine;
+mod intake;
 mod lookup;
 mod schedule;
 mod speculate;
+mod view;
 
-pub use api::{Engine, Event, MAX_ALTERNATIVES, Request, RequestId, Stats, TokenLogprob, Usage};
+pub(crate) use active::Active;
+pub use api::{
+    Engine, Event, FinishReason, GenerateParams, MAX_ALTERNATIVES, Request, RequestId, Stats,
+    TokenLogprob, Usage,
+};
 pub use engine::{BatchEngine, EngineOptions, Speculation};
+pub(crate) use intake::Intake;

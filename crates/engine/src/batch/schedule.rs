@@ -1,4 +1,4 @@
-//! Who runs in a step, with how many tokens, and who has to give way. Knows nothing of models and pages.
+//! Which requests run in a step, with how many tokens, and which are preempted. Knows nothing of models and pages.
 //!
 //! - First come, first served: requests are admitted in the order of their ids, and `running` is always in that order.
 //! - Every request that has one token to run (it decodes) runs it in every step. What is left of the step's tokens goes to
@@ -12,7 +12,7 @@ use sparamx_kernels::attention::PAGE_TOKENS;
 
 use super::api::RequestId;
 
-/// What the schedule asks about requests, and tells them.
+/// The schedule's view of requests.
 pub(crate) trait Requests {
     /// Whether there is memory for all tokens of a request that waits. If so, or if it is `alone`, it has a cache from now on.
     fn admit(&mut self, id: RequestId, alone: bool) -> bool;
@@ -94,10 +94,10 @@ impl Schedule {
     /// nobody can give. (With several, the next step has other turns.)
     pub fn step(&mut self, requests: &mut dyn Requests) -> Vec<Turn> {
         self.admit(requests);
-        let mut wishes = self.share(requests);
-        let mut turns = Vec::with_capacity(wishes.len());
+        let mut planned = self.share(requests);
+        let mut turns = Vec::with_capacity(planned.len());
         let mut next = 0;
-        while let Some(&turn) = wishes.get(next) {
+        while let Some(&turn) = planned.get(next) {
             next += 1;
             while !requests.reserve(turn.id, turn.tokens) {
                 let newest = self.running.last().copied();
@@ -110,7 +110,7 @@ impl Schedule {
                 };
                 requests.preempt(newest);
                 self.waiting.push_front(newest);
-                wishes.retain(|wish| wish.id != newest);
+                planned.retain(|turn| turn.id != newest);
             }
             turns.push(turn);
         }

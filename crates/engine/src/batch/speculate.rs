@@ -1,25 +1,25 @@
-//! How many guesses are worth their time.
+//! How many draft tokens are worth their time.
 //!
-//! A guess at depth `i` brings a token more with probability `p^i`, where `p` is how often guesses of its kind were right.
-//! What a row more costs is measured: the median time of steps by their rows. So many guesses are taken, most probable first,
-//! that the tokens a second are highest. Neither number has a say in which tokens come out.
+//! A draft token at depth `i` brings a token more with probability `p^i`, where `p` is the share of drafts of its kind that were
+//! accepted. What a row more costs is measured: the median time of steps by their rows. As many draft tokens are taken, most
+//! probable first, as give the most tokens a second. Neither figure changes which tokens come out.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::lookup::MAX_ORDER;
 
-/// Guesses for one sequence in one step, at most.
+/// Draft tokens for one sequence in one step, at most.
 pub(crate) const MAX_DRAFT: usize = 8;
-/// What all guesses of a step together must gain: measurements are no better than that.
+/// What all draft tokens of a step together must gain: measurements are no better than that.
 const MIN_GAIN: f64 = 1.05;
-/// Guesses that are right less often are not looked at.
+/// Draft tokens that are less probable are not considered.
 const MIN_PROBABILITY: f64 = 0.02;
-/// Weight of the latest guess in the share of right ones: the last twenty or so count.
+/// Weight of the latest draft in the share of accepted ones: the last twenty or so count.
 const NEWEST: f64 = 0.1;
 
-/// How often guesses of a request are right, by the length of the run they come from.
+/// How often draft tokens of a request are accepted, by the length of the run they come from.
 ///
-/// Guesses that are not run through the model are watched as well, so that a text that turns repetitive is found out.
+/// Drafts that do not go through the model are observed as well, so that a text that turns repetitive is noticed.
 #[derive(Debug, Clone)]
 pub(crate) struct Acceptance([f64; MAX_ORDER]);
 
@@ -31,13 +31,13 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
-    /// A guess from a run of `order` tokens was right or not.
-    pub fn observe(&mut self, order: usize, right: bool) {
+    /// A draft token from a run of `order` tokens was accepted or not.
+    pub fn observe(&mut self, order: usize, accepted: bool) {
         let share = &mut self.0[order - 1];
-        *share += NEWEST * (f64::from(u8::from(right)) - *share);
+        *share += NEWEST * (f64::from(u8::from(accepted)) - *share);
     }
 
-    /// How probably such a guess is right.
+    /// How probably such a draft token is accepted.
     pub fn share(&self, order: usize) -> f64 {
         self.0[order - 1]
     }
@@ -120,33 +120,33 @@ fn class(rows: usize) -> usize {
     }
 }
 
-/// A sequence that could take guesses.
+/// A sequence that could take draft tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Offer {
-    /// How probably a guess is right.
+    /// How probably a draft token is accepted.
     pub share: f64,
-    /// Most guesses there can be.
+    /// Most draft tokens there can be.
     pub most: usize,
 }
 
-/// How many guesses to take of each offer in a step that has `rows` rows without any.
+/// How many draft tokens to take of each offer in a step that has `rows` rows without any.
 pub(crate) fn choose(rows: usize, offers: &[Offer], cost: &StepCost) -> Vec<usize> {
     let mut taken = vec![0; offers.len()];
     let curve = cost.curve();
     let Some(plain) = curve.estimate(rows) else {
         return taken;
     };
-    let mut guesses: Vec<(f64, usize)> = Vec::new();
+    let mut drafts: Vec<(f64, usize)> = Vec::new();
     for (index, offer) in offers.iter().enumerate() {
         let depths = 1..=offer.most.min(MAX_DRAFT);
         let probabilities = depths.map(|depth| offer.share.powi(depth as i32));
         let likely = probabilities.take_while(|&probability| probability >= MIN_PROBABILITY);
-        guesses.extend(likely.map(|probability| (probability, index)));
+        drafts.extend(likely.map(|probability| (probability, index)));
     }
-    // A stable sort: deeper guesses of one offer, never more probable, stay behind shallower ones.
-    guesses.sort_by(|a, b| b.0.total_cmp(&a.0));
+    // A stable sort: deeper draft tokens of one offer, never more probable, stay behind shallower ones.
+    drafts.sort_by(|a, b| b.0.total_cmp(&a.0));
     let (mut expected, mut best) = (rows as f64, (rows as f64 / plain * MIN_GAIN, 0));
-    for (index, &(probability, _)) in guesses.iter().enumerate() {
+    for (index, &(probability, _)) in drafts.iter().enumerate() {
         let Some(seconds) = curve.estimate(rows + index + 1) else {
             break;
         };
@@ -155,7 +155,7 @@ pub(crate) fn choose(rows: usize, offers: &[Offer], cost: &StepCost) -> Vec<usiz
             best = (expected / seconds, index + 1);
         }
     }
-    for &(_, index) in &guesses[..best.1] {
+    for &(_, index) in &drafts[..best.1] {
         taken[index] += 1;
     }
     taken
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!(choose(1, &[offer(0.5)], &flat), [5], "1 of 64 is too few");
         let dear = cost(&[(1, 1.0), (9, 9.0)]);
         assert_eq!(choose(1, &[offer(0.9)], &dear), [0]);
-        // Half of the first guesses are right, and each costs a fifth of a step: 1.5 / 1.2, then 1.75 / 1.4, which is no more.
+        // Half of the first drafts are accepted, and each costs a fifth of a step: 1.5 / 1.2, then 1.75 / 1.4, which is no more.
         let some = cost(&[(1, 1.0), (6, 2.0)]);
         assert_eq!(choose(1, &[offer(0.5)], &some), [1]);
         assert_eq!(choose(1, &[offer(0.0)], &flat), [0]);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_probable_guesses_of_a_batch_come_first() {
+    fn the_most_probable_drafts_of_a_batch_come_first() {
         let steep = cost(&[(2, 1.0), (4, 1.0), (5, 50.0), (18, 50.0)]);
         assert_eq!(choose(2, &[offer(0.9), offer(0.5)], &steep), [2, 0]);
         assert_eq!(choose(2, &[offer(0.9), offer(0.85)], &steep), [1, 1]);

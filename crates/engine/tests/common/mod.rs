@@ -3,12 +3,13 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use sparamx_cpu::Cpu;
-use sparamx_engine::Tokenizer;
+use sparamx_engine::{EngineOptions, Host, HostOptions, Loaded, Tokenizer};
 use sparamx_kernels::Runtime;
-use sparamx_model::{Config, Model, Precision, RandomSpec};
+use sparamx_model::{Checkpoint, Config, LoadOptions, Model, Precision, RandomSpec};
 
 /// `path` in the folder of shared data beside the repository; none, said loudly, where a checkout stands alone.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -48,10 +49,10 @@ pub fn vectors(name: &str) -> Vec<(String, Vec<u32>)> {
 }
 
 /// The tokenizer that `files` (name, content) make, for a model of `vocab_size` ids.
-pub fn tokenizer(files: &[(&str, Value)], vocab_size: usize) -> Tokenizer {
+pub fn tokenizer(files: &[(&str, Value)], vocab_size: usize) -> Arc<Tokenizer> {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), files);
-    Tokenizer::from_dir(dir.path(), vocab_size).unwrap()
+    Arc::new(Tokenizer::from_dir(dir.path(), vocab_size).unwrap())
 }
 
 /// Writes `files` (name, content) into `dir`.
@@ -175,12 +176,12 @@ pub fn metaspace() -> Value {
 }
 
 /// The pieces that a stream makes of `ids`.
-pub fn pieces(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
+pub fn pieces(tokenizer: &Arc<Tokenizer>, ids: &[u32]) -> Vec<String> {
     pieces_after(tokenizer, &[], ids)
 }
 
 /// The pieces that a stream makes of `ids` after a prompt.
-pub fn pieces_after(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -> Vec<String> {
+pub fn pieces_after(tokenizer: &Arc<Tokenizer>, prompt: &[u32], ids: &[u32]) -> Vec<String> {
     let mut stream = tokenizer.stream(prompt).unwrap();
     let mut pieces: Vec<String> = ids
         .iter()
@@ -205,12 +206,12 @@ pub fn difference(tokenizer: &Tokenizer, ids: &[u32], start: usize) -> String {
 }
 
 /// A runtime of so many threads.
-pub fn runtime(threads: usize) -> Runtime {
-    Runtime::new(Cpu::detect().unwrap(), threads).unwrap()
+pub fn runtime(threads: usize) -> Arc<Runtime> {
+    Arc::new(Runtime::new(Cpu::detect().unwrap(), threads).unwrap())
 }
 
 /// A small Llama with grouped queries and random weights, for the vocabulary of [`byte_level`].
-pub fn model(rt: &Runtime, context: usize) -> Model {
+pub fn model(rt: &Runtime, context: usize) -> Arc<Model> {
     let fields = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": BYTE_LEVEL_IDS,
@@ -223,7 +224,30 @@ pub fn model(rt: &Runtime, context: usize) -> Model {
         precision: Precision::Bf16,
         seed: 3,
     };
-    Model::random(rt, &config, spec).unwrap()
+    Arc::new(Model::random(rt, &config, spec).unwrap())
+}
+
+/// The parts of a model together.
+pub fn loaded(rt: &Arc<Runtime>, model: &Arc<Model>, tokenizer: &Arc<Tokenizer>) -> Loaded {
+    Loaded::new(Arc::clone(rt), Arc::clone(model), Arc::clone(tokenizer))
+}
+
+/// Reads the model in a directory.
+pub fn load(rt: &Arc<Runtime>, dir: &Path) -> Loaded {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let model = Model::load(rt, &checkpoint, &LoadOptions::default(), &mut |_| ()).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir, model.config().vocab_size).unwrap();
+    loaded(rt, &Arc::new(model), &Arc::new(tokenizer))
+}
+
+/// A host that leaves its thread where the system puts it: tests run side by side.
+pub fn host(loaded: Loaded, engine: EngineOptions) -> Host {
+    let options = HostOptions {
+        engine,
+        pin: false,
+        ..HostOptions::default()
+    };
+    Host::start(loaded, options).unwrap()
 }
 
 /// `tokenizer.json` of as many letters as there are ids.

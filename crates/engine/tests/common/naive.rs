@@ -1,30 +1,25 @@
-//! An engine that could not be simpler: one request at a time, nothing shared, nothing guessed.
+//! An engine that could not be simpler: one request at a time, nothing shared, no draft tokens.
 
 use std::collections::VecDeque;
 
 use sparamx_engine::{
-    Engine, EngineError, Event, FinishReason, KvOptions, PagePool, PagedCache, Request, RequestId,
-    Sampler, Stats, StopMatcher, TokenLogprob, Tokenizer, Usage,
+    Engine, EngineError, Event, FinishReason, KvOptions, Loaded, PagePool, PagedCache, Request,
+    RequestId, Sampler, Stats, StopMatcher, TokenLogprob, Usage,
 };
-use sparamx_kernels::Runtime;
-use sparamx_model::{Input, Model, Want, Workspace};
+use sparamx_model::{Input, Want, Workspace};
 
 /// Every step runs a request from its beginning to its end.
-pub struct NaiveEngine<'a> {
-    pub rt: &'a Runtime,
-    pub model: &'a Model,
-    pub tokenizer: &'a Tokenizer,
+pub struct NaiveEngine {
+    pub loaded: Loaded,
     pub kv: KvOptions,
     pub taken: u64,
     pub line: VecDeque<(RequestId, Request)>,
 }
 
-impl<'a> NaiveEngine<'a> {
-    pub fn new(rt: &'a Runtime, model: &'a Model, tokenizer: &'a Tokenizer, kv: KvOptions) -> Self {
+impl NaiveEngine {
+    pub fn new(loaded: Loaded, kv: KvOptions) -> Self {
         Self {
-            rt,
-            model,
-            tokenizer,
+            loaded,
             kv,
             taken: 0,
             line: VecDeque::new(),
@@ -44,40 +39,44 @@ impl<'a> NaiveEngine<'a> {
             cache,
             logits: Want::All,
         };
-        let logits = self.model.forward(self.rt, &mut [input], &mut workspace)?;
-        let rows = logits.chunks(self.model.config().vocab_size);
+        let logits =
+            self.loaded
+                .model
+                .forward(&self.loaded.runtime, &mut [input], &mut workspace)?;
+        let rows = logits.chunks(self.loaded.model.config().vocab_size);
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
 
     fn run(
         &self,
         request: &Request,
-        tell: &mut dyn FnMut(Event),
+        report: &mut dyn FnMut(Event),
     ) -> Result<(String, FinishReason), EngineError> {
         let Request {
             prompt,
             params,
             logprobs,
             prompt_logprobs,
+            ..
         } = request;
-        let pool = PagePool::new(self.model.config(), &self.kv)?;
+        let pool = PagePool::new(self.loaded.model.config(), &self.kv)?;
         let mut cache = pool.sequence();
         let mut rows = self.forward(&mut cache, prompt)?;
-        let told = match prompt_logprobs {
+        let scored = match prompt_logprobs {
             Some(top) => (1..prompt.len())
                 .map(|i| logprob(&rows[i - 1], prompt[i], *top))
                 .collect(),
             None => Vec::new(),
         };
-        tell(Event::Prompt {
+        report(Event::Prompt {
             done: prompt.len(),
             total: prompt.len(),
-            logprobs: told,
+            logprobs: scored,
         });
         let mut sampler = Sampler::new(&params.sampling, prompt)?;
-        let mut stream = self.tokenizer.stream(prompt)?;
+        let mut stream = self.loaded.tokenizer.stream(prompt)?;
         let mut stops = StopMatcher::new(&params.stop)?;
-        let room = self.model.config().context_length() - prompt.len();
+        let room = self.loaded.model.config().context_length() - prompt.len();
         let mut made = 0;
         let reason = loop {
             if made == params.max_tokens {
@@ -88,15 +87,15 @@ impl<'a> NaiveEngine<'a> {
             }
             let row = rows.last().expect("a row");
             let id = sampler.sample(row)?;
-            if self.tokenizer.eos().contains(&id) {
+            if self.loaded.tokenizer.eos().contains(&id) {
                 break FinishReason::Stop;
             }
             made += 1;
-            let passed = match self.tokenizer.special(id) {
+            let passed = match self.loaded.tokenizer.special(id) {
                 Some(name) => stops.push_special(name),
                 None => stops.push(&stream.push(id)?.unwrap_or_default()),
             };
-            tell(Event::Token {
+            report(Event::Token {
                 id,
                 text: passed.text,
                 logprob: logprobs.map(|top| logprob(row, id, top)),
@@ -131,7 +130,7 @@ fn logprob(row: &[f32], id: u32, top: usize) -> TokenLogprob {
     }
 }
 
-impl Engine for NaiveEngine<'_> {
+impl Engine for NaiveEngine {
     fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
         self.taken += 1;
         let id = RequestId::new(self.taken);

@@ -7,9 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sparamx_engine::{EngineError, KvOptions, Tokenizer, negative_log_likelihood};
-use sparamx_kernels::Runtime;
-use sparamx_model::Model;
+use sparamx_engine::{EngineError, KvOptions, Loaded, Tokenizer, negative_log_likelihood};
 
 use crate::EvaluateError;
 use crate::scorer::Scorer;
@@ -151,16 +149,14 @@ fn first_largest(values: impl Iterator<Item = f64>) -> usize {
 /// [`EvaluateError::Choice`] for a choice without a token, or with more than fit the model; too little memory for the cache; what
 /// tokenizer and model report.
 pub fn evaluate(
-    rt: &Runtime,
-    model: &Model,
-    tokenizer: &Tokenizer,
+    loaded: &Loaded,
     file: &Questions,
     progress: &mut dyn FnMut(usize, &Answer),
 ) -> Result<Evaluation, EvaluateError> {
     let mut reader = Reader {
-        scorer: Scorer::new(rt, model, &KvOptions::default())?,
-        tokenizer,
-        longest: model.config().context_length(),
+        scorer: Scorer::new(loaded, &KvOptions::default())?,
+        tokenizer: &loaded.tokenizer,
+        longest: loaded.model.config().context_length(),
         context: Vec::new(),
         logits: Vec::new(),
     };

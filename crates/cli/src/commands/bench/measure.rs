@@ -286,7 +286,7 @@ impl Bench {
             Test::Prefill(_) => CHUNK_TOKENS,
             Test::Decode(_) => 1,
         };
-        let mut sampler = Sampler::new(&SamplingParams::default(), &[])?;
+        let mut sampler = Sampler::new(&sampling(), &[])?;
         let (mut passes, mut sampling) = (Duration::ZERO, Spent::default());
         for chunk in tokens.chunks(step) {
             let start = Instant::now();
@@ -301,6 +301,14 @@ impl Bench {
             sampling.bytes += size_of_val(logits) as u64;
         }
         Ok((passes, sampling))
+    }
+}
+
+/// How a token is chosen: some of the most probable ones, as a program would.
+fn sampling() -> SamplingParams {
+    SamplingParams {
+        top_k: 40,
+        ..SamplingParams::default()
     }
 }
 

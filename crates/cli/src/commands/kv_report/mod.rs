@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparamx_engine::{KvPrecision, KvRule};
+use sparamx_engine::{KvPrecision, KvRule, Loaded};
 use sparamx_evaluate::{Prediction, Scoring};
 
 use self::results::{Inputs, Results, Row, Setting};
@@ -15,7 +15,6 @@ use super::perplexity;
 use super::report::results::{File, write};
 use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::kv::{self, KvKeptArgs, KvSparsity};
-use crate::loading::Loaded;
 use crate::texts::Text;
 use crate::{interrupt, loading, output, source};
 
@@ -172,7 +171,7 @@ fn measure(
     };
     let mut all = Prediction::default();
     for (path, text) in args.texts.iter().zip(texts) {
-        all += perplexity::measure(loaded.ready(), text, &scoring, "scoring".to_owned(), common)
+        all += perplexity::measure(loaded, text, &scoring, "scoring".to_owned(), common)
             .with_context(|| path.display().to_string())?;
     }
     let tokens = all.perplexity();

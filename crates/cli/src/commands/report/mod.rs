@@ -8,13 +8,14 @@ mod table;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sparamx_compress::layer::{LayerSpec, Pattern};
 use sparamx_compress::{Calibration, Report, Scope, layer_errors};
-use sparamx_engine::Tokenizer;
+use sparamx_engine::{Loaded, Tokenizer};
 use sparamx_evaluate::{Prediction, Questions, Scoring};
 use sparamx_format::GROUP_ELEMS;
 use sparamx_kernels::Runtime;
@@ -25,9 +26,8 @@ use self::setting::{Grid, Method, Setting, Way, Weights};
 use super::{eval, perplexity};
 use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::calibration::{CalibrationArgs, Sample};
-use crate::loading::{self, Ready};
 use crate::texts::Text;
-use crate::{interrupt, output, progress, runtime, source, units};
+use crate::{interrupt, loading, output, progress, runtime, source, units};
 
 /// Hidden states kept for each token, at most: of the pruned model and of the dense one.
 const STREAMS: u64 = 2;
@@ -116,7 +116,7 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
             directory.display()
         );
     }
-    let tokenizer = loading::tokenizer(&checkpoint, common)?;
+    let tokenizer = Arc::new(loading::tokenizer(&checkpoint, common)?);
     let grid = args.grid();
     let sample = needs_calibration(&grid, args.group)
         .then(|| {
@@ -127,7 +127,7 @@ pub fn run(args: &ReportArgs, common: Common) -> Result<()> {
     let ctx = perplexity::window(args.ctx, checkpoint.config())?;
     let inputs = inputs(args, &checkpoint, &directory, sample.as_ref(), ctx)?;
     let results = Results::open(&args.output, inputs)?;
-    let runtime = runtime::start(args.threads.count(), common)?;
+    let runtime = Arc::new(runtime::start(args.threads.count(), common)?);
     let mut study = Study {
         args,
         common,
@@ -231,9 +231,9 @@ struct Study<'a> {
     args: &'a ReportArgs,
     common: Common,
     calibration: Option<Calibration<'a>>,
-    runtime: &'a Runtime,
+    runtime: &'a Arc<Runtime>,
     checkpoint: &'a Checkpoint,
-    tokenizer: &'a Tokenizer,
+    tokenizer: &'a Arc<Tokenizer>,
     texts: &'a [String],
     questions: &'a [(String, Questions)],
     ctx: usize,
@@ -327,16 +327,16 @@ impl Study<'_> {
             model,
             seconds,
         } = self.compressed(setting)?;
-        let ready = Ready {
-            runtime: self.runtime,
-            model: &model,
-            tokenizer: self.tokenizer,
-        };
+        let loaded = Loaded::new(
+            Arc::clone(self.runtime),
+            Arc::new(model),
+            Arc::clone(self.tokenizer),
+        );
         let mut all = Prediction::default();
         let mut text_perplexities = Vec::with_capacity(self.texts.len());
         for (path, text) in self.args.texts.iter().zip(self.texts) {
             let measured = perplexity::measure(
-                ready,
+                &loaded,
                 text,
                 &Scoring::windows_of(self.ctx),
                 "scoring".to_owned(),
@@ -348,7 +348,7 @@ impl Study<'_> {
         }
         let mut accuracies = Vec::with_capacity(self.questions.len());
         for (path, file) in self.questions {
-            let outcome = eval::measure(ready, path, file, self.common)?;
+            let outcome = eval::measure(&loaded, path, file, self.common)?;
             let figures = outcome.figures;
             accuracies.push(Accuracy {
                 task: outcome.task,
@@ -365,7 +365,7 @@ impl Study<'_> {
         Ok(Row {
             setting: *setting,
             bytes: report.counts.all().bytes_after,
-            memory_bytes: model.weight_bytes(),
+            memory_bytes: loaded.model.weight_bytes(),
             perplexity: figures.perplexity,
             bits_per_byte: figures.bits_per_byte,
             text_perplexities,

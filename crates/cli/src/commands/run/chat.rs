@@ -24,7 +24,7 @@ Ctrl-C ends the answer.";
 ///
 /// # Errors
 /// The terminal cannot be read, or standard output cannot be written.
-pub(super) fn run(mut talk: Talk<'_>) -> Result<()> {
+pub(super) fn run(mut talk: Talk) -> Result<()> {
     let mut editor = DefaultEditor::new().context("cannot read from the terminal")?;
     say(&mut talk.about);
     if !talk.common.quiet {
@@ -100,12 +100,12 @@ impl<'a> Line<'a> {
 }
 
 /// The conversation so far.
-struct Chat<'a> {
-    talk: Talk<'a>,
+struct Chat {
+    talk: Talk,
     messages: Vec<Message>,
 }
 
-impl Chat<'_> {
+impl Chat {
     /// Does what a line asks for; false at the end of the chat.
     fn take(&mut self, line: Line<'_>) -> Result<bool> {
         match line {
@@ -171,7 +171,7 @@ impl Chat<'_> {
 
     /// Ids of the conversation. The oldest turns are left out while it leaves too little room for an answer.
     fn fit(&mut self) -> Result<Vec<u32>> {
-        let context = self.talk.session.context();
+        let context = self.talk.host.context();
         let answer = self.talk.params.max_tokens.min(context / 4);
         let mut left_out = 0;
         loop {

@@ -5,17 +5,18 @@ mod talk;
 
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use sparamx_engine::{ChatTemplate, EngineOptions, GenerateParams, Session, Speculation};
+use sparamx_engine::{ChatTemplate, EngineOptions, GenerateParams, Host, HostOptions, Speculation};
 
 use crate::args::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
 use crate::kv::KvArgs;
 use crate::sampling::SamplingArgs;
-use crate::{interrupt, loading, output, source, texts};
+use crate::{interrupt, loading, output, runtime, source, texts};
 
 use self::talk::Talk;
 
@@ -138,25 +139,30 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         output::complain(&format!("{sampling:?}"));
     }
     let template = args.template(&directory, common)?;
-    let loaded = loading::load(&directory, args.threads, args.memory, common)?;
     let params = GenerateParams {
         max_tokens: args.max_tokens,
         sampling,
         stop: args.stop.clone(),
     };
-    let options = EngineOptions {
-        max_running: 1,
-        speculation: match args.no_speculation {
-            true => Speculation::Off,
-            false => Speculation::Auto,
+    let options = HostOptions {
+        memory_bytes: args.memory.memory_bytes,
+        engine: EngineOptions {
+            max_running: 1,
+            speculation: if args.no_speculation {
+                Speculation::Off
+            } else {
+                Speculation::Auto
+            },
+            kv: args.kv.options(),
+            ..EngineOptions::default()
         },
-        kv: args.kv.options(),
-        ..EngineOptions::default()
+        ..HostOptions::default()
     };
-    let session = Session::new(&loaded.runtime, &loaded.model, &loaded.tokenizer, options)?;
+    let runtime = Arc::new(runtime::start(args.threads.count(), common)?);
+    let host = Host::open(&directory, runtime, options, &mut loading::report(common))?;
+    loading::details(&directory, host.loaded(), common);
     let mut talk = Talk {
-        loaded: &loaded,
-        session,
+        host,
         template,
         system: args.system.clone(),
         params,

@@ -5,18 +5,16 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use sparamx_engine::{
-    ChatTemplate, Event, FinishReason, GenerateParams, Message, Outcome, Session,
+    ChatTemplate, EngineError, Event, FinishReason, GenerateParams, Host, Message, Outcome,
 };
 use sparamx_kernels::catalog;
 
 use crate::args::{Common, UsageError};
-use crate::loading::Loaded;
-use crate::{interrupt, output};
+use crate::{interrupt, output, panics};
 
 /// What it takes to answer.
-pub(super) struct Talk<'a> {
-    pub loaded: &'a Loaded,
-    pub session: Session<'a>,
+pub(super) struct Talk {
+    pub host: Host,
     pub template: Option<ChatTemplate>,
     pub system: Option<String>,
     pub params: GenerateParams,
@@ -25,14 +23,14 @@ pub(super) struct Talk<'a> {
     pub about: Option<String>,
 }
 
-impl Talk<'_> {
+impl Talk {
     /// Answers or continues one prompt.
     pub fn once(&mut self, prompt: &str) -> Result<()> {
         let ids = self.prompt_ids(&[Message::new("user", prompt)], prompt)?;
         if self.common.json {
             let mut about = self.about.take();
             let _watch = interrupt::watch();
-            let outcome = self.session.generate(&ids, &self.params, &mut |_| {
+            let outcome = self.generate(&ids, &mut |_| {
                 say(&mut about);
                 flow()
             })?;
@@ -48,8 +46,8 @@ impl Talk<'_> {
 
     /// Ids of the conversation, the system prompt before it; of the text for a model without a chat template.
     pub fn prompt_ids(&self, messages: &[Message], text: &str) -> Result<Vec<u32>> {
-        let tokenizer = &self.loaded.tokenizer;
-        let context = self.session.context();
+        let tokenizer = &self.host.loaded().tokenizer;
+        let context = self.host.context();
         let Some(template) = &self.template else {
             tokenizer.check_room(text, context)?;
             return Ok(tokenizer.encode_prompt(text)?);
@@ -88,13 +86,26 @@ impl Talk<'_> {
         Ok(())
     }
 
+    /// Generates with the parameters of the talk.
+    fn generate(
+        &self,
+        ids: &[u32],
+        on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Outcome> {
+        match self.host.generate(ids, &self.params, on_event) {
+            // It was caught on the engine's thread, and goes on here.
+            Err(EngineError::Panicked { message }) => panics::resume(message),
+            outcome => Ok(outcome?),
+        }
+    }
+
     /// Generates, and writes the text to standard output as it comes, after `before`.
     pub fn stream(&mut self, ids: &[u32], before: &str) -> Result<Outcome> {
         let mut out = io::stdout().lock();
         let (mut before, mut about) = (Some(before), self.about.take());
         let mut written = Ok(());
         let _watch = interrupt::watch();
-        let outcome = self.session.generate(ids, &self.params, &mut |event| {
+        let outcome = self.generate(ids, &mut |event| {
             // Only now is it certain that the prompt can be run: an error is one line.
             say(&mut about);
             let text = before.take().unwrap_or_default();
@@ -132,8 +143,9 @@ impl Talk<'_> {
     }
 
     fn details(&self, outcome: &Outcome) {
-        let runtime = &self.loaded.runtime;
-        let format = self.loaded.model.weight_format();
+        let loaded = self.host.loaded();
+        let runtime = &loaded.runtime;
+        let format = loaded.model.weight_format();
         let forced = runtime.forced_kernel().filter(|spec| spec.weight == format);
         let kernel = forced.unwrap_or_else(|| catalog::select(runtime.cpu().features(), format, 1));
         output::complain(&format!(
