@@ -295,7 +295,7 @@ class Driver:
             weights = [name for name, precision in PRECISIONS.items() if precision in group.precisions]
             return [OurModels(self.ours, name, self.effort) for name in weights if name in self.ours.weights]
         if not self.ours.has_kernels:
-            self._failed(OURS, "", group.section, "this version has no `bench --kernels`")
+            self._failed(OURS, "", group.section, "this version has no `bench-kernels`")
             return []
         if self.kernels.seconds > KERNELS_SHARE * self.effort.minutes * 60:
             return []

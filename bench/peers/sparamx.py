@@ -22,7 +22,7 @@ class Sparamx:
         help_text = self._output("bench", "--help")
         listed = r"- {0}:|possible values: .*\b{0}\b"
         self.weights = [weights for weights in PRECISIONS if re.search(listed.format(weights), help_text)]
-        self.has_kernels = "--kernels" in help_text
+        self.has_kernels = "-kernels" in help_text
 
     def version(self):
         return self._output("--version").split()[-1]

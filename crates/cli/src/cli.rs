@@ -7,7 +7,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::args::Common;
 use crate::commands::{
-    bench, compress, doctor, eval, export, inspect, kv_report, perplexity, report, run,
+    bench, bench_kernels, compress, doctor, eval, export, inspect, kv_report, perplexity, report,
+    run,
 };
 use crate::output;
 
@@ -55,6 +56,8 @@ pub enum Command {
     KvReport(kv_report::KvReportArgs),
     /// Measure prefill and decode speed beside the memory bandwidth
     Bench(bench::BenchArgs),
+    /// Measure every kernel that this CPU can run, one matrix multiplication at a time
+    BenchKernels(bench_kernels::BenchKernelsArgs),
     /// List the tensors of a model, or the kernels there are
     Inspect(inspect::InspectArgs),
     /// Say what this CPU and this process may use, and which kernels will run
@@ -73,7 +76,7 @@ impl Cli {
                 arg.allow_negative_numbers(takes_values)
             })
         });
-        Cli::from_arg_matches(&command.try_get_matches()?)
+        Cli::from_arg_matches(&command.try_get_matches_from(arguments())?)
     }
 
     /// Does what the command line says.
@@ -91,21 +94,41 @@ impl Cli {
             Command::Report(args) => report::run(&args, common),
             Command::KvReport(args) => kv_report::run(&args, common),
             Command::Bench(args) => bench::run(&args, common),
+            Command::BenchKernels(args) => bench_kernels::run(&args, common),
             Command::Inspect(args) => inspect::run(&args, common),
             Command::Doctor(args) => doctor::run(&args, common),
         }
     }
 }
 
-/// One line out of what `clap` prints for a mistake in `args`: the message, its tip if there is one, and where help is.
-pub fn usage_line(error: &clap::Error, args: impl Iterator<Item = OsString>) -> String {
+/// What the process was given. `bench --kernels` is another spelling of `bench-kernels`.
+fn arguments() -> Vec<OsString> {
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    let is_option = |arg: &OsString| arg.as_encoded_bytes().starts_with(b"-");
+    let command = args.iter().skip(1).position(|arg| !is_option(arg));
+    let command = command.map_or(args.len(), |index| index + 1);
+    let rest = args.iter().skip(command);
+    let kernels = rest.clone().position(|arg| arg == "--kernels");
+    if let (Some(first), Some(kernels)) = (rest.clone().next(), kernels)
+        && first == "bench"
+    {
+        args.remove(command + kernels);
+        args[command] = "bench-kernels".into();
+    }
+    args
+}
+
+/// One line out of what `clap` prints for a mistake: the message, its tip if there is one, and where help is.
+pub fn usage_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let message = text.split("Usage: ").next().unwrap_or_default();
     let message = message
         .split("For more information")
         .next()
         .unwrap_or_default();
-    let command = args
+    let command = arguments()
+        .into_iter()
+        .skip(1)
         .filter_map(|arg| arg.into_string().ok())
         .find(|arg| Cli::command().find_subcommand(arg).is_some());
     let command = command.map(|name| format!(" {name}")).unwrap_or_default();

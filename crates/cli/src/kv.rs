@@ -101,6 +101,22 @@ impl FromStr for KvSparsity {
     }
 }
 
+/// Settings of `--kv-sparsity` in one value: one of them, or a list by commas where that cannot be a pair, such as `0.3:0.5,0.7`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvSparsities(pub Vec<KvSparsity>);
+
+impl FromStr for KvSparsities {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let commas = text.matches(',').count();
+        let is_list = commas > 1 || (commas == 1 && text.contains(':'));
+        let settings = text.split(|c| is_list && c == ',');
+        let list: Result<_, String> = settings.map(KvSparsity::from_str).collect();
+        list.map(KvSparsities)
+    }
+}
+
 impl fmt::Display for KvSparsity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.keys == self.values {
@@ -197,6 +213,26 @@ mod tests {
         }
         for text in ["0.5", "0.3:0.5"] {
             assert_eq!(read(text).map(|pair| pair.to_string()), Ok(text.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_list_by_commas_is_one_that_cannot_be_a_pair() {
+        let read = |text: &str| -> Result<Vec<String>, String> {
+            let list = text.parse::<KvSparsities>()?.0;
+            Ok(list.iter().map(KvSparsity::to_string).collect())
+        };
+        for (text, settings) in [
+            ("0.3", &["0.3"][..]),
+            ("0.3,0.5", &["0.3:0.5"]),
+            ("0.3:0.5", &["0.3:0.5"]),
+            ("0.3:0.5,0.7", &["0.3:0.5", "0.7"]),
+            ("0,0.3,0.5", &["0", "0.3", "0.5"]),
+        ] {
+            assert_eq!(read(text).unwrap(), settings, "{text}");
+        }
+        for text in ["", "0.3,", "0.3,1", "0.1,0.2,", "0.3:0.5:0.7"] {
+            assert!(read(text).is_err(), "{text}");
         }
     }
 }

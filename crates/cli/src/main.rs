@@ -80,7 +80,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         output::complain(&error.to_string());
     } else {
-        output::complain(&cli::usage_line(error, std::env::args_os().skip(1)));
+        output::complain(&cli::usage_line(error));
     }
     ExitCode::from(USAGE)
 }

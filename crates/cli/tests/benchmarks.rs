@@ -1,4 +1,4 @@
-//! `bench --kernels` and `bench --profile`: what they measure and print.
+//! `bench-kernels` and `bench --profile`: what they measure and print.
 
 mod common;
 
@@ -6,9 +6,8 @@ use common::{json, model, output, run, sparamx, stdout, text};
 use serde_json::Value;
 
 /// One small weight that stays in the caches, so that it is a matter of a moment.
-const SMALL: [&str; 8] = [
-    "bench",
-    "--kernels",
+const SMALL: [&str; 7] = [
+    "bench-kernels",
     "-r",
     "1",
     "--stream",
@@ -101,7 +100,7 @@ fn options_choose_kernels_and_shapes_and_the_form_of_the_result() {
         "portable",
     ];
     let report = json(&output(
-        sparamx().args(SMALL).args(args).args(["-o", "json"]),
+        sparamx().args(SMALL).args(args).args(["--format", "json"]),
     ));
     let rows = report["kernels"].as_array().expect("a list");
     let key = |row: &Value| (row["n"].clone(), row["sparsity"].clone(), row["m"].clone());
@@ -129,11 +128,16 @@ fn options_choose_kernels_and_shapes_and_the_form_of_the_result() {
         sparamx().args(SMALL).args(args).args(["-o", "csv"]),
     ));
     assert_eq!(csv.lines().count(), 1 + rows.len());
+    let other_spelling = ["--json", "bench", "--kernels"];
+    let report = json(&output(
+        sparamx().args(other_spelling).args(&SMALL[1..]).args(args),
+    ));
+    assert_eq!(report["kernels"].as_array().map(Vec::len), Some(rows.len()));
 }
 
 #[test]
 fn weights_larger_than_memory_are_refused_before_any_is_made() {
-    let shape = ["bench", "--kernels", "--shapes", "1048576,1048576"];
+    let shape = ["bench-kernels", "--shapes", "1048576,1048576"];
     common::fails(&run(&shape), 1, &["TiB", "--weights", "--sparsity"]);
 }
 

@@ -165,25 +165,23 @@ fn the_report_measures_each_setting_once_and_goes_on() {
 #[test]
 fn bench_compares_with_dense_keys_and_values() {
     let directory = folder();
-    let report = json(&run(&[
-        "bench",
-        text(directory.path()),
-        "-n",
-        "2",
-        "-r",
-        "2",
-        "--depth",
-        "256",
-        "--kv-sparsity",
-        "0.3:0.5,0.5",
-        "--json",
-    ]));
+    let bench = |sparsities: &[&str]| {
+        let mut command = sparamx();
+        command.args(["bench", text(directory.path()), "-n", "2", "-r", "2"]);
+        command.args(["--depth", "256", "--json"]);
+        for sparsity in sparsities {
+            command.args(["--kv-sparsity", sparsity]);
+        }
+        output(&mut command)
+    };
+    let report = json(&bench(&["0.3,0.5;0.5"]));
     let rows = report["rows"].as_array().expect("a list");
-    let sparsities: Vec<f64> = rows
-        .iter()
-        .map(|row| row["kv_sparsity"].as_f64().expect("a number"))
-        .collect();
-    assert_eq!(sparsities, [0.0, 0.4, 0.5]);
+    let sparsities = |report: &Value| -> Vec<f64> {
+        let rows = report["rows"].as_array().expect("a list").iter();
+        rows.map(|row| row["kv_sparsity"].as_f64().expect("a number"))
+            .collect()
+    };
+    assert_eq!(sparsities(&report), [0.0, 0.4, 0.5]);
     for row in rows {
         assert_eq!(
             (row["depth"].as_u64(), row["test"].as_str()),
@@ -192,6 +190,13 @@ fn bench_compares_with_dense_keys_and_values() {
         assert!(row["over_dense_kv"].as_f64().expect("a number") > 0.0);
     }
     assert_eq!(rows[0]["over_dense_kv"], 1.0);
+    let repeated = bench(&["0.3:0.5", "0.5"]);
+    assert_eq!(sparsities(&json(&repeated)), [0.0, 0.4, 0.5]);
+    assert!(repeated.stderr.is_empty());
+    let by_commas = bench(&["0.3:0.5,0.5"]);
+    assert_eq!(sparsities(&json(&by_commas)), [0.0, 0.4, 0.5]);
+    let warning = String::from_utf8_lossy(&by_commas.stderr);
+    assert!(warning.contains("warning: --kv-sparsity"), "{warning}");
 }
 
 #[test]

@@ -112,31 +112,31 @@ fn wrong_usage_ends_with_2_and_one_line() {
         ),
         (
             &["bench", "m", "--profile", "-o", "csv"],
-            &["--profile", "-o json"],
+            &["--profile", "--format md or json"],
         ),
         (
-            &["bench", "--kernels", "-o", "svg"],
-            &["--kernels", "-o md"],
+            &["bench-kernels", "--format", "svg"],
+            &["bench-kernels", "--format md"],
         ),
         (
-            &["bench", "--kernels", "--shapes", "16,0"],
+            &["bench-kernels", "--shapes", "16,0"],
             &["'16,0'", "--shapes", "N,K"],
         ),
         (
-            &["bench", "--kernels", "--shapes", "gpt-9"],
+            &["bench-kernels", "--shapes", "gpt-9"],
             &["'gpt-9'", "llama3-8b"],
         ),
         (
-            &["bench", "--kernels", "--kernel", "linear_of_nobody"],
+            &["bench-kernels", "--kernel", "linear_of_nobody"],
             &["no kernel", "inspect --kernels"],
         ),
         (
-            &["bench", "--kernels", "-t", "1,2"],
-            &["one number of threads"],
+            &["bench-kernels", "-t", "1,2"],
+            &["'1,2'", "--threads", "whole number"],
         ),
         (
             &["bench", "--kernels", "--shape", "tinyllama-1.1b"],
-            &["--kernels", "cannot be used with"],
+            &["'--shape'", "sparamx bench-kernels --help"],
         ),
         (
             &["bench", "--shape", "tinyllama-1.1b", "--weights", "int3"],

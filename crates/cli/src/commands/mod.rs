@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod bench;
+pub mod bench_kernels;
 pub mod compress;
 pub mod doctor;
 pub mod eval;

@@ -3,28 +3,25 @@
 //! All combinations are measured in turn, in rounds, with the bandwidth between them: whatever else the machine does meets
 //! all of them alike. What is reported is the median over the rounds.
 
-mod kernels;
 mod measure;
 mod models;
 mod plot;
 mod profile;
 mod report;
-mod stats;
+pub mod stats;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use sparamx_engine::{KvPrecision, PagePool};
 use sparamx_kernels::bandwidth::uncached_bytes;
 use sparamx_kernels::linear::WeightFormat;
-use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, shapes};
+use sparamx_model::{Config, Model, Precision, shapes};
 
+use self::measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
+use self::models::{Source, Variant};
 use crate::args::{self, Common, MAX_THREADS, Memory, UsageError};
-use crate::kv::{KvPageArgs, KvSparsity};
+use crate::kv::{KvPageArgs, KvSparsities, KvSparsity};
 use crate::{loading, memory, output, progress, runtime, source, units};
-use measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
-
-/// Random weights are the same in every run.
-const SEED: u64 = 1;
 
 /// Options of `bench`.
 #[derive(Clone, Debug, Args)]
@@ -33,9 +30,8 @@ Examples:
   sparamx bench --shape tinyllama-1.1b --sparsity 0,0.5
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 64 -b 1,4,16 -t 16,32
   sparamx bench --shape llama3-8b --sparsity 0.5 -p 0 -n 16 --profile
-  sparamx bench --depth 512,2048,8192,16384 --kv-sparsity 0.3,0.5
-  sparamx bench llama-8b-50 -o json
-  sparamx bench --kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
+  sparamx bench --depth 512,2048,8192,16384 --kv-sparsity \"0.3;0.5\"
+  sparamx bench llama-8b-50 --format json
 
 Two tests: prefill reads a prompt (pp512: 512 tokens of it), decode writes text (tg128: 128 tokens, one after the other). They take
 turns for --rounds rounds, so that whatever else the machine does meets all alike. The columns of the table:
@@ -48,8 +44,7 @@ turns for --rounds rounds, so that whatever else the machine does meets all alik
   of bandwidth     that as a share of what this machine reads from memory, measured in the same rounds: decode cannot be faster than
                    1, but for weights that stay in a cache, which is said
 
---kernels measures single matrix multiplications instead: us is the median of the rounds in microseconds, spread the fastest and the
-slowest round, over dense how many times as fast as with dense weights; 'chosen' marks the kernel that a model would use.")]
+bench-kernels measures single matrix multiplications.")]
 pub struct BenchArgs {
     /// Directory, GGUF file or hub id of a model to measure as it is
     #[arg(value_name = "MODEL", conflicts_with = "shape")]
@@ -61,9 +56,9 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", conflicts_with = "model", value_parser = clap::value_parser!(u32).range(1..))]
     layers: Option<u32>,
     /// Break the time of a forward pass down by operation, sampling included
-    #[arg(long, conflicts_with = "kernels")]
+    #[arg(long)]
     profile: bool,
-    /// Formats of the weights, with --shape or --kernels [default: bf16; all with --kernels]
+    /// Formats of the weights, with --shape [default: bf16]
     #[arg(
         long,
         value_name = "LIST",
@@ -71,8 +66,7 @@ pub struct BenchArgs {
         conflicts_with = "model"
     )]
     weights: Vec<Weights>,
-    /// Fractions of zeros in the decoder's weights, with --shape or --kernels; 0 is dense
-    /// [default: 0,0.5; 0,0.5,0.7,0.8 with --kernels]
+    /// Fractions of zeros in the decoder's weights, with --shape; 0 is dense [default: 0,0.5]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity, conflicts_with = "model")]
     sparsity: Vec<f64>,
     /// Tokens of a prompt; 0 leaves prefill out [default: 512, or 0 with --kv-sparsity]
@@ -81,8 +75,15 @@ pub struct BenchArgs {
     /// Tokens to generate; 0 leaves decode out
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
     new_tokens: usize,
-    /// Sequences at a time, or rows of activations with --kernels [default: 1; 1,4,8,16,32,512 with --kernels]
-    #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = batch)]
+    /// Sequences at a time
+    #[arg(
+        short,
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1",
+        value_parser = batch
+    )]
     batch: Vec<usize>,
     /// Tokens that each sequence already has
     #[arg(
@@ -93,15 +94,11 @@ pub struct BenchArgs {
         default_value = "0"
     )]
     depth: Vec<usize>,
-    /// Fractions of zeros in keys and values once they leave the window, each as K:V or one for both; dense bf16 is measured too.
-    /// Without MODEL and --shape: 8 layers of llama3-8b with half of the weights
-    #[arg(
-        long = "kv-sparsity",
-        value_name = "LIST",
-        value_delimiter = ',',
-        conflicts_with = "kernels"
-    )]
-    kv_sparsity: Vec<KvSparsity>,
+    /// Fractions of zeros in keys and values once they leave the window, each as K,V or one for both: several
+    /// after ; or by several options. Dense bf16 is measured too. Without MODEL and --shape: 8 layers of llama3-8b with half of the
+    /// weights
+    #[arg(long = "kv-sparsity", value_name = "K,V", value_delimiter = ';')]
+    kv_sparsity: Vec<KvSparsities>,
     #[command(flatten)]
     kv_pages: KvPageArgs,
     /// Numbers of threads [default: the physical cores this process may use]
@@ -112,11 +109,32 @@ pub struct BenchArgs {
     rounds: u32,
     #[command(flatten)]
     memory: Memory,
-    /// How to print the result [default: md]
-    #[arg(short, long, value_name = "FORMAT")]
-    output: Option<Format>,
     #[command(flatten)]
-    kernel_args: kernels::KernelArgs,
+    format: FormatArgs,
+}
+
+/// How to print the result.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct FormatArgs {
+    /// How to print the result [default: md]
+    #[arg(long, short_alias = 'o', alias = "output", value_name = "FORMAT")]
+    format: Option<Format>,
+}
+
+impl FormatArgs {
+    /// How to print the result.
+    ///
+    /// # Errors
+    /// Both options for it were given, and differ.
+    pub fn choose(self, common: Common) -> Result<Format> {
+        match (self.format, common.json) {
+            (Some(Format::Json) | None, true) => Ok(Format::Json),
+            (Some(_), true) => bail!(UsageError(
+                "--json and another --format: choose one of them".to_owned()
+            )),
+            (format, false) => Ok(format.unwrap_or(Format::Md)),
+        }
+    }
 }
 
 /// Columns that share a scale of random int4 weights: what `compress` has by custom.
@@ -124,7 +142,7 @@ const INT4_GROUP: usize = 128;
 
 /// Formats of weights; packed where the sparsity is above 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Weights {
+pub enum Weights {
     /// bf16
     Bf16,
     /// 8 bits a weight
@@ -135,7 +153,7 @@ enum Weights {
 
 impl Weights {
     /// What the elements of a format are.
-    fn of(format: WeightFormat) -> Self {
+    pub fn of(format: WeightFormat) -> Self {
         match format {
             WeightFormat::DenseBf16 | WeightFormat::SparseBf16 => Weights::Bf16,
             WeightFormat::DenseI8 | WeightFormat::SparseI8 => Weights::Int8,
@@ -153,7 +171,7 @@ impl Weights {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Weights::Bf16 => "bf16",
             Weights::Int8 => "int8",
@@ -162,7 +180,7 @@ impl Weights {
     }
 
     /// Bits of an element.
-    fn bits(self) -> u32 {
+    pub fn bits(self) -> u32 {
         match self {
             Weights::Bf16 => 16,
             Weights::Int8 => 8,
@@ -173,7 +191,7 @@ impl Weights {
 
 /// Formats of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub enum Format {
     /// A Markdown table
     Md,
     /// One JSON object
@@ -191,7 +209,8 @@ fn shape(text: &str) -> Result<String, String> {
     }
 }
 
-fn batch(text: &str) -> Result<usize, String> {
+/// Reads how many rows or sequences go through at a time.
+pub fn batch(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(batch) if (1..=4096).contains(&batch) => Ok(batch),
         _ => Err("a whole number from 1 to 4096 is needed".to_owned()),
@@ -218,20 +237,17 @@ const KV_WEIGHT_SPARSITY: f64 = 0.5;
 /// be written.
 pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     args.check_options()?;
-    if args.kernel_args.kernels {
-        return kernels::run(args, common);
-    }
     let args = &args.completed();
-    let sparse = args
-        .kv_sparsity
-        .iter()
-        .any(|sparsity| sparsity.mean() > 0.0);
+    if !common.quiet && args.kv_sparsity.iter().any(|value| value.0.len() > 1) {
+        output::complain("warning: --kv-sparsity takes K,V: separate settings by ; instead of ,");
+    }
+    let sparse = args.kv_sparsities().any(|sparsity| sparsity.mean() > 0.0);
     args.kv_pages.warn_of_useless(sparse, common);
     let tests = args.tests()?;
-    let format = args.format(common)?;
+    let format = args.format.choose(common)?;
     if args.profile && matches!(format, Format::Csv | Format::Svg) {
         bail!(UsageError(
-            "--profile is printed as a table or as JSON: use -o md or -o json".to_owned()
+            "--profile is printed as a table or as JSON: use --format md or json".to_owned()
         ));
     }
     let threads = args.thread_counts();
@@ -279,63 +295,20 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
         Format::Json => output::json(&report),
         Format::Md => output::text_out(&report.markdown()),
         Format::Csv => output::text_out(&report.csv()),
-        Format::Svg => output::text_out(&report.svg().unwrap_or_default()),
-    }
-}
-
-/// What is to be measured: a checkpoint, or a shape with random weights.
-struct Source {
-    name: String,
-    config: Config,
-    checkpoint: Option<Checkpoint>,
-}
-
-/// One model of that source.
-#[derive(Clone, Copy)]
-struct Variant {
-    precision: Precision,
-    sparsity: f64,
-}
-
-impl Variant {
-    /// What its random weights are like.
-    fn random(self) -> RandomSpec {
-        RandomSpec {
-            sparsity: self.sparsity,
-            precision: self.precision,
-            seed: SEED,
-        }
+        Format::Svg => output::text_out(&plot::svg(&report).unwrap_or_default()),
     }
 }
 
 impl BenchArgs {
-    /// How to print the result.
-    ///
-    /// # Errors
-    /// Both options for it were given, and differ.
-    fn format(&self, common: Common) -> Result<Format> {
-        match (self.output, common.json) {
-            (Some(Format::Json) | None, true) => Ok(Format::Json),
-            (Some(_), true) => bail!(UsageError(
-                "--json and another format with -o: choose one of them".to_owned()
-            )),
-            (format, false) => Ok(format.unwrap_or(Format::Md)),
-        }
-    }
-
     /// Refuses options that would change nothing.
     fn check_options(&self) -> Result<()> {
-        let random = "without a MODEL: random weights stay as they are made";
-        let wrong = match (&self.model, self.kernel_args.kernels) {
-            (None, _) if self.memory.memory_bytes.is_some() => {
-                Some(format!("--memory changes nothing {random}"))
-            }
-            (_, true) if self.layers.is_some() => {
-                Some("--layers changes nothing with --kernels".to_owned())
-            }
-            _ => None,
-        };
-        wrong.map_or(Ok(()), |wrong| bail!(UsageError(wrong)))
+        if self.model.is_none() && self.memory.memory_bytes.is_some() {
+            bail!(UsageError(
+                "--memory changes nothing without a MODEL: random weights stay as they are made"
+                    .to_owned()
+            ));
+        }
+        Ok(())
     }
 
     /// With a shape if there is neither a model nor a shape, but keys and values are to be compared.
@@ -351,6 +324,11 @@ impl BenchArgs {
             }
         }
         args
+    }
+
+    /// The settings of `--kv-sparsity`.
+    fn kv_sparsities(&self) -> impl Iterator<Item = KvSparsity> {
+        self.kv_sparsity.iter().flat_map(|value| value.0.clone())
     }
 
     /// Tokens of a prompt to measure.
@@ -381,14 +359,6 @@ impl BenchArgs {
         }
     }
 
-    fn batches(&self) -> &[usize] {
-        if self.batch.is_empty() {
-            &[1]
-        } else {
-            &self.batch
-        }
-    }
-
     fn source(&self, common: Common) -> Result<Source> {
         if let Some(shape) = &self.shape {
             let (mut name, mut config) = (shape.clone(), shapes::config(shape)?);
@@ -415,8 +385,7 @@ impl BenchArgs {
         }
         let missing = || {
             UsageError(
-                "name a MODEL, a shape with --shape, or --kernels (see: sparamx bench --help)"
-                    .to_owned(),
+                "name a MODEL, or a shape with --shape (see: sparamx bench --help)".to_owned(),
             )
         };
         let model = self.model.as_deref().ok_or_else(missing)?;
@@ -479,12 +448,8 @@ impl BenchArgs {
             sparsity,
         };
         let mut all = vec![kv(KvPrecision::Bf16, KvSparsity::default())];
-        let dense = [KvSparsity::default()];
-        let asked = match self.kv_sparsity.is_empty() {
-            true => &dense[..],
-            false => &self.kv_sparsity,
-        };
-        for &sparsity in asked {
+        let dense = self.kv_sparsity.is_empty().then(KvSparsity::default);
+        for sparsity in self.kv_sparsities().chain(dense) {
             let precision = self.kv_pages.precision;
             let same = |kv: &Kv| kv.precision == precision && kv.sparsity == sparsity;
             if !all.iter().any(same) {
@@ -497,7 +462,7 @@ impl BenchArgs {
     /// Refuses what will not fit before anything is built, and says what all of it takes.
     fn check_memory(&self, source: &Source, models: &[Variant], threads: usize) -> Result<u64> {
         let config = &source.config;
-        let batch = self.batches().iter().copied().max().unwrap_or(1) as u64;
+        let batch = self.batch.iter().copied().max().unwrap_or(1) as u64;
         let extra = self.prompt_tokens().max(self.new_tokens);
         let mut caches = 0u64;
         for kv in self.kvs() {
@@ -536,7 +501,7 @@ impl BenchArgs {
         for &test in tests {
             for runtime in 0..runtimes {
                 for &depth in &self.depth {
-                    for &batch in self.batches() {
+                    for &batch in &self.batch {
                         for subject in 0..subjects {
                             settings.extend((0..kvs).map(|kv| Setting {
                                 subject,

@@ -3,12 +3,44 @@
 use anyhow::Result;
 use sparamx_format::container::PackedFormat;
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Model, plan};
+use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, plan};
 
 use super::measure::Subject;
-use super::{Source, Variant};
 use crate::args::{Common, Memory};
 use crate::{loading, progress};
+
+/// Random weights are the same in every run.
+const SEED: u64 = 1;
+
+/// What is to be measured: a checkpoint, or a shape with random weights.
+pub struct Source {
+    /// As tables call it.
+    pub name: String,
+    /// Its shape.
+    pub config: Config,
+    /// None for random weights.
+    pub checkpoint: Option<Checkpoint>,
+}
+
+/// One model of that source.
+#[derive(Clone, Copy)]
+pub struct Variant {
+    /// What its weights are.
+    pub precision: Precision,
+    /// Share of zeros in them.
+    pub sparsity: f64,
+}
+
+impl Variant {
+    /// What its random weights are like.
+    pub fn random(self) -> RandomSpec {
+        RandomSpec {
+            sparsity: self.sparsity,
+            precision: self.precision,
+            seed: SEED,
+        }
+    }
+}
 
 /// The share of zeros in the packed weights of a checkpoint.
 ///

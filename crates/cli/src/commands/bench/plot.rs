@@ -1,6 +1,6 @@
 //! Speed by context or by batch, as a chart.
 
-use super::report::Row;
+use super::report::{Report, Row};
 use crate::chart::{Chart, Color, Panel, Point, Scale, Series};
 
 /// Of the series of a panel, in their order; then again, dashed.
@@ -8,7 +8,8 @@ const COLORS: [Color; 4] = [Color::Gray, Color::Blue, Color::Red, Color::Yellow]
 
 /// Tokens a second of every combination by depth, or by batch where only that varies, a panel for each kind of test; nothing
 /// without rows.
-pub fn svg(rows: &[Row], machine: &str) -> Option<String> {
+pub fn svg(report: &Report) -> Option<String> {
+    let rows = &report.rows;
     let by_batch = rows.iter().any(|row| row.batch != rows[0].batch)
         && rows.iter().all(|row| row.depth == rows[0].depth);
     let at = |row: &Row| if by_batch { row.batch } else { row.depth };
@@ -43,7 +44,7 @@ pub fn svg(rows: &[Row], machine: &str) -> Option<String> {
     });
     let chart = Chart {
         title: format!("Tokens a second: {}", rows.first()?.shape),
-        note: machine.to_owned(),
+        note: report.machine(),
         x: match by_batch {
             true => "sequences at a time".to_owned(),
             false => "tokens before, in each sequence".to_owned(),

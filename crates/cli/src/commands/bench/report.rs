@@ -4,7 +4,6 @@ use serde::Serialize;
 use sparamx_cpu::topology;
 
 use super::measure::{Bench, Setting};
-use super::plot;
 use super::profile::Breakdown;
 use super::stats::{from_cache, median, median_ratio, share};
 use crate::kv::KvSparsity;
@@ -20,7 +19,8 @@ pub struct Report {
     threads: usize,
     /// With that many threads.
     read_bandwidth_gb_s: f64,
-    rows: Vec<Row>,
+    /// In the order of the settings.
+    pub rows: Vec<Row>,
     /// With `--profile`, in the order of the rows.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     profile: Vec<Breakdown>,
@@ -127,12 +127,8 @@ impl Report {
         )
     }
 
-    /// A chart by depth or batch; nothing if nothing was measured.
-    pub fn svg(&self) -> Option<String> {
-        plot::svg(&self.rows, &self.machine())
-    }
-
-    fn machine(&self) -> String {
+    /// What was measured on.
+    pub fn machine(&self) -> String {
         format!(
             "{}, {}, {} threads, read bandwidth {:.1} GB/s",
             self.cpu, self.isa, self.threads, self.read_bandwidth_gb_s

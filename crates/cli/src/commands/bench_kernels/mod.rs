@@ -1,4 +1,4 @@
-//! `sparamx bench --kernels`: every kernel of the catalog that this CPU can run, on weights that come from memory.
+//! `sparamx bench-kernels`: every kernel of the catalog that this CPU can run, on weights that come from memory.
 //!
 //! For each shape and batch all kernels take turns, round by round, with the read bandwidth around every round. Each result
 //! is compared with plain loops before it is timed.
@@ -6,8 +6,6 @@
 mod measure;
 mod oracle;
 mod report;
-
-use std::fmt;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -19,53 +17,72 @@ use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::plan::{self, Role};
 use sparamx_model::shapes;
 
-use super::{BenchArgs, Format, Weights};
-use crate::args::{Common, Threads, UsageError};
+use self::measure::{Group, Setting, Shape, Variant};
+use self::report::Report;
+use super::bench::{self, Format, FormatArgs, Weights};
+use crate::args::{self, Common, Threads, UsageError};
 use crate::{memory, output, progress, runtime};
-use measure::{Group, Setting, Variant};
-use report::Report;
 
-const BATCHES: [usize; 6] = [1, 4, 8, 16, 32, 512];
 const SPARSITIES: [f64; 3] = [0.5, 0.7, 0.8];
 /// What a kernel computes in a second, for the bar only: its time left is then about right from the start.
 const NOMINAL_FLOPS: f64 = 1e11;
 
-/// Options of `bench --kernels`.
+/// Options of `bench-kernels`.
 #[derive(Clone, Debug, Args)]
-pub struct KernelArgs {
-    /// Measure every kernel of the catalog that this CPU can run
-    #[arg(long, conflicts_with_all = ["model", "shape", "prompt_tokens", "new_tokens", "depth"])]
-    pub kernels: bool,
-    /// Shapes for --kernels: N,K;N,K;.. or the name of a model's shape
+#[command(after_help = "\
+Examples:
+  sparamx bench-kernels --shapes \"4096,14336;1024,4096\" -b 1,16 --weights int8
+  sparamx bench-kernels --shapes llama3-8b --kernel amx --format json
+
+Every kernel computes the same matrix products, which are checked before they are timed. The kernels take turns for --rounds rounds, so
+that whatever else the machine does meets all alike. The columns of the table:
+  N to M           outputs, inputs, rows of activations
+  us               microseconds of a call: the median of the rounds
+  spread           the fastest and the slowest round
+  GB/s             bytes of weights that are read a second, 10^9 each
+  of bandwidth     that as a share of what this machine reads from memory, measured in the same rounds
+  over dense       how many times as fast as with dense weights
+  chosen           yes for the kernel that a model would use")]
+pub struct BenchKernelsArgs {
+    /// Shapes: N,K;N,K;.. or the name of a model's shape
     #[arg(
         long,
         value_name = "SHAPES",
         value_delimiter = ';',
         default_value = "llama3-8b",
-        requires = "kernels",
         value_parser = shape_list
     )]
     shapes: Vec<ShapeList>,
     /// Only kernels with this in their name
-    #[arg(long, value_name = "TEXT", requires = "kernels")]
+    #[arg(long, value_name = "TEXT")]
     kernel: Option<String>,
     /// MiB of distinct weights that each kernel goes through in turn; 0 for one copy, which the caches may hold
     /// [default: 4 times the last-level caches, and 256 at least]
-    #[arg(long, value_name = "MIB", requires = "kernels", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     stream: Option<u32>,
-}
-
-/// N and K of a linear layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    n: usize,
-    k: usize,
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} x {}", self.n, self.k)
-    }
+    /// Formats of the weights [default: all]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    weights: Vec<Weights>,
+    /// Fractions of zeros in the weights; 0 is dense [default: 0,0.5,0.7,0.8]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity)]
+    sparsity: Vec<f64>,
+    /// Rows of activations
+    #[arg(
+        short,
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,4,8,16,32,512",
+        value_parser = bench::batch
+    )]
+    batch: Vec<usize>,
+    #[command(flatten)]
+    threads: Threads,
+    /// Rounds
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    #[command(flatten)]
+    format: FormatArgs,
 }
 
 /// Shapes that one word stands for.
@@ -105,33 +122,21 @@ fn shape_list(text: &str) -> Result<ShapeList, String> {
 ///
 /// # Errors
 /// No kernel is left, a kernel computes something wrong, there is not enough memory, or standard output cannot be written.
-pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
-    let threads = match args.thread_counts()[..] {
-        [threads] => threads,
-        _ => bail!(UsageError(
-            "--kernels takes one number of threads".to_owned()
+pub fn run(args: &BenchKernelsArgs, common: Common) -> Result<()> {
+    let print: fn(&Report) -> Result<()> = match args.format.choose(common)? {
+        Format::Json => |report| output::json(report),
+        Format::Md => |report| output::text_out(&report.markdown()),
+        Format::Csv => |report| output::text_out(&report.csv()),
+        Format::Svg => bail!(UsageError(
+            "bench-kernels prints a table, CSV or JSON: use --format md, csv or json".to_owned()
         )),
     };
-    let format = args.format(common)?;
-    if format == Format::Svg {
-        bail!(UsageError(
-            "--kernels is printed as a table, CSV or JSON: use -o md, csv or json".to_owned()
-        ));
-    }
     let plan = Plan::new(args, &Cpu::detect()?)?;
     plan.check_memory()?;
     // The loading threads start before this one is pinned: they would inherit the pin.
-    runtime::loading_threads(Threads {
-        threads: Some(threads),
-    })?;
-    let rt = runtime::start(threads, common)?;
-    let report = plan.measure(&rt, common)?;
-    match format {
-        Format::Json => output::json(&report),
-        Format::Md => output::text_out(&report.markdown()),
-        Format::Csv => output::text_out(&report.csv()),
-        Format::Svg => unreachable!("refused above"),
-    }
+    runtime::loading_threads(args.threads)?;
+    let rt = runtime::start(args.threads.count(), common)?;
+    print(&plan.measure(&rt, common)?)
 }
 
 /// What is to be measured.
@@ -146,15 +151,9 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(args: &BenchArgs, cpu: &Cpu) -> Result<Self> {
-        let KernelArgs {
-            shapes,
-            kernel,
-            stream,
-            ..
-        } = &args.kernel_args;
+    fn new(args: &BenchKernelsArgs, cpu: &Cpu) -> Result<Self> {
         let named = |spec: &KernelSpec| {
-            let text = kernel.as_ref();
+            let text = args.kernel.as_ref();
             text.is_none_or(|text| spec.name.contains(text.as_str()))
         };
         let specs = |variant: &Variant| -> Vec<&'static KernelSpec> {
@@ -173,15 +172,13 @@ impl Plan {
                     .to_owned()
             ));
         }
-        let batches = match &args.batch[..] {
-            [] => BATCHES.to_vec(),
-            batches => batches.to_vec(),
-        };
+        let shapes = args.shapes.iter();
+        let stream_bytes = args.stream.map(|mib| (mib as usize) << 20);
         Ok(Plan {
-            shapes: shapes.iter().flat_map(|list| list.0.clone()).collect(),
-            batches,
+            shapes: shapes.flat_map(|list| list.0.clone()).collect(),
+            batches: args.batch.clone(),
             kernels,
-            stream_bytes: stream.map_or_else(uncached_bytes, |mib| (mib as usize) << 20),
+            stream_bytes: stream_bytes.unwrap_or_else(uncached_bytes),
             rounds: args.rounds,
         })
     }
@@ -266,7 +263,7 @@ fn steps(setting: Setting) -> u64 {
     (seconds / measure::BUDGET.as_secs_f64()).ceil().max(1.0) as u64
 }
 
-impl BenchArgs {
+impl BenchKernelsArgs {
     /// Weights to measure with: dense ones where 0 is among the sparsities, packed ones for each of the others.
     fn variants(&self) -> Vec<Variant> {
         let weights =

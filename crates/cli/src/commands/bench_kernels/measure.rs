@@ -11,7 +11,7 @@ use sparamx_kernels::linear::{WeightFormat, linear_with};
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime};
 use sparamx_model::random_weight;
 
-use super::{Shape, oracle};
+use super::oracle;
 use crate::commands::bench::Weights;
 
 /// Time that a kernel is measured for in a round.
@@ -26,6 +26,21 @@ const SLOWEST_FLOPS: f64 = 5e8;
 /// Outputs from which the time of a call with all of them is predicted, a thread.
 const TRIAL_OUTPUTS: usize = 64;
 const SEED: u64 = 1;
+
+/// N and K of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Outputs.
+    pub n: usize,
+    /// Inputs.
+    pub k: usize,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.n, self.k)
+    }
+}
 
 /// What is measured at a time: one shape, one number of rows of activations.
 #[derive(Clone, Copy, Debug)]
