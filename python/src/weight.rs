@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use sparamx_compress::layer::{LayerSpec, Method, Pattern, Solved, solve};
-use sparamx_compress::{Scope, weights};
+use sparamx_compress::{Scope, smallest, weights};
 use sparamx_format::Scales;
 use sparamx_format::container::TensorOut;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, linear};
@@ -107,7 +107,7 @@ impl Weight {
                     }
                 };
                 let weight =
-                    weights::smallest(solved.rows, n, k).map_err(IntoPython::into_python)?;
+                    smallest(solved.rows, n, k).map_err(IntoPython::into_python)?;
                 let note = solved.note.map(|note| note.to_string());
                 let sparsity = zeros as f64 / (n * k) as f64;
                 Ok((Weight::new(weight), sparsity, solved.error, note))

@@ -157,6 +157,14 @@ impl Compact {
     }
 }
 
+/// The smallest weight `[n, k]` of solved rows: packed, or dense where a bitmap does not pay.
+///
+/// # Errors
+/// [`FormatError`] for a shape that is too large, and if memory is refused.
+pub fn smallest(rows: Solved, n: usize, k: usize) -> Result<Weight, FormatError> {
+    Compact::solved(rows, n, k)?.weight(n, k)
+}
+
 /// Levels that are not 0.
 fn count(levels: &[i8]) -> usize {
     levels.iter().filter(|&&level| level != 0).count()

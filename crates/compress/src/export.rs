@@ -10,10 +10,11 @@ use sparamx_format::container::{Dtype, TensorOut};
 use sparamx_model::Checkpoint;
 use sparamx_model::plan::{Role, TensorPlan};
 
+use crate::options::SINGLE_FILE_BYTES;
 use crate::output::Output;
 use crate::progress::{Progress, Reporter};
 use crate::staging::Staging;
-use crate::{CompressError, SINGLE_FILE_BYTES, Totals, files, job};
+use crate::{CompressError, Totals, files, job};
 
 /// The version of compressed-tensors whose form of `sparse-bitmask` is written; all from 0.9 to 0.12 have it.
 const COMPRESSED_TENSORS: &str = "0.12.2";

@@ -12,16 +12,14 @@ use sparamx_model::{Checkpoint, Precision, TensorInfo};
 
 use crate::calibrated::{Calibration, Calibrator, Solution, Target};
 use crate::compact::{Compact, Content};
-use crate::layer::{Method, Note, Pattern};
+use crate::layer::Note;
+use crate::options::{Allocation, Method, Options, Pattern};
 use crate::output::Output;
 use crate::progress::{Progress, Reporter, Step};
 use crate::prune::{clear_negative_zeros, prune_pattern};
 use crate::staging::Staging;
 use crate::state::{self, State, Unit};
-use crate::{
-    Allocation, CompressError, Counts, Kept, Options, Report, Rounding, Scope, SolvedTensor, files,
-    owl, select,
-};
+use crate::{CompressError, Counts, Kept, Report, SolvedTensor, files, owl, select};
 
 /// See [`crate::compress`].
 pub(crate) fn run(
@@ -34,7 +32,7 @@ pub(crate) fn run(
     let calibration = check(checkpoint, options, calibration)?;
     let key = state::key(checkpoint, options, calibration)?;
     let staging = Staging::new(output, options.resume).map_err(|error| error.for_output(output))?;
-    let state = match State::open(&staging, &key) {
+    let state = match State::open(staging.root(), &key) {
         Ok(state) => state,
         // Not ours to remove.
         Err(error) => {
@@ -301,7 +299,7 @@ impl<'a> Job<'a> {
         output.write(number, &tensors)?;
         let crc32 = output.checksum(number);
         let unit = Unit { counts, crc32 };
-        self.state.set(self.staging, number, unit)
+        self.state.set(self.staging.root(), number, unit)
     }
 
     /// What `config.json` says about the packing.
@@ -312,31 +310,21 @@ impl<'a> Job<'a> {
             "layout": "strip16",
             "version": 1,
             "weights": options.precision.name(),
-            "method": match options.method {
-                Method::Magnitude => "magnitude",
-                Method::Wanda => "wanda",
-                Method::SparseGpt => "sparsegpt",
-            },
+            "method": options.method.name(),
         });
         match options.pattern {
             Pattern::Unstructured(sparsity) => config["target_sparsity"] = json!(sparsity),
             Pattern::NofM { keep, of } => config["pattern"] = json!(format!("{keep}:{of}")),
         }
         if options.method != Method::Wanda && config["pattern"].is_null() {
-            config["scope"] = json!(match options.scope {
-                Scope::Tensor => "tensor",
-                Scope::Row => "row",
-            });
+            config["scope"] = json!(options.scope.name());
         }
         if options.allocation == Allocation::Owl {
-            config["allocation"] = json!("owl");
+            config["allocation"] = json!(options.allocation.name());
         }
         config["sparsity"] = json!(counts.packed.sparsity());
         if options.precision != Precision::Bf16 {
-            config["rounding"] = json!(match options.rounding {
-                Rounding::Nearest => "nearest",
-                Rounding::Compensated => "gptq",
-            });
+            config["rounding"] = json!(options.rounding.name());
         }
         if let Precision::Int4 { group_elems } = options.precision {
             config["group_size"] = json!(group_elems);

@@ -5,22 +5,12 @@
 
 use rayon::prelude::*;
 
-use crate::layer::Pattern;
+use crate::options::{Pattern, Scope};
 
 /// All bits of a bf16 but the sign.
 const MAGNITUDE: u16 = 0x7fff;
 /// Weights that one thread works on at a time; only ties are counted from chunk to chunk, so it changes no result.
 const CHUNK: usize = 1 << 16;
-
-/// Among which weights the smallest are looked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Scope {
-    /// All weights of a matrix.
-    #[default]
-    Tensor,
-    /// Those of one output row, so that every row keeps the same number.
-    Row,
-}
 
 /// The number of zeros among `len` weights at this sparsity: the nearest whole number, halves up.
 pub fn zeros_for(sparsity: f64, len: usize) -> usize {

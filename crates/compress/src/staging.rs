@@ -340,8 +340,10 @@ mod tests {
         // Nothing is recorded as done: a stop has lost nothing, and nobody needs to ask.
         staging.keep();
         let staging = Staging::new(&target, false).expect("a staging folder");
-        let mut state = State::open(&staging, &serde_json::json!({"a": "b"})).expect("new");
-        state.set(&staging, 0, Default::default()).expect("written");
+        let mut state = State::open(staging.root(), &serde_json::json!({"a": "b"})).expect("new");
+        state
+            .set(staging.root(), 0, Default::default())
+            .expect("written");
         staging.keep();
         assert!(matches!(
             Staging::new(&target, false).err(),

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use sparamx_model::Checkpoint;
 
-use crate::staging::Staging;
 use crate::{CompressError, Counts, Options, files};
 
 const FILE: &str = "progress.json";
@@ -40,8 +39,8 @@ impl State {
     ///
     /// # Errors
     /// [`CompressError::Changed`] for another key, [`CompressError::Json`] for a damaged record, or [`CompressError::Io`].
-    pub(crate) fn open(staging: &Staging, key: &Value) -> Result<Self, CompressError> {
-        let path = staging.root().join(FILE);
+    pub(crate) fn open(root: &Path, key: &Value) -> Result<Self, CompressError> {
+        let path = root.join(FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -60,7 +59,7 @@ impl State {
         match difference("", &state.key, key) {
             None => Ok(state),
             Some((what, then, now)) => Err(CompressError::Changed {
-                partial: staging.root().to_owned(),
+                partial: root.to_owned(),
                 what,
                 then,
                 now,
@@ -96,7 +95,7 @@ impl State {
     /// [`CompressError::Io`]
     pub(crate) fn set(
         &mut self,
-        staging: &Staging,
+        root: &Path,
         number: usize,
         unit: Unit,
     ) -> Result<(), CompressError> {
@@ -104,7 +103,7 @@ impl State {
             Some(known) => *known = unit,
             None => self.units.push(unit),
         }
-        let (new, path) = (staging.root().join(NEW), staging.root().join(FILE));
+        let (new, path) = (root.join(NEW), root.join(FILE));
         let value = serde_json::to_value(&*self).expect("plain data");
         files::write_json(&new, &value)?;
         fs::rename(&new, &path).map_err(|error| CompressError::io(&path, error))

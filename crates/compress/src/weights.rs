@@ -8,19 +8,8 @@ use sparamx_format::{
 };
 use sparamx_kernels::Weight;
 
-use crate::compact::Compact;
-use crate::layer::Solved;
-
 /// Columns that k of int8 and int4 weights is padded to a multiple of.
 const TILE_COLUMNS: usize = 64;
-
-/// The smallest weight `[n, k]` of solved rows: packed, or dense where a bitmap does not pay.
-///
-/// # Errors
-/// [`FormatError`] for a shape that is too large, and if memory is refused.
-pub fn smallest(rows: Solved, n: usize, k: usize) -> Result<Weight, FormatError> {
-    Compact::solved(rows, n, k)?.weight(n, k)
-}
 
 /// The tensors of weight `name` in a file. A dense bf16 weight is none of those that files have packed: it is written as its
 /// rows, so nothing is given for it.

@@ -26,40 +26,12 @@ use std::fmt;
 use rayon::prelude::*;
 use sparamx_model::Precision;
 
-use crate::Scope;
+use crate::options::Scope;
 use crate::quantize::{self, Int4, Quantized};
 
+pub use crate::options::{Method, Pattern};
 pub use moments::Moments;
 pub use solve::solve;
-
-/// How the weights to prune are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// The smallest, as [`crate::prune`] does.
-    Magnitude,
-    /// The smallest products of a weight and the norm of its input, within each output row. The kept weights stay as they are.
-    Wanda,
-    /// By the error that is left after the other weights have made up for it, in blocks of 128 columns. With the dense model's
-    /// inputs among the moments it is the dense outputs that they make up for, as in GPTAQ (arXiv 2504.02692).
-    SparseGpt,
-}
-
-/// How many weights are pruned among which.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Pattern {
-    /// This share, at least 0 and below 1, rounded to a whole number ([`crate::zeros_for`]) within: what [`LayerSpec::scope`]
-    /// says for magnitude, a row for Wanda, a block of 128 columns for SparseGPT: all its rows as in the paper, or each by
-    /// itself, as the scope says.
-    Unstructured(f64),
-    /// All but `keep` of every `of` consecutive inputs of a row. `of` is a power of two up to 128. Where k is not a multiple,
-    /// the last group is shorter and keeps up to `keep` too.
-    NofM {
-        /// Weights kept in a group.
-        keep: usize,
-        /// Weights in a group.
-        of: usize,
-    },
-}
 
 /// What to do with a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
