@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 
 use crate::units;
 
@@ -71,6 +72,20 @@ pub fn sparsity(text: &str) -> Result<f64, String> {
         Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
         _ => Err("the fraction of zeros is needed: at least 0 and below 1, such as 0.5".to_owned()),
     }
+}
+
+/// Reads one of some values by its name. Help lists them with what is said about each.
+pub fn one_of<T: Copy + Send + Sync + 'static>(
+    values: &'static [(T, &'static str)],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let listed = values
+        .iter()
+        .map(|&(value, help)| PossibleValue::new(name(value)).help(help));
+    PossibleValuesParser::new(listed).map(move |text| {
+        let named = |&&(value, _): &&(T, _)| name(value) == text;
+        values.iter().find(named).expect("one of those listed").0
+    })
 }
 
 /// Wrong usage that only showed after parsing; ends with exit status 2.

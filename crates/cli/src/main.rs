@@ -5,6 +5,7 @@
 //! where and what to do.
 #![forbid(unsafe_code)]
 
+mod advice;
 mod args;
 mod calibration;
 mod chart;

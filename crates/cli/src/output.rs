@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::units;
+use crate::{advice, units};
 
 /// What went wrong if standard output takes no more, a full disk for one.
 pub const CANNOT_WRITE: &str = "cannot write to standard output";
@@ -39,7 +39,7 @@ pub fn complain(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", line.trim_end());
 }
 
-/// The error and its causes, each said once: some errors print what caused them, and some leave it to us.
+/// The error and its causes, each said once: some errors print what caused them, and some leave it to us. Then what helps.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -49,6 +49,7 @@ pub fn describe(error: &anyhow::Error) -> String {
             text = format!("{text}: {cause}");
         }
     }
+    text.extend(error.chain().find_map(advice::after));
     shortened(&one_line(&text))
 }
 

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use sparamx_format::FormatError;
 use sparamx_model::ModelError;
 
-/// Errors of this crate. Every message names the file or folder, and where there is one the way out.
+/// Errors of this crate. Every message names the file or folder. How to go on after a stop is for the caller to say, who knows how
+/// [`crate::Options::resume`] is set.
 #[derive(Debug)]
 pub enum CompressError {
     /// The sparsity asked for is not at least 0 and below 1.
@@ -249,7 +250,7 @@ impl fmt::Display for CompressError {
                 }
             }
             CompressError::TiedHead => f.write_str(
-                "the output head of this model is its embedding (tie_word_embeddings), which stays dense; leave out --include-lm-head",
+                "the output head of this model is its embedding (tie_word_embeddings), which stays dense",
             ),
             CompressError::Allocation => f.write_str(
                 "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; choose one of them",
@@ -265,7 +266,7 @@ impl fmt::Display for CompressError {
             }
             CompressError::Unfinished { partial } => write!(
                 f,
-                "{}: left by a run that was stopped; go on from it with the same command and --resume, or remove it",
+                "{}: left by a run that was stopped",
                 partial.display()
             ),
             CompressError::Changed {
@@ -288,15 +289,14 @@ impl fmt::Display for CompressError {
                 kept: Some(kept),
             } => write!(
                 f,
-                "{}: the disk is full after {kept}; make room, then {}",
-                dir.display(),
-                kept.way_out()
+                "{}: the disk is full after {kept}; make room",
+                dir.display()
             ),
             CompressError::Interrupted { kept: None } => {
                 f.write_str("interrupted; nothing was written")
             }
             CompressError::Interrupted { kept: Some(kept) } => {
-                write!(f, "interrupted after {kept}; {}", kept.way_out())
+                write!(f, "interrupted after {kept}")
             }
             CompressError::Io { path, error } => write!(f, "{}: {error}", path.display()),
             CompressError::Json { path, error } => {
@@ -311,15 +311,6 @@ impl fmt::Display for CompressError {
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} parts", self.done, self.of)
-    }
-}
-
-impl Kept {
-    fn way_out(&self) -> String {
-        format!(
-            "go on with the same command and --resume, or remove {}",
-            self.partial.display()
-        )
     }
 }
 

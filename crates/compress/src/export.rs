@@ -28,6 +28,16 @@ pub enum ExportFormat {
     SparseBitmask,
 }
 
+impl ExportFormat {
+    /// The word for it on command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            ExportFormat::Dense => "dense",
+            ExportFormat::SparseBitmask => "sparse-bitmask",
+        }
+    }
+}
+
 /// What came of an export.
 #[derive(Clone, Debug)]
 pub struct ExportReport {

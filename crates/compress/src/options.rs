@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use sparamx_model::Precision;
 
 /// The largest model that is written as one file. While it is put together it is mapped, which counts as memory.
@@ -86,7 +87,8 @@ impl Options {
 }
 
 /// How the weights to prune are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Method {
     /// The smallest, as [`crate::prune`] does.
     Magnitude,
@@ -193,12 +195,14 @@ impl fmt::Display for Allocation {
 }
 
 /// How weights become levels of int8 and int4.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Rounding {
     /// Each to the nearest.
     #[default]
     Nearest,
     /// One column after the other, those to come making up for the error: GPTQ (arXiv 2210.17323).
+    #[serde(rename = "gptq")]
     Compensated,
 }
 

@@ -349,7 +349,7 @@ fn what_is_left_is_used_for_the_same_only() {
     let again = run(&output, &sparsegpt(), 1, &mut |_| ControlFlow::Continue(()));
     let message = again.expect_err("refused").to_string();
     assert!(
-        message.contains("--resume") && message.contains(".out.partial"),
+        message.contains("left by a run that was stopped") && message.contains(".out.partial"),
         "{message}"
     );
     let other = Options {

@@ -64,16 +64,10 @@ impl fmt::Display for KernelError {
                 "{rows} rows of {cols} elements with stride {stride} do not fit in {len} elements"
             ),
             Self::Mismatch { what, left, right } => write!(f, "{what} differ: {left} and {right}"),
-            Self::UnknownKernel { name } => write!(
-                f,
-                "no kernel is called '{name}': `sparamx inspect --kernels` lists them"
-            ),
+            Self::UnknownKernel { name } => write!(f, "no kernel is called '{name}'"),
             Self::Unsuitable { name, why } => write!(f, "kernel {name} cannot run here: {why}"),
             Self::Thread { threads, error } => {
-                write!(
-                    f,
-                    "cannot start {threads} threads: {error}; ask for fewer with -t"
-                )
+                write!(f, "cannot start {threads} threads: {error}")
             }
             Self::Memory { bytes } => write!(f, "the system refuses {bytes} bytes of memory"),
         }

@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
 use sparamx_compress::{ExportFormat, ExportReport};
 
-use crate::args::{Common, Threads};
+use crate::args::{self, Common, Threads};
 use crate::commands::compress::totals;
 use crate::{interrupt, loading, output, progress, runtime, source, units};
 
@@ -30,20 +30,20 @@ pub struct ExportArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Form of the weights
-    #[arg(long, value_name = "FORMAT")]
-    format: Format,
+    #[arg(long, value_name = "FORMAT", value_parser = args::one_of(&FORMATS, ExportFormat::name))]
+    format: ExportFormat,
     #[command(flatten)]
     threads: Threads,
 }
 
 /// Forms of weights.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    /// Plain bf16, zeros and all
-    Dense,
-    /// A bitmask and the non-zero values, for linear layers that get smaller by it
-    SparseBitmask,
-}
+const FORMATS: [(ExportFormat, &str); 2] = [
+    (ExportFormat::Dense, "Plain bf16, zeros and all"),
+    (
+        ExportFormat::SparseBitmask,
+        "A bitmask and the non-zero values, for linear layers that get smaller by it",
+    ),
+];
 
 /// What came of it, as `--json` prints it.
 #[derive(Serialize)]
@@ -66,10 +66,7 @@ pub fn run(args: &ExportArgs, common: Common) -> Result<()> {
     sparamx_compress::check_output(&args.output, false)?;
     runtime::loading_threads(args.threads)?;
     let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
-    let format = match args.format {
-        Format::Dense => ExportFormat::Dense,
-        Format::SparseBitmask => ExportFormat::SparseBitmask,
-    };
+    let format = args.format;
     let bar = progress::byte_bar(common, 0, "writing");
     let _watch = interrupt::watch();
     let report = sparamx_compress::export(&checkpoint, &args.output, format, &mut |progress| {

@@ -127,7 +127,7 @@ impl Task {
                 expected(&TASKS.iter().collect::<Vec<_>>())
             )),
             _ => Err(format!(
-                "the fields are those of several tasks, {}; say with --task which is meant",
+                "the fields are those of several tasks, {}; say which is meant",
                 expected(&found)
             )),
         }

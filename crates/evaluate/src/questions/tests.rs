@@ -150,7 +150,7 @@ fn the_task_is_known_by_the_fields_or_from_the_user() {
     }
     let both = r#"{"goal": "a", "sol1": "b", "sol2": "c", "label": 0, "sentence": "_", "option1": "d", "option2": "e", "answer": "1"}"#;
     let found = message(both);
-    for words in ["piqa (", "winogrande (", "--task"] {
+    for words in ["piqa (", "winogrande (", "say which is meant"] {
         assert!(found.contains(words), "{found}");
     }
     let task = "winogrande".parse().unwrap();

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
-use sparamx_compress::layer::{self, Pattern};
-use sparamx_compress::{Allocation, Options, Rounding, Scope};
+use sparamx_compress::{Allocation, Method, Options, Pattern, Rounding, Scope};
 use sparamx_format::GROUP_ELEMS;
 use sparamx_model::Precision;
 
@@ -46,7 +45,7 @@ pub struct CompressArgs {
     #[arg(short, long, value_name = "DIR")]
     pub output: PathBuf,
     /// How the weights to prune are chosen
-    #[arg(long, value_name = "METHOD", default_value = "magnitude")]
+    #[arg(long, value_name = "METHOD", default_value = "magnitude", value_parser = args::one_of(&METHODS, Method::name))]
     method: Method,
     /// Fraction of zeros in every pruned tensor; 0 packs the zeros that are there
     #[arg(long, value_name = "FRACTION", default_value = "0", value_parser = args::sparsity)]
@@ -58,14 +57,14 @@ pub struct CompressArgs {
     #[arg(long, value_name = "FILE")]
     pub sparsity_file: Option<PathBuf>,
     /// How the sparsity is shared out among layers
-    #[arg(long, value_name = "HOW", default_value = "uniform")]
-    allocate: Allocate,
+    #[arg(long, value_name = "HOW", default_value = "uniform", value_parser = args::one_of(&ALLOCATIONS, Allocation::name))]
+    allocate: Allocation,
     /// Tensors to leave as they are, by name
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skip: Vec<String>,
     /// Among which weights of a tensor those to prune are looked for, for magnitude and sparsegpt [default: tensor]
-    #[arg(long, value_name = "SCOPE")]
-    scope: Option<ScopeArg>,
+    #[arg(long, value_name = "SCOPE", value_parser = args::one_of(&SCOPES, Scope::name))]
+    scope: Option<Scope>,
     /// Refit the kept weights to the outputs of the dense model [default: auto]
     #[arg(
         long,
@@ -81,8 +80,8 @@ pub struct CompressArgs {
     #[arg(long, value_name = "COLUMNS", value_parser = group)]
     group: Option<usize>,
     /// How weights become int8 or int4 [default: gptq where there is calibration, else nearest]
-    #[arg(long, value_name = "HOW")]
-    rounding: Option<RoundingArg>,
+    #[arg(long, value_name = "HOW", value_parser = args::one_of(&ROUNDINGS, Rounding::name))]
+    rounding: Option<Rounding>,
     #[command(flatten)]
     pub calibration: CalibrationArgs,
     /// Prune and quantize the output head too
@@ -96,24 +95,41 @@ pub struct CompressArgs {
 }
 
 /// Ways to choose the weights to prune.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Method {
-    /// The smallest go
-    Magnitude,
-    /// The smallest by weight times the norm of its input go, within each output row
-    Wanda,
-    /// Those go that the others can make up for best, and the others do
-    Sparsegpt,
-}
+const METHODS: [(Method, &str); 3] = [
+    (Method::Magnitude, "The smallest go"),
+    (
+        Method::Wanda,
+        "The smallest by weight times the norm of its input go, within each output row",
+    ),
+    (
+        Method::SparseGpt,
+        "Those go that the others can make up for best, and the others do",
+    ),
+];
 
 /// Ways to share out a sparsity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Allocate {
-    /// The same in each layer
-    Uniform,
-    /// Less in layers with many outliers, the same in the mean
-    Owl,
-}
+const ALLOCATIONS: [(Allocation, &str); 2] = [
+    (Allocation::Uniform, "The same in each layer"),
+    (
+        Allocation::Owl,
+        "Less in layers with many outliers, the same in the mean",
+    ),
+];
+
+/// Ways to round.
+const ROUNDINGS: [(Rounding, &str); 2] = [
+    (Rounding::Nearest, "Each weight to the nearest"),
+    (
+        Rounding::Compensated,
+        "One column after the other, those to come making up for the error",
+    ),
+];
+
+/// Sets of weights that are pruned to the same sparsity.
+const SCOPES: [(Scope, &str); 2] = [
+    (Scope::Tensor, "All weights of a tensor"),
+    (Scope::Row, "The weights of each output row"),
+];
 
 /// Whether to reconstruct.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -135,24 +151,6 @@ enum Weights {
     Int8,
     /// 4 bits, and a scale for each group of columns
     Int4,
-}
-
-/// Ways to round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum RoundingArg {
-    /// Each weight to the nearest
-    Nearest,
-    /// One column after the other, those to come making up for the error
-    Gptq,
-}
-
-/// Sets of weights that are pruned to the same sparsity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum ScopeArg {
-    /// All weights of a tensor
-    Tensor,
-    /// The weights of each output row
-    Row,
 }
 
 /// Reads a number of columns that the format has.
@@ -191,31 +189,21 @@ pub fn options(args: &CompressArgs) -> Result<Options> {
     if args.rounding.is_some() && args.weights == Weights::Bf16 {
         bail!(usage("--rounding is for --weights int8 and int4"));
     }
-    if args.allocate == Allocate::Owl && args.pattern.is_some() {
+    if args.allocate == Allocation::Owl && args.pattern.is_some() {
         bail!(usage(
             "--allocate owl is for --sparsity: with --pattern all layers have the same"
         ));
     }
     let mut options = Options {
-        method: match args.method {
-            Method::Magnitude => layer::Method::Magnitude,
-            Method::Wanda => layer::Method::Wanda,
-            Method::Sparsegpt => layer::Method::SparseGpt,
-        },
+        method: args.method,
         pattern: args.pattern.unwrap_or(Pattern::Unstructured(args.sparsity)),
         patterns: match &args.sparsity_file {
             Some(file) => patterns(file)?,
             None => Vec::new(),
         },
-        allocation: match args.allocate {
-            Allocate::Uniform => Allocation::Uniform,
-            Allocate::Owl => Allocation::Owl,
-        },
+        allocation: args.allocate,
         skip: args.skip.clone(),
-        scope: match args.scope {
-            None | Some(ScopeArg::Tensor) => Scope::Tensor,
-            Some(ScopeArg::Row) => Scope::Row,
-        },
+        scope: args.scope.unwrap_or_default(),
         precision: precision(args)?,
         reconstruct: match args.reconstruct {
             Reconstruct::On => true,
@@ -227,11 +215,12 @@ pub fn options(args: &CompressArgs) -> Result<Options> {
         ..Options::default()
     };
     let calibrated = options.needs_calibration().is_some();
-    options.rounding = match args.rounding {
-        Some(RoundingArg::Gptq) => Rounding::Compensated,
-        None if calibrated => Rounding::Compensated,
-        None | Some(RoundingArg::Nearest) => Rounding::Nearest,
+    let usual = if calibrated {
+        Rounding::Compensated
+    } else {
+        Rounding::Nearest
     };
+    options.rounding = args.rounding.unwrap_or(usual);
     check_prunes(&options)?;
     if args.calibration.given() && options.needs_calibration().is_none() {
         bail!(usage(
@@ -305,6 +294,14 @@ fn patterns(path: &Path) -> Result<Vec<(String, Pattern)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_the_library_has_is_left_out() {
+        assert_eq!(METHODS.map(|(method, _)| method), Method::ALL);
+        assert_eq!(ALLOCATIONS.map(|(how, _)| how), Allocation::ALL);
+        assert_eq!(ROUNDINGS.map(|(how, _)| how), Rounding::ALL);
+        assert_eq!(SCOPES.map(|(scope, _)| scope), Scope::ALL);
+    }
 
     #[test]
     fn patterns_are_read() {

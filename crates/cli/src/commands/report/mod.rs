@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sparamx_compress::layer::{LayerSpec, Pattern};
-use sparamx_compress::{Calibration, Report, Scope, layer_errors};
+use sparamx_compress::layer::LayerSpec;
+use sparamx_compress::{Calibration, Method, Pattern, Report, Scope, layer_errors};
 use sparamx_engine::{Loaded, Tokenizer};
 use sparamx_evaluate::{Prediction, Questions, Scoring};
 use sparamx_format::GROUP_ELEMS;
@@ -22,7 +22,7 @@ use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Model};
 
 use self::results::{Accuracy, File, Inputs, Layers, Results, Row, Tensor};
-use self::setting::{Grid, Method, Setting, Way, Weights};
+use self::setting::{Grid, Setting, Way, Weights};
 use super::{eval, perplexity};
 use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::calibration::{CalibrationArgs, Sample};
@@ -443,7 +443,7 @@ impl Study<'_> {
 /// A method by itself, in bf16.
 fn spec(sparsity: f64, (method, scope): (Method, Scope)) -> LayerSpec {
     LayerSpec {
-        method: method.library(),
+        method,
         pattern: Pattern::Unstructured(sparsity),
         scope,
         ..LayerSpec::default()

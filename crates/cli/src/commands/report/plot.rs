@@ -1,7 +1,9 @@
 //! The plot: perplexity by bytes of weights, a panel for each kind of numbers, the dense models in all of them.
 
+use sparamx_compress::Method;
+
 use super::results::{Results, Row};
-use super::setting::{Method, Way, Weights};
+use super::setting::{Way, Weights};
 use crate::chart::{Chart, Color, Panel, Point, Scale, Series};
 use crate::units;
 

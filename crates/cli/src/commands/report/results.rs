@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use sparamx_compress::Method;
 
-use super::setting::{Method, Setting, Weights};
+use super::setting::{Setting, Weights};
 use crate::{interrupt, units};
 
 /// Name of the file.

@@ -4,8 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sparamx_compress::layer::{self, Pattern};
-use sparamx_compress::{Options, Rounding};
+use sparamx_compress::{Method, Options, Pattern, Rounding};
 use sparamx_model::Precision;
 
 use crate::units;
@@ -17,18 +16,6 @@ pub struct Way {
     pub method: Method,
     /// Whether the others are refitted.
     pub refit: bool,
-}
-
-/// How weights are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Method {
-    /// The smallest.
-    Magnitude,
-    /// The smallest times the norm of their input.
-    Wanda,
-    /// Those that the others make up for.
-    SparseGpt,
 }
 
 /// Numbers of weights.
@@ -43,16 +30,6 @@ pub enum Weights {
     Int4,
 }
 
-/// How weights become int8 and int4.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Round {
-    /// Each to the nearest.
-    Nearest,
-    /// With the others making up for the error.
-    Gptq,
-}
-
 /// What a row is of.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
@@ -63,7 +40,7 @@ pub struct Setting {
     /// The numbers.
     pub weights: Weights,
     /// How they come about; none for bf16.
-    pub rounding: Option<Round>,
+    pub rounding: Option<Rounding>,
 }
 
 /// Everything that is to be measured.
@@ -96,9 +73,9 @@ impl Grid {
         };
         add(None, 0.0, Weights::Bf16, None);
         for &weights in self.weights.iter().filter(|&&w| w != Weights::Bf16) {
-            add(None, 0.0, weights, Some(Round::Nearest));
+            add(None, 0.0, weights, Some(Rounding::Nearest));
             if self.ways.iter().any(|way| way.is_calibrated()) {
-                add(None, 0.0, weights, Some(Round::Gptq));
+                add(None, 0.0, weights, Some(Rounding::Compensated));
             }
         }
         for &sparsity in self.sparsities.iter().filter(|&&sparsity| sparsity > 0.0) {
@@ -106,8 +83,8 @@ impl Grid {
                 for &weights in &self.weights {
                     let rounding = match way {
                         _ if weights == Weights::Bf16 => None,
-                        way if way.is_calibrated() => Some(Round::Gptq),
-                        _ => Some(Round::Nearest),
+                        way if way.is_calibrated() => Some(Rounding::Compensated),
+                        _ => Some(Rounding::Nearest),
                     };
                     add(Some(way), sparsity, weights, rounding);
                 }
@@ -134,33 +111,19 @@ impl Way {
     }
 }
 
-impl Method {
-    /// As the library knows it.
-    pub fn library(self) -> layer::Method {
-        match self {
-            Method::Magnitude => layer::Method::Magnitude,
-            Method::Wanda => layer::Method::Wanda,
-            Method::SparseGpt => layer::Method::SparseGpt,
-        }
-    }
-}
-
 impl Setting {
     /// What `compress` is told.
     pub fn options(&self, group_elems: usize) -> Options {
         let method = self.way.map_or(Method::Magnitude, |way| way.method);
         Options {
-            method: method.library(),
+            method,
             pattern: Pattern::Unstructured(self.sparsity),
             precision: match self.weights {
                 Weights::Bf16 => Precision::Bf16,
                 Weights::Int8 => Precision::Int8,
                 Weights::Int4 => Precision::Int4 { group_elems },
             },
-            rounding: match self.rounding {
-                Some(Round::Gptq) => Rounding::Compensated,
-                Some(Round::Nearest) | None => Rounding::Nearest,
-            },
+            rounding: self.rounding.unwrap_or_default(),
             reconstruct: self.way.is_some_and(|way| way.refit),
             ..Options::default()
         }
@@ -171,8 +134,7 @@ impl Setting {
         match (self.way, self.rounding) {
             (Some(way), _) => way.to_string(),
             (None, None) => "dense".to_owned(),
-            (None, Some(Round::Nearest)) => "dense, nearest".to_owned(),
-            (None, Some(Round::Gptq)) => "dense, gptq".to_owned(),
+            (None, Some(rounding)) => format!("dense, {rounding}"),
         }
     }
 }
@@ -183,21 +145,16 @@ impl fmt::Display for Setting {
         match (self.way, self.rounding) {
             (Some(way), _) => write!(f, "{} zeros by {way}", units::percent(self.sparsity)),
             (None, None) => f.write_str("dense"),
-            (None, Some(Round::Nearest)) => f.write_str("dense, rounded to nearest"),
-            (None, Some(Round::Gptq)) => f.write_str("dense, rounded by gptq"),
+            (None, Some(Rounding::Nearest)) => f.write_str("dense, rounded to nearest"),
+            (None, Some(Rounding::Compensated)) => f.write_str("dense, rounded by gptq"),
         }
     }
 }
 
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let method = match self.method {
-            Method::Magnitude => "magnitude",
-            Method::Wanda => "wanda",
-            Method::SparseGpt => "sparsegpt",
-        };
         let refit = if self.refit { "+refit" } else { "" };
-        write!(f, "{method}{refit}")
+        write!(f, "{}{refit}", self.method)
     }
 }
 
@@ -209,12 +166,8 @@ impl FromStr for Way {
             Some(method) => (method, true),
             None => (text, false),
         };
-        let method = match method {
-            "magnitude" => Method::Magnitude,
-            "wanda" => Method::Wanda,
-            "sparsegpt" => Method::SparseGpt,
-            _ => return Err(format!("one of {} is needed", Way::ALL.join(", "))),
-        };
+        let named = Method::ALL.into_iter().find(|one| one.name() == method);
+        let method = named.ok_or_else(|| format!("one of {} is needed", Way::ALL.join(", ")))?;
         Ok(Way { method, refit })
     }
 }
@@ -254,8 +207,8 @@ mod tests {
         let name = |setting: &Setting| {
             let rounding = match setting.rounding {
                 None => "",
-                Some(Round::Nearest) => " n",
-                Some(Round::Gptq) => " g",
+                Some(Rounding::Nearest) => " n",
+                Some(Rounding::Compensated) => " g",
             };
             format!("{} {}{rounding}", setting.how(), setting.weights)
         };
