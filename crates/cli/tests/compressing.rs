@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use common::{content, fails, json, model, names, output, run, sparamx, stdout, text};
+use common::{fails, json, model, output, run, sparamx, stdout, text};
+use sparamx_testkit::{content, names};
 
 fn root() -> TempDir {
     TempDir::new().expect("a directory")

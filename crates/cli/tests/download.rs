@@ -5,15 +5,14 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::hub::{COMMIT, Contents, Hub};
 use common::{fails, output, run, sparamx};
+use sparamx_testkit::hub::{COMMIT, Files, Flow, MODEL, Reply, Server};
 use tempfile::TempDir;
 
-const MODEL: &str = "acme/tiny";
-
 /// A model that `inspect` can read, as the files of a repository.
-fn files() -> Vec<(String, Vec<u8>)> {
+fn files() -> Files {
     let directory = common::model::directory();
     let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(&directory)
         .expect("the model of the tests")
@@ -30,7 +29,7 @@ fn files() -> Vec<(String, Vec<u8>)> {
     ] {
         files.push((name.to_owned(), b"large".to_vec()));
     }
-    files
+    Files(files)
 }
 
 fn name_of(path: &Path) -> String {
@@ -41,17 +40,13 @@ fn name_of(path: &Path) -> String {
         .to_owned()
 }
 
-fn contents() -> Contents {
-    Contents {
-        model: MODEL.to_owned(),
-        revision: "main".to_owned(),
-        files: files(),
-        ..Contents::default()
-    }
+/// A hub that does everything right.
+fn hub(files: Files) -> Server {
+    Server::start(move |request| files.reply(request))
 }
 
 /// `inspect --json` of a model of the hub, with this cache and these further variables.
-fn inspect(hub: &Hub, cache: &TempDir, model: &str, variables: &[(&str, &str)]) -> Output {
+fn inspect(hub: &Server, cache: &TempDir, model: &str, variables: &[(&str, &str)]) -> Output {
     let mut command = sparamx();
     command
         .env("HF_ENDPOINT", &hub.endpoint)
@@ -69,11 +64,11 @@ fn snapshot(cache: &TempDir) -> PathBuf {
 
 #[test]
 fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
-    let hub = Hub::start(contents());
+    let hub = hub(files());
     let cache = TempDir::new().expect("a directory");
     let first = common::json(&inspect(&hub, &cache, MODEL, &[]));
     let downloaded = files();
-    for (name, bytes) in &downloaded {
+    for (name, bytes) in &downloaded.0 {
         let path = snapshot(&cache).join(name);
         let wanted = name.ends_with(".json") || name == "model.safetensors";
         assert_eq!(path.exists(), wanted, "{name}");
@@ -84,31 +79,30 @@ fn a_model_is_downloaded_once_and_then_read_from_the_cache() {
     let reference = cache.path().join("hub/models--acme--tiny/refs/main");
     assert_eq!(fs::read_to_string(reference).expect("a reference"), COMMIT);
     assert_eq!(
-        (hub.count("/consolidated.safetensors"), hub.count(".bin")),
+        (
+            hub.count("GET", "/consolidated.safetensors"),
+            hub.count("GET", ".bin")
+        ),
         (0, 0)
     );
 
-    let transfers = hub.count("model.safetensors");
+    let transfers = hub.count("GET", "model.safetensors");
     assert_eq!(common::json(&inspect(&hub, &cache, MODEL, &[])), first);
     assert_eq!(
-        hub.count("model.safetensors"),
+        hub.count("GET", "model.safetensors"),
         transfers,
         "downloaded twice"
     );
 
-    let requests = hub.requests.lock().expect("no panic").len();
+    let requests = hub.requests().len();
     let offline = inspect(&hub, &cache, MODEL, &[("HF_HUB_OFFLINE", "1")]);
     assert_eq!(common::json(&offline), first);
-    assert_eq!(
-        hub.requests.lock().expect("no panic").len(),
-        requests,
-        "asked though offline"
-    );
+    assert_eq!(hub.requests().len(), requests, "asked though offline");
 }
 
 #[test]
 fn the_cache_serves_when_the_hub_is_out_of_reach() {
-    let hub = Hub::start(contents());
+    let hub = hub(files());
     let cache = TempDir::new().expect("a directory");
     let first = common::json(&inspect(&hub, &cache, MODEL, &[]));
     let away = inspect(
@@ -123,9 +117,10 @@ fn the_cache_serves_when_the_hub_is_out_of_reach() {
 
 #[test]
 fn a_named_revision_is_asked_for() {
-    let hub = Hub::start(Contents {
-        revision: "v2".to_owned(),
-        ..contents()
+    let files = files();
+    let hub = Server::start(move |request| match request.path.contains("/main") {
+        true => Reply::new(404),
+        false => files.reply(request),
     });
     let cache = TempDir::new().expect("a directory");
     common::json(&inspect(&hub, &cache, "acme/tiny@v2", &[]));
@@ -135,7 +130,7 @@ fn a_named_revision_is_asked_for() {
 
 #[test]
 fn hf_hub_cache_says_where_to_keep_models() {
-    let hub = Hub::start(contents());
+    let hub = hub(files());
     let (home, cache) = (
         TempDir::new().expect("a directory"),
         TempDir::new().expect("a directory"),
@@ -150,43 +145,41 @@ fn hf_hub_cache_says_where_to_keep_models() {
 fn shards_are_downloaded_as_the_index_lists_them() {
     let mut files = files();
     let weights = files
+        .0
         .iter()
         .position(|(name, _)| name == "model.safetensors")
         .expect("weights");
-    "model-00001-of-00001.safetensors".clone_into(&mut files[weights].0);
+    "model-00001-of-00001.safetensors".clone_into(&mut files.0[weights].0);
     let index = common::model::index("model-00001-of-00001.safetensors");
-    files.push((
+    files.0.push((
         "model.safetensors.index.json".to_owned(),
         index.into_bytes(),
     ));
-    let hub = Hub::start(Contents {
-        files: files.clone(),
-        ..contents()
-    });
+    let whole = hub(files.clone());
     let cache = TempDir::new().expect("a directory");
-    common::json(&inspect(&hub, &cache, MODEL, &[]));
+    common::json(&inspect(&whole, &cache, MODEL, &[]));
     assert!(
         snapshot(&cache)
             .join("model-00001-of-00001.safetensors")
             .exists()
     );
 
-    files.remove(weights);
-    let hub = Hub::start(Contents {
-        files,
-        ..contents()
-    });
+    files.0.remove(weights);
     let cache = TempDir::new().expect("a directory");
-    let output = inspect(&hub, &cache, MODEL, &[]);
+    let output = inspect(&hub(files), &cache, MODEL, &[]);
     fails(&output, 1, &["model-00001-of-00001.safetensors", "404"]);
 }
 
 #[test]
 fn a_gated_model_needs_a_token() {
-    let hub = Hub::start(Contents {
-        token: Some("secret".to_owned()),
-        ..contents()
-    });
+    let files = files();
+    let hub =
+        Server::start(
+            move |request| match request.header("authorization") == "Bearer secret" {
+                true => files.reply(request),
+                false => Reply::new(401).body("{\"error\": \"gated\"}"),
+            },
+        );
     let cache = TempDir::new().expect("a directory");
     let none = inspect(&hub, &cache, MODEL, &[]);
     fails(
@@ -207,10 +200,7 @@ fn a_gated_model_needs_a_token() {
 #[test]
 fn refusals_say_what_to_do() {
     for (status, advice) in [(403, "HF_TOKEN"), (404, "check the name")] {
-        let hub = Hub::start(Contents {
-            status: Some(status),
-            ..contents()
-        });
+        let hub = Server::start(move |_| Reply::new(status));
         let cache = TempDir::new().expect("a directory");
         let output = inspect(&hub, &cache, MODEL, &[]);
         fails(&output, 1, &["acme/tiny", &status.to_string(), advice]);
@@ -219,7 +209,7 @@ fn refusals_say_what_to_do() {
 
 #[test]
 fn values_of_the_environment_that_cannot_be_used_are_named() {
-    let hub = Hub::start(contents());
+    let hub = hub(files());
     let cache = TempDir::new().expect("a directory");
     let table = [
         ("HF_HOME", "/dev/null/home", "HF_HOME"),
@@ -238,15 +228,24 @@ fn values_of_the_environment_that_cannot_be_used_are_named() {
 
 #[test]
 fn a_broken_transfer_goes_on_where_it_stopped() {
-    let hub = Hub::start(Contents {
-        cut: Some((1000, 1)),
-        ..contents()
+    let (files, broken) = (files(), AtomicBool::new(false));
+    let hub = Server::start(move |request| {
+        let reply = files.reply(request);
+        let first = request.path.contains("/cdn/") && !broken.swap(true, Ordering::SeqCst);
+        if first {
+            reply.flow(Flow::Cut(1000))
+        } else {
+            reply
+        }
     });
     let cache = TempDir::new().expect("a directory");
     common::json(&inspect(&hub, &cache, MODEL, &[]));
-    let requests = hub.requests.lock().expect("no panic").clone();
+    let requests = hub.requests();
+    let goes_on = |range: &str| range.starts_with("bytes=1000-");
     assert!(
-        requests.iter().any(|line| line.ends_with("bytes=1000-")),
+        requests
+            .iter()
+            .any(|request| goes_on(request.header("range"))),
         "{requests:?}"
     );
 }
@@ -279,23 +278,21 @@ fn a_repository_without_a_model_is_refused() {
         ("model.safetensors", "safetensors"),
     ];
     for (missing, word) in table {
-        let files = files()
-            .into_iter()
-            .filter(|(name, _)| name != missing)
-            .collect();
-        let hub = Hub::start(Contents {
-            files,
-            ..contents()
-        });
+        let mut files = files();
+        files.0.retain(|(name, _)| name != missing);
         let cache = TempDir::new().expect("a directory");
-        fails(&inspect(&hub, &cache, MODEL, &[]), 1, &["acme/tiny", word]);
+        fails(
+            &inspect(&hub(files), &cache, MODEL, &[]),
+            1,
+            &["acme/tiny", word],
+        );
     }
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_under_the_cache_is_one_line() {
-    let hub = Hub::start(contents());
+    let hub = hub(files());
     let disk = TempDir::new().expect("a directory");
     let cache = disk.path().join("cache");
     let mut command = sparamx();

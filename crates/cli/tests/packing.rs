@@ -5,8 +5,9 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{fails, json, model, names, output, run, sparamx, stdout, text};
+use common::{fails, json, model, output, run, sparamx, stdout, text};
 use sparamx_cpu::{Cpu, Isa};
+use sparamx_testkit::names;
 use tempfile::TempDir;
 
 /// The model that ships.

@@ -11,7 +11,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use tempfile::TempDir;
 
-use common::{fails, model, names, sparamx, text};
+use common::{fails, model, sparamx, text};
+use sparamx_testkit::names;
 
 /// Signals, the names that `kill` has for them, and the exit statuses.
 const SIGNALS: [(i32, &str, i32); 3] = [(2, "-INT", 130), (15, "-TERM", 143), (1, "-HUP", 129)];

@@ -215,22 +215,10 @@ fn resolve(target: &Path) -> Result<PathBuf, CompressError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sparamx_testkit::names;
 
     fn root_dir() -> tempfile::TempDir {
         tempfile::tempdir().expect("a directory")
-    }
-
-    fn names(dir: &Path) -> Vec<String> {
-        let entries = fs::read_dir(dir).expect("a directory");
-        entries
-            .map(|entry| {
-                entry
-                    .expect("an entry")
-                    .file_name()
-                    .to_string_lossy()
-                    .into_owned()
-            })
-            .collect()
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! Compression by calibration: what is solved, by what, and what a stop in between changes.
 
-mod common;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::{content, names};
 use sparamx_compress::layer::{self, LayerSpec, Method, Moments, Pattern, Solved};
 use sparamx_compress::{
     Allocation, Calibration, CompressError, Options, Report, Rounding, Step, compress,
@@ -16,6 +13,7 @@ use sparamx_format::DenseBf16;
 use sparamx_kernels::{Runtime, Weight};
 use sparamx_model::plan::Role;
 use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, Precision};
+use sparamx_testkit::{content, names};
 
 /// With an output head of its own, and fewer kv heads than heads.
 const MODEL: &str = "llama-gqa";

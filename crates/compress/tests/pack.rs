@@ -1,12 +1,9 @@
 //! Whole checkpoints, from the fixtures of the model crate to a packed folder and back.
 
-mod common;
-
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use common::content;
 use serde_json::Value;
 use sparamx_compress::layer::Pattern;
 use sparamx_compress::quantize::{self, Int4};
@@ -15,6 +12,7 @@ use sparamx_format::container::PackedFormat;
 use sparamx_kernels::Weight;
 use sparamx_model::plan::Role;
 use sparamx_model::{Checkpoint, Precision};
+use sparamx_testkit::content;
 use tempfile::TempDir;
 
 const SPARSITY: f64 = 0.5;

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
@@ -28,20 +27,11 @@ fn bf16(bytes: &[u8]) -> Vec<f32> {
 
 /// Where the weights of a trained model are, by the name of the fixture; none if they are not here.
 fn model(layer: &str) -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     if layer == "stories-5m" {
-        return Some(root.join("models").join(layer));
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        return Some(models.join(layer));
     }
-    let dir = root.join("../shared/data/models").join(layer);
-    if dir.exists() {
-        return Some(dir);
-    }
-    // Past the capture of the test harness, which would hide it.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: ../shared/data/models/{layer} is absent, nothing of it was compared"
-    );
-    None
+    sparamx_testkit::shared(&format!("models/{layer}"))
 }
 
 /// The weights of a fixture, their number of columns, and the moments of its inputs.

@@ -9,10 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    COMMIT, Cache, Files, Flow, MODEL, Reply, Request, Server, Watch, arrives, fails, fetch,
-};
+use common::{Cache, Watch, arrives, fails, fetch};
 use sparamx_hub::{Fault, HubId};
+use sparamx_testkit::hub::{COMMIT, Files, Flow, MODEL, Reply, Request, Server};
 
 /// A hub that does everything right but for what `change` says of a request, the n-th it is asked about.
 fn hub(

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
-use common::{COMMIT, Cache, Files, Reply, Request, Server, arrives, fails};
+use common::{Cache, arrives, fails};
+use sparamx_testkit::hub::{COMMIT, Files, MODEL, Reply, Request, Server};
 
 /// Names that would lead out of the directory they are put into, or are none.
 fn evil_names(cache: &Cache) -> Vec<String> {
@@ -206,7 +207,7 @@ fn ranges_and_lengths_are_not_believed() {
             right
         });
         let cache = Cache::new();
-        match common::fetch(common::MODEL, &cache.settings(&server.endpoint)) {
+        match common::fetch(MODEL, &cache.settings(&server.endpoint)) {
             Ok(directory) => {
                 let bytes = fs::read(directory.join("model.safetensors")).expect("a file");
                 assert_eq!(

@@ -5,9 +5,13 @@
 //! and packed pages with dense ones; prefill (512 tokens) in GFLOP/s. Medians; the levels and forms take turns. Each result is
 //! compared with the oracle first.
 
+#[path = "../tests/oracles/mod.rs"]
+mod oracles;
+
 use std::time::Instant;
 
 use half::bf16;
+use oracles::attention::{Query, attention as oracle};
 use sparamx_cpu::{Cpu, Isa, topology};
 use sparamx_format::Storage;
 use sparamx_kernels::attention::{
@@ -18,7 +22,6 @@ use sparamx_kernels::bandwidth::Bandwidth;
 use sparamx_kernels::catalog::select;
 use sparamx_kernels::linear::{Activation, WeightFormat};
 use sparamx_kernels::{Rows, RowsMut, Runtime};
-use sparamx_testkit::attention::{Query, attention as oracle};
 use sparamx_testkit::{Random, activations};
 
 /// Bytes of distinct dense pages in a round: many times the last-level cache.

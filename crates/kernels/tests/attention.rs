@@ -1,9 +1,11 @@
 //! Attention over dense and packed pages against the oracle, at every level that this CPU has.
 
 mod common;
+mod oracles;
 
 use common::{at_each_level, bits, cpus};
 use half::bf16;
+use oracles::attention::{Query, attention as oracle};
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_format::DenseBf16;
 use sparamx_kernels::attention::{
@@ -13,7 +15,6 @@ use sparamx_kernels::attention::{
 use sparamx_kernels::catalog::select;
 use sparamx_kernels::linear::{Activation, WeightFormat};
 use sparamx_kernels::{KernelError, Rows, RowsMut, Runtime};
-use sparamx_testkit::attention::{Query, attention as oracle};
 use sparamx_testkit::{Canary, Random, activations, fast};
 
 /// What slots hold that nobody may look at: finite, but ruinous.

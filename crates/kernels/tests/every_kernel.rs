@@ -8,10 +8,9 @@ use common::{Meaning, TestWeight, bits};
 use sparamx_cpu::Cpu;
 use sparamx_kernels::catalog::{KernelSpec, NumericClass, catalog};
 use sparamx_kernels::linear::{Activation, WeightFormat, linear_with, reference};
+use sparamx_kernels::tolerance::sum_tolerance;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime};
-use sparamx_testkit::{
-    Canary, Density, Random, RowReport, activations, fast, round_bf16, sum_tolerance,
-};
+use sparamx_testkit::{Canary, Density, Random, RowReport, activations, fast, round_bf16};
 
 const DENSITIES: [Density; 6] = [
     Density::Zero,

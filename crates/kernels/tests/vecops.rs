@@ -1,12 +1,14 @@
 //! Operations on rows against the oracles, at every level that this CPU has.
 
 mod common;
+mod oracles;
 
 use common::{at_each_level, bits, cpus};
+use oracles::vecops as oracle;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_kernels::vecops::{add, rms_norm, rms_norm_heads, rope, silu_mul, softmax_in_place};
 use sparamx_kernels::{KernelError, Rows, RowsMut, Runtime};
-use sparamx_testkit::{Canary, Random, activations, fast, vecops as oracle};
+use sparamx_testkit::{Canary, Random, activations, fast};
 
 /// The levels with vectors of their own.
 const LEVELS: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];

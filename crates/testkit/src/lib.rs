@@ -1,16 +1,17 @@
-//! Oracles, matrix generators, tolerances and the skip policy of the tests.
+//! What tests of several crates share: matrices, the skip policy, folders, and a hub on this machine.
 
 #![forbid(unsafe_code)]
 
+mod folders;
 mod matrix;
 mod rows;
 
-pub mod attention;
-pub mod vecops;
+#[cfg(feature = "hub")]
+pub mod hub;
 
+pub use folders::{content, names, shared};
 pub use matrix::{Canary, Density, Random, activations, levels, round_bf16, to_f32, weights};
 pub use rows::RowReport;
-pub use sparamx_kernels::tolerance::{BF16_EPS, sum_tolerance};
 
 /// True where tests should choose fewer sizes: in the emulator, a few hundred times slower than a CPU (`SPARAMX_TEST_FAST=1`).
 pub fn fast() -> bool {

@@ -1,10 +1,8 @@
 //! What the tests of the command share: running it, and checking how it ends.
 #![allow(dead_code)] // Every test binary uses its own part.
 
-pub mod hub;
 pub mod model;
 
-use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -133,29 +131,4 @@ pub fn on_small_disk(command: &Command, disk: &Path, size: &str) -> Option<Outpu
 /// A path as an argument.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
-}
-
-/// Names of what is in a folder, sorted.
-pub fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("a directory");
-    let mut names: Vec<String> = entries
-        .map(|entry| {
-            entry
-                .expect("an entry")
-                .file_name()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
-    names.sort();
-    names
-}
-
-/// Names and bytes of the files in a folder, sorted.
-pub fn content(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let read = |name: String| {
-        let bytes = fs::read(dir.join(&name)).expect("a file");
-        (name, bytes)
-    };
-    names(dir).into_iter().map(read).collect()
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use half::bf16;
+use sparamx_kernels::tolerance::{BF16_EPS, sum_tolerance};
 
-use crate::vecops::{Bounded, EXP_ERROR, EXP_ZERO, U};
-use crate::{BF16_EPS, sum_tolerance};
+use super::vecops::{Bounded, EXP_ERROR, EXP_ZERO, U};
 
 /// One query head of one token.
 #[derive(Debug, Clone, Copy)]
