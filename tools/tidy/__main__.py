@@ -1,4 +1,4 @@
-"""Checks what the compiler does not: python3 tools/tidy
+"""Checks what the compiler does not: python3 tools/tidy [ROOT]
 
 Widths of lines, sizes of functions and files, names and links in the documents, circles between files, the order of the crates.
 Prints a line `file:line: what to do` for each fault and exits with 1 if there is any.
@@ -17,7 +17,7 @@ CHECKS = [widths, sizes, between_files, between_crates, links, names]
 
 
 def main():
-    tree = Tree(Path(__file__).resolve().parents[2])
+    tree = Tree(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).resolve().parents[2])
     counts = Counter()
     for check in CHECKS:
         for fault in sorted(set(check(tree))):

@@ -161,6 +161,25 @@ def circles(arrows):
     return found
 
 
+def upwards(group, arrows):
+    """The arrows of a circle that point against the order in which few do (Eades, Lin and Smyth's)."""
+    out = {f: {t for t in arrows[f] if t in group} for f in group}
+    into = {f: {g for g in group if f in out[g]} for f in group}
+    left, first, last = set(group), [], []
+    while left:
+        lowest = [f for f in sorted(left) if not out[f] & left]
+        highest = [f for f in sorted(left) if not into[f] & left]
+        if lowest:
+            last.append(lowest[0])
+        elif highest:
+            first.append(highest[0])
+        else:
+            first.append(max(sorted(left), key=lambda f: len(out[f] & left) - len(into[f] & left)))
+        left -= {*first, *last}
+    place = {f: at for at, f in enumerate(first + last[::-1])}
+    return [(f, t) for f in group for t in sorted(out[f]) if place[t] < place[f]]
+
+
 def between_files(tree):
     roots = [str(m.parent / "src" / name) for m in crates(tree) for name in ("lib.rs", "main.rs")]
     for root in roots:
@@ -168,10 +187,9 @@ def between_files(tree):
             continue
         arrows = Crate(tree, root).arrows()
         for group in circles(arrows):
-            what = f"one of a circle of {len(group)} files: move what both need below both"
-            for file in group:
-                inside = {t: line for t, line in arrows[file].items() if t in group}
-                yield from (Fault(file, line, f"uses {target}, {what}") for target, line in inside.items())
+            what = f"which uses it, too: a circle of {len(group)} files; move what both need below both"
+            for file, target in upwards(group, arrows):
+                yield Fault(file, arrows[file][target], f"uses {target}, {what}")
 
 
 def crates(tree):

@@ -67,14 +67,16 @@ class Imports(unittest.TestCase):
 
     def test_circle(self):
         faults = found(imports.between_files, **self.files("use crate::b::B;\npub struct A;\n", "pub struct B(crate::a::A);\n"))
-        self.assertEqual(len(faults), 2)
-        self.assertIn("crates/cpu/src/a.rs:1: uses crates/cpu/src/b.rs", faults[0])
+        self.assertEqual(len(faults), 1)
+        self.assertRegex(
+            faults[0], r"crates/cpu/src/(a.rs:1: uses crates/cpu/src/b|b.rs:1: uses crates/cpu/src/a).rs, which uses it"
+        )
 
     def test_names_are_followed_through_exports(self):
         faults = found(imports.between_files, **self.files("pub use crate::b::B;\npub struct A;\n", "pub struct B(crate::a::A);\n"))
         self.assertEqual(faults, [])
         middle = self.files("use crate::c::B;\npub struct A;\n", "use super::a::A;\npub struct B;\n", c="pub use crate::b::*;\n")
-        self.assertEqual(len(found(imports.between_files, **middle)), 2)
+        self.assertEqual(len(found(imports.between_files, **middle)), 1)
 
     def test_a_module_and_its_children_are_one(self):
         files = self.files("mod d;\nfn a() { d::d() }\npub struct A;\n", "", a__d="pub fn d(_: super::A) {}\n")
