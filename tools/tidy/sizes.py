@@ -1,6 +1,7 @@
 """How wide lines are, how long functions and files."""
 
 import ast
+import re
 from pathlib import Path
 
 from tree import Fault
@@ -22,8 +23,8 @@ def widths(tree):
 
 
 def unbreakable(path, line):
-    """A row of a table is one line, and so is an address."""
-    if path.endswith(".md") and line.lstrip().startswith("|"):
+    """A row of a table is one line, and so are a raw string and an address."""
+    if re.match(r"\s*\|" if path.endswith(".md") else r'\s*r#*"', line):
         return True
     return max(map(len, line.split())) > WIDTH - 20
 

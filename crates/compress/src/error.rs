@@ -225,7 +225,8 @@ impl fmt::Display for CompressError {
                 "input {input} of the layer is not finite on the calibration data; check the model with another text"
             ),
             CompressError::Singular => f.write_str(
-                "the inputs of the layer on the calibration data are too large or too small to compute with; use another text, or prune by magnitude",
+                "the inputs of the layer on the calibration data are too large or too small to compute with; \
+                 use another text, or prune by magnitude",
             ),
             CompressError::AlreadyPacked { dir } => write!(
                 f,

@@ -41,7 +41,8 @@ impl fmt::Display for Precision {
 }
 
 /// Forms of compressed-tensors that are read, for messages.
-pub(crate) const COMPRESSED_TENSORS_FORMATS: &str = "sparse-bitmask, sparse-24-bitmask, int-quantized, naive-quantized or pack-quantized (4 or 8 bits)";
+pub(crate) const COMPRESSED_TENSORS_FORMATS: &str = "sparse-bitmask, sparse-24-bitmask, int-quantized, naive-quantized or \
+    pack-quantized (4 or 8 bits)";
 
 /// How the weights of a checkpoint are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

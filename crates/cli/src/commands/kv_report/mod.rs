@@ -48,7 +48,8 @@ pub struct KvReportArgs {
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
     /// Fractions of zeros
-    #[arg(long = "kv-sparsities", value_name = "LIST", value_delimiter = ',', default_value = "0.1,0.2,0.3,0.4,0.5,0.6,0.7", value_parser = args::sparsity)]
+    #[arg(long = "kv-sparsities", value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity)]
+    #[arg(default_value = "0.1,0.2,0.3,0.4,0.5,0.6,0.7")]
     sparsities: Vec<f64>,
     /// Numbers of keys and values
     #[arg(

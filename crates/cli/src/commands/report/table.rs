@@ -36,8 +36,8 @@ pub fn markdown(results: &Results) -> String {
         text.push_str(
             "\n## Errors of single layers\n\n\
              Each linear layer pruned by itself, to bf16, on the inputs that it has in the dense model on the calibration text: \
-             `||X (W' - W)^T|| / ||X W^T||`, in the mean of the tensors. Magnitude takes the smallest of a tensor; by row, as Wanda does, it \
-             compares like with like. The last columns count tensors.\n\n",
+             `||X (W' - W)^T|| / ||X W^T||`, in the mean of the tensors. Magnitude takes the smallest of a tensor; by row, as Wanda does, \
+             it compares like with like. The last columns count tensors.\n\n",
         );
         text.push_str(&layers(&results.layers));
     }
