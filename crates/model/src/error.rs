@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 use sparamx_format::{FormatError, Short};
 use sparamx_kernels::KernelError;
 
-use crate::Precision;
+use crate::config::precision::Precision;
+use crate::families::names::HEAD;
+
+/// Forms of compressed-tensors that are read.
+const COMPRESSED_TENSORS_FORMATS: &str = "sparse-bitmask, sparse-24-bitmask, int-quantized, naive-quantized or \
+    pack-quantized (4 or 8 bits)";
 
 /// Errors of this crate. Every message names the file and the tensor or field, and where there is one the way out.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ pub enum ModelError {
         path: PathBuf,
         /// The architecture's name.
         found: String,
+        /// Those that are supported.
+        supported: Vec<&'static str>,
     },
     /// The weights are quantized or packed by a method that this crate does not read.
     UnsupportedQuantization {
@@ -125,7 +132,7 @@ pub enum ModelError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A packed or quantized weight consists of other numbers than `config.json` says.
+    /// A packed or quantized weight has another dtype than `config.json` says.
     Precision {
         /// The file.
         path: PathBuf,
@@ -154,15 +161,17 @@ pub enum ModelError {
         /// Bytes this process may still use.
         available_bytes: u64,
     },
-    /// The share of zeros asked for is not in `0.0 ..= 1.0`.
+    /// A share of zeros is not in `0.0 ..= 1.0`.
     Sparsity {
         /// The share.
         found: f64,
     },
-    /// A shape was asked for by a name that the table of shapes does not have.
+    /// The table of shapes has no such name.
     UnknownShape {
         /// The name.
         name: String,
+        /// Those that it has.
+        known: Vec<&'static str>,
     },
     /// An input without tokens.
     EmptyInput {
@@ -278,8 +287,8 @@ impl ModelError {
                 Bytes(*available_bytes)
             ),
             Sparsity { found } => write!(f, "a sparsity of {found} is not in 0.0 to 1.0"),
-            UnknownShape { name } => {
-                let names = crate::families::shapes::names().join(", ");
+            UnknownShape { name, known } => {
+                let names = known.join(", ");
                 write!(f, "no shape is called '{}': there are {names}", Short(name))
             }
             EmptyInput { input } => write!(f, "input {input} has no tokens: give at least one"),
@@ -327,8 +336,10 @@ impl ModelError {
                     Short(found)
                 )
             }
-            UnsupportedArchitecture { found, .. } => {
-                let names = crate::families::names().join(", ");
+            UnsupportedArchitecture {
+                found, supported, ..
+            } => {
+                let names = supported.join(", ");
                 write!(
                     f,
                     "architecture '{}' is not supported: supported are {names}",
@@ -340,7 +351,7 @@ impl ModelError {
                 "weights quantized with {} are not supported: use the F32, F16 or BF16 checkpoint, one packed by \
                  `sparamx compress`, or one of compressed-tensors in {}",
                 Short(method),
-                crate::config::COMPRESSED_TENSORS_FORMATS
+                COMPRESSED_TENSORS_FORMATS
             ),
             _ => self.fmt_missing(f),
         }
@@ -369,12 +380,12 @@ impl ModelError {
                     "tensor '{}' is missing: the model's configuration asks for it and no file has it",
                     Short(tensor)
                 )?;
-                match tensor.as_str() {
-                    crate::families::plan::HEAD => f.write_str(
+                if tensor == HEAD {
+                    f.write_str(
                         "; if its output head is the embedding, set tie_word_embeddings to true in config.json",
-                    ),
-                    _ => Ok(()),
+                    )?;
                 }
+                Ok(())
             }
             _ => self.fmt_tensor(f),
         }

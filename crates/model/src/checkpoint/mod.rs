@@ -2,7 +2,7 @@
 //!
 //! A tensor is plain (F32, F16, BF16) or packed (`<name>.values`, and `.mask`, `.offsets`, `.scale` as its format in the layout
 //! `strip16` has them); one checkpoint may hold both. Other programs have other forms (`foreign`), which are read as if they
-//! were plain or, where that gives the same numbers, as int8 and int4 weights. Opening compares names and shapes with
+//! were plain or, where that gives the same values, as int8 and int4 weights. Opening compares names and shapes with
 //! `config.json` and reads no matrices.
 
 pub(crate) mod convert;
@@ -10,6 +10,7 @@ pub(crate) mod files;
 pub(crate) mod foreign;
 mod own;
 pub(crate) mod shards;
+pub(crate) mod stored;
 pub(crate) mod unneeded;
 
 use std::collections::BTreeMap;
@@ -22,9 +23,9 @@ use sparamx_kernels::linear::WeightFormat;
 use self::convert::{RawRows, Source};
 use self::foreign::compressed_tensors;
 use self::foreign::gguf::{Found as InGguf, Gguf};
-use self::foreign::{Foreign, Vector};
 use self::own::{PACKED, read_packed};
 use self::shards::Shards;
+use self::stored::{At, Stored, Tensors, missing};
 use self::unneeded::LeftOut;
 use crate::config::small_file::read_small_file;
 use crate::config::{Described, Storage};
@@ -44,26 +45,6 @@ pub struct Checkpoint {
     notes: Vec<String>,
 }
 
-/// Where a tensor is.
-pub(crate) enum Stored {
-    /// A plain tensor.
-    Plain(At),
-    /// A packed weight.
-    Packed(At, PackedFormat),
-    /// A matrix in another program's form.
-    Foreign(Foreign),
-    /// A norm or bias in another program's form.
-    Vector(Vector),
-}
-
-/// A tensor, or the tensors of a packed weight, in the files.
-pub(crate) struct At {
-    /// Index of the file.
-    pub file: usize,
-    /// Its name there.
-    pub name: String,
-}
-
 /// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
@@ -75,7 +56,7 @@ pub struct TensorInfo {
     pub dtype: String,
     /// The form in which linear layers have a packed or quantized weight; `None` for one that they have in bf16.
     pub packed: Option<PackedFormat>,
-    /// What the form in the file is called, for people: `dense` for a plain tensor, `strip16` for one packed by this program.
+    /// What the form in the file is called, for messages: `dense` for a plain tensor, `strip16` for one packed by this program.
     pub encoding: &'static str,
     /// Bytes in the file.
     pub bytes: u64,
@@ -167,7 +148,7 @@ impl Checkpoint {
         }
     }
 
-    /// What users should know about the files: a line each on what contradicts itself, is left out, or was put right.
+    /// What users should know about the files: a line each on what contradicts itself, is left out, or was corrected.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
@@ -238,8 +219,8 @@ impl Checkpoint {
         }
     }
 
-    /// Quantized matrices that linear layers have in bf16, because int8 and int4 weights cannot hold the same numbers: how
-    /// many there are, and why, for the first of them. Reads them, if nobody has yet.
+    /// Quantized matrices that linear layers have in bf16, because int8 and int4 weights cannot hold the same values: how
+    /// many there are, and why, for the first of them. Reads them, unless that was done before.
     pub fn dequantized(&self) -> Option<(usize, &'static str)> {
         let mut reasons = self
             .plan
@@ -290,7 +271,7 @@ impl Checkpoint {
     }
 
     /// Gives the memory of a tensor that was read back to the system ([`TensorFile::release`]); it can be read again. For
-    /// whoever goes through a model larger than memory.
+    /// walks through a model larger than memory.
     pub fn release(&self, name: &str) {
         let Ok(i) = self.index(name) else {
             return;
@@ -393,21 +374,6 @@ impl Checkpoint {
     }
 }
 
-/// The tensors of files in one form, by the names that the model has for them.
-pub(crate) trait Tensors {
-    /// Whether there is such a tensor, in whatever form.
-    fn has(&self, name: &str) -> bool;
-    /// Takes the output head for the embedding, which the files do not have.
-    fn head_is_embedding(&mut self);
-    /// Where the tensors of the plan are. What else there is must be of no use.
-    fn find(
-        self,
-        config: &Config,
-        plan: &[TensorPlan],
-        left_out: &mut LeftOut,
-    ) -> Result<Vec<Stored>, ModelError>;
-}
-
 /// The plan, and where its tensors are. Where `config.json` says that the embedding and the output head are one matrix, the files
 /// decide, as in Transformers 5: a head that is another matrix is used, and one without an embedding is the embedding, too.
 fn locate(
@@ -432,11 +398,4 @@ fn locate(
     let plan = plan::tensors(config);
     let stored = tensors.find(config, &plan, left_out)?;
     Ok((plan, stored))
-}
-
-fn missing(dir: &Path, name: &str) -> ModelError {
-    ModelError::MissingTensor {
-        dir: dir.to_owned(),
-        tensor: name.to_owned(),
-    }
 }

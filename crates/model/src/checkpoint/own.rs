@@ -7,8 +7,8 @@ use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile};
 use sparamx_kernels::Weight;
 
 use super::shards::Shards;
+use super::stored::{At, Stored, Tensors, missing};
 use super::unneeded::{self, LeftOut};
-use super::{At, Stored, Tensors, missing};
 use crate::checkpoint::convert::Source;
 use crate::families::plan::{self, TensorPlan};
 use crate::{Config, ModelError, Precision};
@@ -185,7 +185,7 @@ pub(super) fn read_packed(
     })
 }
 
-/// The numbers that a packed weight consists of, by the words of the configuration.
+/// The dtype of a packed weight, by the words of the configuration.
 fn precision(packed: &PackedWeight) -> Precision {
     match (packed.format, packed.group_elems) {
         (PackedFormat::SparseBf16, _) => Precision::Bf16,

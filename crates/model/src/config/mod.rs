@@ -2,9 +2,10 @@
 
 pub(crate) mod fields;
 pub(crate) mod json;
-mod precision;
+pub(crate) mod precision;
 mod scaling;
 pub(crate) mod small_file;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +21,8 @@ use crate::families::family::{Arch, Family};
 use crate::families::spec::LayerSpec;
 
 pub use precision::Precision;
-pub(crate) use precision::{COMPRESSED_TENSORS_FORMATS, Storage};
 pub use scaling::RopeScaling;
+pub(crate) use storage::Storage;
 
 /// More layers than any model has; a limit so that a damaged file cannot ask for terabytes of bookkeeping.
 const MAX_LAYERS: usize = 4096;
@@ -62,7 +63,7 @@ pub struct Config {
     pub bos_token_id: Option<u32>,
     /// Tokens that end a text.
     pub eos_token_id: Vec<u32>,
-    /// The numbers of weights in the layout `strip16`, version 1, if this program packed the checkpoint.
+    /// The dtype of weights in the layout `strip16`, version 1, if this program packed the checkpoint.
     pub packed: Option<Precision>,
 }
 
@@ -90,7 +91,7 @@ impl Config {
         let map = json::object(json, path)?;
         let fields = Fields::new(path, &map);
         let family = family(&fields)?;
-        let storage = precision::read(&fields)?;
+        let storage = storage::read(&fields)?;
         let packed = match storage {
             Storage::Packed(precision) => Some(precision),
             Storage::Plain | Storage::CompressedTensors => None,
@@ -153,6 +154,7 @@ fn family(fields: &Fields) -> Result<&'static Family, ModelError> {
     let unsupported = |found: &str| ModelError::UnsupportedArchitecture {
         path: fields.path().to_owned(),
         found: found.to_owned(),
+        supported: families::names(),
     };
     if let Some(list) = fields.get("architectures") {
         let name = list.get(0).and_then(Value::as_str);
@@ -282,7 +284,7 @@ fn token_ids(
     Ok(ids)
 }
 
-/// Checks what fields say together, and that nothing is asked for that the forward pass does not do.
+/// Checks what fields say together, and refuses what the forward pass does not do.
 fn check(fields: &Fields, c: &Config) -> Result<(), ModelError> {
     if !c.num_attention_heads.is_multiple_of(c.num_key_value_heads) {
         let expected = format!("a divisor of num_attention_heads {}", c.num_attention_heads);

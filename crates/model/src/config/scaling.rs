@@ -2,7 +2,7 @@
 //!
 //! Names, defaults and the meaning of each field follow `modeling_rope_utils.py` of Transformers 5.
 
-use super::Fields;
+use super::fields::Fields;
 use crate::ModelError;
 
 /// How the rotary frequencies are stretched. `rope.rs` has the formulas.

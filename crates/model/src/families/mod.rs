@@ -4,6 +4,7 @@
 pub(crate) mod family;
 mod llama;
 mod mistral;
+pub(crate) mod names;
 pub(crate) mod parts;
 pub mod plan;
 mod qwen2;

@@ -1,5 +1,7 @@
 //! The tensors that a configuration asks for: names, shapes, and what they are used as.
 
+use super::names::LAYERS;
+pub(crate) use super::names::{EMBEDDING, FINAL_NORM, HEAD, layer, layer_of};
 use super::parts::{self, PartKind};
 use crate::Config;
 
@@ -50,27 +52,6 @@ impl TensorPlan {
         let (_, part) = self.name.strip_prefix(LAYERS)?.split_once('.')?;
         part.strip_suffix(".weight")
     }
-}
-
-/// Name of the embedding.
-pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the last norm.
-pub(crate) const FINAL_NORM: &str = "model.norm.weight";
-/// Name of the output head, when it is not the embedding.
-pub(crate) const HEAD: &str = "lm_head.weight";
-
-/// Beginning of the names of tensors in decoder layers.
-const LAYERS: &str = "model.layers.";
-
-/// Name of a tensor in a layer: `layer(3, "mlp.up_proj", "weight")`.
-pub(crate) fn layer(layer: usize, module: &str, suffix: &str) -> String {
-    format!("{LAYERS}{layer}.{module}.{suffix}")
-}
-
-/// The decoder layer that a name is in.
-pub(crate) fn layer_of(name: &str) -> Option<usize> {
-    let (layer, _) = name.strip_prefix(LAYERS)?.split_once('.')?;
-    layer.parse().ok()
 }
 
 /// Every tensor of the model, in the order of the forward pass.

@@ -80,6 +80,7 @@ pub fn config(name: &str) -> Result<Config, ModelError> {
 pub fn json(name: &str) -> Result<&'static str, ModelError> {
     let shape = SHAPES.iter().find(|(known, _)| *known == name);
     let (_, json) = shape.ok_or_else(|| ModelError::UnknownShape {
+        known: names(),
         name: name.to_owned(),
     })?;
     Ok(json)

@@ -17,6 +17,7 @@ use crate::ModelError;
 use crate::checkpoint::convert::{RawRows, Source, finite_rows};
 use crate::families::plan::TensorPlan;
 
+use quantized::gains;
 pub(crate) use quantized::{Groups, Quantized};
 
 /// A matrix in a foreign form.
@@ -24,7 +25,7 @@ pub(crate) struct Foreign {
     pub source: Box<dyn Decode + Send + Sync>,
     /// The file that messages name.
     pub path: PathBuf,
-    /// Form in which linear layers may have it, other than dense bf16; found out when first asked for.
+    /// Form in which linear layers may have it, other than dense bf16; found out when it is needed first.
     pub form: OnceLock<Result<PackedFormat, &'static str>>,
     /// What it is called.
     pub encoding: &'static str,
@@ -173,11 +174,6 @@ impl Foreign {
             }
         })
     }
-}
-
-/// Whether a bitmap and `nnz` elements of so many bits take less than all elements.
-fn gains(n: usize, k: usize, nnz: usize, bits: usize) -> bool {
-    n * k + nnz * bits < n * k * bits
 }
 
 fn size(tensor: &TensorPlan) -> (usize, usize) {

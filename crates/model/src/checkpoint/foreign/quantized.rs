@@ -8,8 +8,6 @@ use sparamx_format::container::PackedFormat;
 use sparamx_format::{DenseI4, DenseI8, FormatError, GROUP_ELEMS, Scales, SparseI8, bf16_scale};
 use sparamx_kernels::Weight;
 
-use super::gains;
-
 /// A matrix of levels: an element is (level - zero point) times scale.
 pub(crate) struct Quantized<'a> {
     pub n: usize,
@@ -68,7 +66,7 @@ impl Quantized<'_> {
         (bits, inexact)
     }
 
-    /// The form in which int8 and int4 kernels have the same numbers, or what is in the way. `stored` are the elements that a
+    /// The form in which int8 and int4 kernels have the same values, or what is in the way. `stored` are the elements that a
     /// bitmask keeps, if there is one.
     pub(super) fn form(&self, stored: Option<usize>) -> Result<PackedFormat, &'static str> {
         if self.zeros.is_some() {
@@ -149,6 +147,11 @@ fn group_elems(columns: usize) -> Option<usize> {
         .into_iter()
         .rev()
         .find(|&elems| columns.is_multiple_of(elems))
+}
+
+/// Whether a bitmap and `nnz` elements of so many bits take less than all elements.
+pub(super) fn gains(n: usize, k: usize, nnz: usize, bits: usize) -> bool {
+    n * k + nnz * bits < n * k * bits
 }
 
 #[cfg(test)]

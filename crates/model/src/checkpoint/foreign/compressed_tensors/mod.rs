@@ -19,8 +19,8 @@ use self::tensor::{PARTS, Part, Tensor};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
 use crate::checkpoint::convert::Source;
 use crate::checkpoint::shards::Shards;
+use crate::checkpoint::stored::{At, Stored, Tensors};
 use crate::checkpoint::unneeded::{self, LeftOut};
-use crate::checkpoint::{At, Stored, Tensors};
 use crate::families::plan::{self, Role, TensorPlan};
 use crate::{Config, ModelError};
 
