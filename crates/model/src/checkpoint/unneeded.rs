@@ -1,4 +1,4 @@
-//! Tensors in the files that the model has no use for, told from those that it would be wrong without.
+//! Tensors in the files that the model has no use for, and how they differ from those that it would be wrong without.
 
 use std::collections::BTreeMap;
 
@@ -35,8 +35,8 @@ const ACTIVATIONS: [&str; 17] = [
 ];
 /// Heads inside `model` that grade texts.
 const GRADES: [&str; 2] = ["value_head", "score"];
-/// Modules beside the decoder, also inside `model`, that guess several tokens.
-const GUESSES: [&str; 5] = ["mtp", "mtp_layers", "mtp_block", "medusa_head", "nextn"];
+/// Modules beside the decoder, also inside `model`, that predict several tokens.
+const DRAFTS: [&str; 5] = ["mtp", "mtp_layers", "mtp_block", "medusa_head", "nextn"];
 /// Modules beside the decoder, also inside `model`, that look and listen.
 const SENSES: [&str; 10] = [
     "vision_tower",
@@ -67,18 +67,18 @@ const OF_A_DECODER: [&str; 10] = [
 /// What a tensor is that is in the files and not in the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// Nothing is lost with it, and nobody needs to hear of it.
+    /// Nothing is lost with it: no note.
     Silent,
-    /// Told in these words.
-    Told(&'static str),
+    /// Noted in these words.
+    Noted(&'static str),
 }
 
-const SCALES: Kind = Kind::Told("scales of activations or of a KV cache");
+const SCALES: Kind = Kind::Noted("scales of activations or of a KV cache");
 /// Of layers that `num_hidden_layers` does not count.
-pub(crate) const LATER_LAYERS: Kind = Kind::Told("in layers after the last one");
-pub(crate) const PREDICTION: Kind = Kind::Told("of multi-token prediction");
+pub(crate) const LATER_LAYERS: Kind = Kind::Noted("in layers after the last one");
+pub(crate) const PREDICTION: Kind = Kind::Noted("of multi-token prediction");
 /// Of modules that the architecture does not have, such as a value head.
-pub(crate) const OTHER: Kind = Kind::Told("of modules beside the language model");
+pub(crate) const OTHER: Kind = Kind::Noted("of modules beside the language model");
 
 /// What `name` is, if the model computes the same without it. A tensor of an unknown name in a layer that runs, in the embedding or
 /// in the head is none of these: the model would be wrong without it.
@@ -103,7 +103,7 @@ pub(crate) fn kind(config: &Config, name: &str) -> Option<Kind> {
     }
     let module = name.strip_prefix("model.").unwrap_or(name);
     let (module, _) = module.split_once('.').unwrap_or((module, ""));
-    if GUESSES.contains(&module) {
+    if DRAFTS.contains(&module) {
         return Some(PREDICTION);
     }
     let (first, _) = name.split_once('.')?;
@@ -123,18 +123,18 @@ impl LeftOut {
         *count += 1;
     }
 
-    /// One line about all of them, if there is anything to tell.
+    /// One line about all of them, if there is anything to note.
     pub(crate) fn note(&self) -> Option<String> {
-        let told = self
+        let noted = self
             .0
             .iter()
             .filter_map(|(kind, (count, name))| match kind {
                 Kind::Silent => None,
-                Kind::Told(what) => Some((count, what, name)),
+                Kind::Noted(what) => Some((count, what, name)),
             });
-        let told: Vec<_> = told.collect();
-        let all: usize = told.iter().map(|(count, ..)| *count).sum();
-        let parts = told.iter().map(|(count, what, name)| {
+        let noted: Vec<_> = noted.collect();
+        let all: usize = noted.iter().map(|(count, ..)| *count).sum();
+        let parts = noted.iter().map(|(count, what, name)| {
             format!("{count} {what} ('{}')", sparamx_format::Short(name))
         });
         let parts = parts.collect::<Vec<_>>().join(", ");

@@ -16,7 +16,7 @@ pub struct RandomSpec {
     /// Share of zeros in the projections of the layers, `0.0 ..= 1.0`; above 0 they are packed. Embedding and output head stay
     /// dense, as pruning leaves them.
     pub sparsity: f64,
-    /// Numbers of the projections and of the output head. The embedding is bf16.
+    /// Dtype of the projections and of the output head. The embedding is bf16.
     pub precision: Precision,
     /// The same seed makes the same model.
     pub seed: u64,
@@ -185,7 +185,7 @@ fn weight_in_groups(
     })
 }
 
-/// Columns that share a scale of int4 weights if nobody says, as in packed models.
+/// Columns that share a scale of int4 weights by default, as in packed models.
 const GROUP: usize = 128;
 
 /// bf16 bits of either sign and a magnitude around `1 / sqrt(k)`, out of 9 random bits.

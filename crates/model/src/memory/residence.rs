@@ -26,7 +26,7 @@ const SAMPLE_BYTES: usize = 128 << 20;
 const ROUNDS: usize = 7;
 /// An expanded weight must be faster by this factor: less is noise, and not worth the memory.
 const GAIN: f64 = 1.03;
-/// Share of the available memory that weights may take when nobody says how much.
+/// Share of the available memory that weights may take where no limit is set.
 const DEFAULT_SHARE: f64 = 0.7;
 
 /// What may be decided, and for what.

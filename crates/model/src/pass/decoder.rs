@@ -1,4 +1,4 @@
-//! One decoder layer on its own, for whoever goes through a model layer by layer and looks at what its linear layers read.
+//! One decoder layer on its own, for walks through a model layer by layer that look at what its linear layers read.
 //!
 //! The layers are those of [`crate::Model::forward`]. Only the tokens of one sequence go through them at a time, from its
 //! first position on, and keys and values are kept no longer than the call.
@@ -188,7 +188,7 @@ impl KvCache for Window {
     ) -> Result<(), ModelError> {
         let heads = k.rows().div_ceil(PAGE_TOKENS) * self.kv_heads;
         let (shape, head_dim) = (self.shape, self.shape.head_dim);
-        // What an earlier sequence left in later slots is finite, and nobody sees it.
+        // What an earlier sequence left in later slots is finite, and is never read.
         self.keys.resize(heads * shape.key_elems(), 0);
         self.values.resize(heads * shape.value_elems(), 0);
         let keys = self.keys.chunks_exact_mut(shape.key_elems());

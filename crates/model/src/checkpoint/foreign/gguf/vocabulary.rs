@@ -89,7 +89,7 @@ pub(super) struct Vocabulary<'a> {
     pub padding: Option<Token<'a>>,
     /// Ids that end a text or a turn, EOS first.
     pub ends: Vec<u64>,
-    /// A line each on what was passed over or put right.
+    /// A line each on what was passed over or corrected.
     pub notes: Vec<String>,
 }
 
