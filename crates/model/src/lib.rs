@@ -3,8 +3,8 @@
 //! [`Checkpoint::open`] reads a folder or a GGUF file, [`Model::load`] its weights, [`Model::forward`] computes logits. Keys and values of
 //! earlier tokens are the caller's: see [`KvCache`].
 //!
-//! There is one forward pass. What sets families apart is data ([`Config`]), filled in by one small file each; see
-//! `docs/adding-a-model.md`.
+//! There is one forward pass. What sets families apart is data, a [`LayerSpec`] for each layer, filled in by one small file each;
+//! see `docs/adding-a-model.md`.
 
 #![forbid(unsafe_code)]
 

@@ -28,8 +28,8 @@ pub(crate) static QWEN2: Family = Family {
     },
 };
 
-/// The layers with the window of each, in Qwen2 and Qwen3: none unless `use_sliding_window`; then on the layers that `layer_types` names, or on those from
-/// `max_window_layers` on.
+/// The layers of Qwen2 and Qwen3 with the window of each: none unless `use_sliding_window`; then on the layers that `layer_types`
+/// names, or on those from `max_window_layers` on.
 pub(super) fn with_windows(
     fields: &Fields,
     layer: LayerSpec,
