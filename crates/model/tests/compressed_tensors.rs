@@ -300,16 +300,22 @@ fn old_keys_of_the_configuration_are_read() {
     moved(None).unwrap();
 }
 
+/// Opens a checkpoint with a tensor of its first layer's q_proj changed.
+fn with_part(
+    fixture: &str,
+    name: &str,
+    change: impl Fn(&mut common::Tensor),
+) -> Result<(), ModelError> {
+    let name = format!("{Q_PROJ}.{name}");
+    changed(
+        fixture,
+        |_| {},
+        |tensors| change(tensors.get_mut(&name).unwrap()),
+    )
+}
+
 #[test]
-fn contradictions_are_named_with_their_tensor() {
-    let tensor = |fixture: &str, name: &str, change: &dyn Fn(&mut common::Tensor)| {
-        let name = format!("{Q_PROJ}.{name}");
-        changed(
-            fixture,
-            |_| {},
-            |tensors| change(tensors.get_mut(&name).unwrap()),
-        )
-    };
+fn missing_parts_are_named() {
     let remove = |fixture: &str, name: &str| {
         let name = format!("{Q_PROJ}.{name}");
         changed(fixture, |_| {}, |tensors| drop(tensors.remove(&name)))
@@ -333,35 +339,43 @@ fn contradictions_are_named_with_their_tensor() {
         remove("int4", "weight_shape"),
         "q_proj.weight_shape' is missing",
     );
-    let offset = tensor("bitmask-gen2", "row_offsets", &|t| t.bytes[8] ^= 1);
+}
+
+#[test]
+fn contradictions_are_named_with_their_tensor() {
+    let offset = with_part("bitmask-gen2", "row_offsets", |t| t.bytes[8] ^= 1);
     assert_refused(
         offset,
         "q_proj: sparse-bitmask part 'row_offsets': that of row 1",
     );
-    let bit = tensor("bitmask-gen1", "weight.bitmask", &|t| t.bytes[0] ^= 1);
+    let bit = with_part("bitmask-gen1", "weight.bitmask", |t| t.bytes[0] ^= 1);
     assert_refused(bit, "q_proj.weight: sparse-bitmask part");
-    let shape = tensor("bitmask-gen2", "shape", &|t| t.bytes.rotate_left(8));
+    let shape = with_part("bitmask-gen2", "shape", |t| t.bytes.rotate_left(8));
     assert!(shape.is_ok(), "32 x 32 turned round is 32 x 32");
-    let shape = tensor("bitmask-gen2", "shape", &|t| t.bytes[0] = 16);
+    let shape = with_part("bitmask-gen2", "shape", |t| t.bytes[0] = 16);
     assert_refused(shape, "part 'bitmask'");
-    let nan = tensor("bitmask-gen2", "compressed", &|t| {
+    let nan = with_part("bitmask-gen2", "compressed", |t| {
         t.bytes[..2].copy_from_slice(&[0xc0, 0x7f])
     });
     assert_refused(nan, "NaN");
-    let scale = tensor("int8", "weight_scale", &|t| {
+    let scale = with_part("int8", "weight_scale", |t| {
         t.bytes[..2].copy_from_slice(&[0xc0, 0x7f])
     });
     assert_refused(scale, "q_proj.weight_scale");
-    let scale = tensor("int8", "weight_scale", &|t| t.shape = vec![4, 8]);
+    let scale = with_part("int8", "weight_scale", |t| t.shape = vec![4, 8]);
     assert_refused(scale, "shape [4, 8] gives no scale");
-    let words = tensor("int4", "weight_packed", &|t| t.shape = vec![16, 8]);
+    let words = with_part("int4", "weight_packed", |t| t.shape = vec![16, 8]);
     assert_refused(words, "[32, 4] (4 bits) or [32, 8] (8 bits)");
-    let shape = tensor("int4", "weight_shape", &|t| t.bytes[8] = 31);
+    let shape = with_part("int4", "weight_shape", |t| t.bytes[8] = 31);
     assert_refused(shape, "[32, 31], config.json asks for [32, 32]");
-    let zero = tensor("int4-asymmetric", "weight_zero_point", &|t| {
+    let zero = with_part("int4-asymmetric", "weight_zero_point", |t| {
         t.shape = vec![2, 2]
     });
     assert!(zero.is_ok(), "as many words");
+}
+
+#[test]
+fn tensors_without_a_place_are_named() {
     let both = changed(
         "bitmask-gen2",
         |_| {},

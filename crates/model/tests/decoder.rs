@@ -96,10 +96,11 @@ fn inputs_are_what_the_linear_layers_read() {
             .collect::<Vec<f32>>()
     };
     let inputs = layer.inputs();
-    let before: Vec<_> = inputs
-        .iter()
-        .map(|(which, _)| input(&layer, *which))
-        .collect();
+    let mut all = |layer: &DecoderLayer| -> Vec<Vec<f32>> {
+        let read = inputs.iter().map(|(which, _)| input(layer, *which));
+        read.collect()
+    };
+    let before = all(&layer);
     assert_eq!(before.len(), 4);
     for ((_, modules), rows) in inputs.iter().zip(&before) {
         for module in modules {
@@ -135,10 +136,7 @@ fn inputs_are_what_the_linear_layers_read() {
     let (n, k) = (config.intermediate_size, hidden);
     let ones = DenseBf16::from_rows(&vec![0x3f80; n * k], n, k).unwrap();
     changed.set_weight("mlp.gate_proj", Weight::DenseBf16(ones));
-    let after: Vec<_> = inputs
-        .iter()
-        .map(|(which, _)| input(&changed, *which))
-        .collect();
+    let after = all(&changed);
     assert!(before[..3] == after[..3]);
     assert!(before[3] != after[3]);
 }

@@ -83,7 +83,10 @@ fn absent_fields_have_the_defaults_of_transformers() {
             3
         ]
     );
+}
 
+#[test]
+fn other_families_have_defaults_of_their_own() {
     let c = parse(&with(
         json!({"architectures": ["MistralForCausalLM"], "num_attention_heads": 16}),
     ))
