@@ -54,6 +54,47 @@ fn llama_cpp_vectors() {
     }
 }
 
+/// What the Python package `tokenizers` makes of texts with the tokenizer that ships.
+#[test]
+fn the_shipped_tokenizer_gives_the_ids_of_the_python_package() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m");
+    let tokenizer = Arc::new(Tokenizer::from_dir(&dir, 4096).unwrap());
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), &[0][..]));
+    assert_eq!(tokenizer.encode_prompt("").unwrap(), [1]);
+    let cases: [(&str, &[u32]); 8] = [
+        ("Once upon a time", &[409, 436, 260, 384]),
+        (
+            "Lily's mom said, \"No!\"",
+            &[676, 389, 370, 338, 13, 346, 1285, 468],
+        ),
+        (
+            "  two  spaces\n\nand lines ",
+            &[222, 832, 222, 2947, 84, 200, 200, 840, 277, 3228, 222],
+        ),
+        (
+            "naïve café – 3½",
+            &[
+                743, 129, 109, 335, 491, 71, 129, 104, 222, 754, 243, 1734, 128, 123,
+            ],
+        ),
+        (
+            "日本語 🦀 test",
+            &[
+                164, 247, 100, 164, 252, 107, 166, 105, 254, 222, 174, 255, 101, 224, 2492,
+            ],
+        ),
+        ("<|endoftext|>a", &[0, 66]),
+        ("1234567890", &[18, 19, 20, 21, 22, 23, 24, 25, 26, 17]),
+        ("don't they'll I'm", &[3796, 431, 368, 1578, 350, 920]),
+    ];
+    for (text, ids) in cases {
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{text:?}");
+        let shown = text.replace("<|endoftext|>", "");
+        assert_eq!(tokenizer.decode(ids).unwrap(), shown);
+        assert_eq!(pieces(&tokenizer, ids).concat(), shown);
+    }
+}
+
 /// What Transformers makes of texts in many scripts.
 #[test]
 fn transformers_baselines() {
