@@ -1,4 +1,5 @@
-//! Real tokenizers and chat templates against vectors made by other programs. Needs ../shared; skips loudly without.
+//! Tokenizers and chat templates against what other programs make of them: the tokenizer that ships, and real ones of ../shared,
+//! which are skipped loudly without it.
 
 mod common;
 
