@@ -60,11 +60,16 @@ pub struct GenerateParams {
     pub stop: Vec<String>,
 }
 
+impl GenerateParams {
+    /// Tokens to generate at most where nobody says how many.
+    pub const DEFAULT_TOKENS: usize = 256;
+}
+
 impl Default for GenerateParams {
-    /// 256 tokens, default sampling, no stop strings.
+    /// [`GenerateParams::DEFAULT_TOKENS`], default sampling, no stop strings.
     fn default() -> Self {
         Self {
-            max_tokens: 256,
+            max_tokens: Self::DEFAULT_TOKENS,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
         }

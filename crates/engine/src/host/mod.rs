@@ -56,7 +56,7 @@ pub struct Host {
     intake: Intake,
     max_requests: usize,
     shared: Arc<Shared>,
-    submissions: Option<SyncSender<Submission>>,
+    submissions: Option<SyncSender<Box<Submission>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -177,7 +177,7 @@ impl Host {
         let request = self.intake.take(request)?;
         let ticket = Ticket::new(&self.shared, self.max_requests)?;
         let (client, handle) = Client::new(ticket, &self.shared);
-        let submission = Submission { request, client };
+        let submission = Box::new(Submission { request, client });
         // There is room in the channel for all that have a ticket.
         if let Some(sender) = &self.submissions
             && sender.try_send(submission).is_ok()

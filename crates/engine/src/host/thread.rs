@@ -40,7 +40,11 @@ impl Client {
 type Clients = BTreeMap<RequestId, Client>;
 
 /// Runs the engine until the host is gone. A panic ends it, and all requests.
-pub(super) fn run(mut engine: BatchEngine, submissions: &Receiver<Submission>, shared: &Shared) {
+pub(super) fn run(
+    mut engine: BatchEngine,
+    submissions: &Receiver<Box<Submission>>,
+    shared: &Shared,
+) {
     let mut clients = Clients::new();
     let work = AssertUnwindSafe(|| serve(&mut engine, submissions, &mut clients, shared));
     if let Err(payload) = catch_unwind(work) {
@@ -51,7 +55,7 @@ pub(super) fn run(mut engine: BatchEngine, submissions: &Receiver<Submission>, s
 
 fn serve(
     engine: &mut BatchEngine,
-    submissions: &Receiver<Submission>,
+    submissions: &Receiver<Box<Submission>>,
     clients: &mut Clients,
     shared: &Shared,
 ) {
@@ -61,7 +65,8 @@ fn serve(
         } else {
             submissions.try_recv()
         };
-        while let Ok(Submission { request, client }) = next {
+        while let Ok(submission) = next {
+            let Submission { request, client } = *submission;
             clients.insert(engine.enqueue(request), client);
             next = submissions.try_recv();
         }

@@ -20,8 +20,6 @@ use crate::{interrupt, loading, output, runtime, source, texts};
 
 use self::talk::Talk;
 
-const DEFAULT_TOKENS: usize = 256;
-
 /// Options of `run`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -62,7 +60,7 @@ pub struct RunArgs {
     )]
     system: Option<String>,
     /// Tokens to generate at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_TOKENS, value_parser = at_least_one)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = GenerateParams::DEFAULT_TOKENS, value_parser = at_least_one)]
     max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
