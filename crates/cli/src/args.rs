@@ -60,9 +60,12 @@ fn thread_count(text: &str) -> Result<usize, String> {
 /// Reads a whole number that is not negative.
 pub fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     let digits = !text.is_empty() && text.chars().all(|c| c.is_ascii_digit());
-    text.parse().map_err(|_| match digits {
-        true => "the number is too large".to_owned(),
-        false => "a whole number of at least 0 is needed".to_owned(),
+    text.parse().map_err(|_| {
+        if digits {
+            "the number is too large".to_owned()
+        } else {
+            "a whole number of at least 0 is needed".to_owned()
+        }
     })
 }
 

@@ -141,19 +141,21 @@ impl Series {
     /// The mark of a point.
     fn mark(&self, x: f64, y: f64, radius: f64, tip: &str) -> String {
         let (class, tip) = (self.class(), escape(tip));
-        let tip = match tip.is_empty() {
-            true => String::new(),
-            false => format!("<title>{tip}</title>"),
+        let tip = if tip.is_empty() {
+            String::new()
+        } else {
+            format!("<title>{tip}</title>")
         };
-        match self.square {
-            true => format!(
+        if self.square {
+            format!(
                 "<rect x=\"{:.1}\" y=\"{:.1}\" width=\"9\" height=\"9\" class=\"point {class}\">{tip}</rect>",
                 x - 4.5,
                 y - 4.5
-            ),
-            false => format!(
+            )
+        } else {
+            format!(
                 "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{radius}\" class=\"{class}\">{tip}</circle>"
-            ),
+            )
         }
     }
 }
@@ -224,12 +226,13 @@ impl Chart {
             x += 48.0 + CHAR_WIDTH * series.name.len() as f64;
         }
         let mut points = known_points(&self.panels);
-        let cut = match points.any(|point| point.y > self.highest) {
-            true => format!(
+        let cut = if points.any(|point| point.y > self.highest) {
+            format!(
                 "; \u{25b2} above the plot, over {}",
                 short((self.highest * 10.0).round() / 10.0)
-            ),
-            false => String::new(),
+            )
+        } else {
+            String::new()
         };
         let note = format!("{}{cut}", self.note);
         let _ = writeln!(out, "<text x=\"{LEFT}\" y=\"62\">{}</text>", escape(&note));
@@ -372,9 +375,10 @@ impl Axes {
         for point in &series.points {
             let (x, y) = place(point);
             let radius = if point.large { 5.5 } else { 3.5 };
-            let mark = match point.y > self.highest {
-                true => triangle(x, TOP + 2.0, &series.class(), &point.tip),
-                false => series.mark(x, y, radius, &point.tip),
+            let mark = if point.y > self.highest {
+                triangle(x, TOP + 2.0, &series.class(), &point.tip)
+            } else {
+                series.mark(x, y, radius, &point.tip)
             };
             let _ = writeln!(out, "{mark}");
         }

@@ -5,6 +5,7 @@
 //! the process at once.
 
 use std::fmt;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
 
 use anyhow::{Context, Result};
@@ -99,9 +100,15 @@ pub fn asked() -> bool {
 /// # Errors
 /// [`Interrupted`] if one has.
 pub fn check() -> Result<(), Interrupted> {
-    match asked() {
-        true => Err(Interrupted),
-        false => Ok(()),
+    if asked() { Err(Interrupted) } else { Ok(()) }
+}
+
+/// The same for work that is asked to go on or to end.
+pub fn flow() -> ControlFlow<()> {
+    if asked() {
+        ControlFlow::Break(())
+    } else {
+        ControlFlow::Continue(())
     }
 }
 

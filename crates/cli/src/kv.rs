@@ -119,9 +119,10 @@ impl FromStr for KvSparsities {
 
 impl fmt::Display for KvSparsity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.keys == self.values {
-            true => write!(f, "{}", self.keys),
-            false => write!(f, "{}:{}", self.keys, self.values),
+        if self.keys == self.values {
+            write!(f, "{}", self.keys)
+        } else {
+            write!(f, "{}:{}", self.keys, self.values)
         }
     }
 }

@@ -98,9 +98,10 @@ fn at_address(text: &str) -> Result<Option<HubId>> {
 
 /// What a report calls the model: the last part of its directory or file, wherever that lies; a hub id is a name already.
 pub fn name(model: &str, resolved: &Path) -> String {
-    let full = match Path::new(model).exists() {
-        true => resolved.canonicalize().ok(),
-        false => None,
+    let full = if Path::new(model).exists() {
+        resolved.canonicalize().ok()
+    } else {
+        None
     };
     let last = full.as_deref().and_then(Path::file_name);
     last.map_or_else(

@@ -145,6 +145,22 @@ impl CompressError {
         }
     }
 
+    /// What a message begins with, where it is about a file or folder.
+    fn place(&self) -> Option<&Path> {
+        match self {
+            Self::AlreadyPacked { dir }
+            | Self::CannotMake { dir, .. }
+            | Self::DiskFull { dir, .. } => Some(dir),
+            Self::OutputExists { path } | Self::Io { path, .. } | Self::Json { path, .. } => {
+                Some(path)
+            }
+            Self::Busy { partial, .. }
+            | Self::Unfinished { partial }
+            | Self::Changed { partial, .. } => Some(partial),
+            _ => None,
+        }
+    }
+
     /// What is left, if the error is one after which the work can go on.
     pub(crate) fn kept(&mut self) -> Option<&mut Option<Kept>> {
         match self {
@@ -204,108 +220,87 @@ fn io_error(error: &FormatError) -> Option<&io::Error> {
     }
 }
 
+const SINGULAR: &str = "the inputs of the layer on the calibration data are too large or too small to compute with; \
+                        use another text, or prune by magnitude";
+const PACKED: &str =
+    "packed already; pack from the dense model it was made from, or run it as it is";
+const EXISTS: &str =
+    "exists and is not an empty directory; choose another output directory, or empty this one";
+const TIED_HEAD: &str =
+    "the output head of this model is its embedding (tie_word_embeddings), which stays dense";
+const ALLOCATION: &str = "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; \
+                          choose one of them";
+const FULL: &str =
+    "the disk is full, nothing was written; make room or choose a directory on another disk";
+
 impl fmt::Display for CompressError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(place) = self.place() {
+            write!(f, "{}: ", place.display())?;
+        }
         match self {
-            CompressError::Sparsity { found } => {
-                write!(
-                    f,
-                    "sparsity {found}: the share of zeros must be at least 0 and below 1"
-                )
-            }
-            CompressError::Pattern { keep, of } => write!(
+            Self::Sparsity { found } => write!(
+                f,
+                "sparsity {found}: the share of zeros must be at least 0 and below 1"
+            ),
+            Self::Pattern { keep, of } => write!(
                 f,
                 "pattern {keep}:{of}: must keep at least 1 and at most all of a group, whose size is a power of two up to 128"
             ),
-            CompressError::NeedsCalibration { what } => {
-                write!(f, "{what} needs calibration data; give a text, or prune by magnitude")
-            }
-            CompressError::Calibration { input } => write!(
+            Self::NeedsCalibration { what } => write!(
+                f,
+                "{what} needs calibration data; give a text, or prune by magnitude"
+            ),
+            Self::Calibration { input } => write!(
                 f,
                 "input {input} of the layer is not finite on the calibration data; check the model with another text"
             ),
-            CompressError::Singular => f.write_str(
-                "the inputs of the layer on the calibration data are too large or too small to compute with; \
-                 use another text, or prune by magnitude",
-            ),
-            CompressError::AlreadyPacked { dir } => write!(
-                f,
-                "{}: packed already; pack from the dense model it was made from, or run it as it is",
-                dir.display()
-            ),
-            CompressError::OutputExists { path } => write!(
-                f,
-                "{}: exists and is not an empty directory; choose another output directory, or empty this one",
-                path.display()
-            ),
-            CompressError::CannotMake { dir, error } => write!(
-                f,
-                "{}: cannot be made: {error}; choose another output directory",
-                dir.display()
-            ),
-            CompressError::UnknownName { name, near } => {
-                write!(f, "'{name}' names no tensor that is compressed")?;
-                match near[..] {
-                    [] => Ok(()),
-                    _ => write!(f, "; near it are {}", near.join(", ")),
-                }
+            Self::CannotMake { error, .. } => {
+                write!(
+                    f,
+                    "cannot be made: {error}; choose another output directory"
+                )
             }
-            CompressError::TiedHead => f.write_str(
-                "the output head of this model is its embedding (tie_word_embeddings), which stays dense",
-            ),
-            CompressError::Allocation => f.write_str(
-                "sparsity by outliers differs from layer to layer, a pattern N:M is the same in each; choose one of them",
-            ),
-            CompressError::Tensor { name, error } => write!(f, "{name}: {error}"),
-            CompressError::Busy { partial, pid } => {
+            Self::UnknownName { name, near } => unknown(f, name, near),
+            Self::Tensor { name, error } => write!(f, "{name}: {error}"),
+            Self::Busy { pid, .. } => {
                 let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
                 write!(
                     f,
-                    "{}: another process{pid} is writing there; wait for it, or choose another output directory",
-                    partial.display()
+                    "another process{pid} is writing there; wait for it, or choose another output directory"
                 )
             }
-            CompressError::Unfinished { partial } => write!(
-                f,
-                "{}: left by a run that was stopped",
-                partial.display()
-            ),
-            CompressError::Changed {
-                partial,
-                what,
-                then,
-                now,
+            Self::Changed {
+                what, then, now, ..
             } => write!(
                 f,
-                "{}: cannot go on, {what} was {then} and is {now}; repeat the command as it was, or remove the directory",
-                partial.display()
+                "cannot go on, {what} was {then} and is {now}; repeat the command as it was, or remove the directory"
             ),
-            CompressError::DiskFull { dir, kept: None } => write!(
-                f,
-                "{}: the disk is full, nothing was written; make room or choose a directory on another disk",
-                dir.display()
-            ),
-            CompressError::DiskFull {
-                dir,
-                kept: Some(kept),
-            } => write!(
-                f,
-                "{}: the disk is full after {kept}; make room",
-                dir.display()
-            ),
-            CompressError::Interrupted { kept: None } => {
-                f.write_str("interrupted; nothing was written")
-            }
-            CompressError::Interrupted { kept: Some(kept) } => {
-                write!(f, "interrupted after {kept}")
-            }
-            CompressError::Io { path, error } => write!(f, "{}: {error}", path.display()),
-            CompressError::Json { path, error } => {
-                write!(f, "{}: not a JSON object: {error}", path.display())
-            }
-            CompressError::Model(error) => error.fmt(f),
-            CompressError::Format(error) => error.fmt(f),
+            Self::DiskFull {
+                kept: Some(kept), ..
+            } => write!(f, "the disk is full after {kept}; make room"),
+            Self::Interrupted { kept: Some(kept) } => write!(f, "interrupted after {kept}"),
+            Self::Io { error, .. } => error.fmt(f),
+            Self::Json { error, .. } => write!(f, "not a JSON object: {error}"),
+            Self::Model(error) => error.fmt(f),
+            Self::Format(error) => error.fmt(f),
+            Self::Singular => f.write_str(SINGULAR),
+            Self::AlreadyPacked { .. } => f.write_str(PACKED),
+            Self::OutputExists { .. } => f.write_str(EXISTS),
+            Self::TiedHead => f.write_str(TIED_HEAD),
+            Self::Allocation => f.write_str(ALLOCATION),
+            Self::Unfinished { .. } => f.write_str("left by a run that was stopped"),
+            Self::DiskFull { kept: None, .. } => f.write_str(FULL),
+            Self::Interrupted { kept: None } => f.write_str("interrupted; nothing was written"),
         }
+    }
+}
+
+fn unknown(f: &mut fmt::Formatter<'_>, name: &str, near: &[String]) -> fmt::Result {
+    write!(f, "'{name}' names no tensor that is compressed")?;
+    match near {
+        [] => Ok(()),
+        _ => write!(f, "; near it are {}", near.join(", ")),
     }
 }
 

@@ -39,7 +39,7 @@ impl ExportFormat {
 }
 
 /// What came of an export.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ExportReport {
     /// The output folder.
     pub dir: PathBuf,
@@ -94,33 +94,29 @@ fn fill(
     let bytes: u64 = plan.iter().map(|tensor| 2 * tensor.elements()).sum();
     let output = Output::new(staging, units.len(), bytes <= SINGLE_FILE_BYTES);
     let mut reporter = Reporter::new(checkpoint, progress);
-    let mut report = ExportReport {
-        dir: PathBuf::new(),
-        files: 0,
-        bitmask: Totals::default(),
-        dense: Totals::default(),
-        rounded: 0,
-    };
+    let mut report = ExportReport::default();
     let mut without_bitmask = Vec::new();
     for (number, unit) in units.into_iter().enumerate() {
         reporter.layer = plan[unit.start].layer();
         let mut pieces = Vec::new();
-        for index in unit.clone() {
-            let (plan, info) = (&plan[index], &infos[index]);
+        for (plan, info) in plan[unit.clone()].iter().zip(&infos[unit.clone()]) {
             let piece = Piece::new(checkpoint, plan, format, &mut report.rounded)?;
             let sparse = matches!(piece, Piece::Bitmask(_));
             if !sparse && matches!(plan.role, Role::Projection | Role::Head) {
                 without_bitmask.push(module(&plan.name));
             }
-            let totals = match sparse {
-                true => &mut report.bitmask,
-                false => &mut report.dense,
+            let totals = if sparse {
+                &mut report.bitmask
+            } else {
+                &mut report.dense
             };
-            totals.tensors += 1;
-            totals.elements += plan.elements();
-            totals.zeros += plan.elements() - piece.nnz(plan);
-            totals.bytes_before += info.bytes;
-            totals.bytes_after += piece.bytes();
+            totals.add(&Totals {
+                tensors: 1,
+                elements: plan.elements(),
+                zeros: plan.elements() - piece.nnz(plan),
+                bytes_before: info.bytes,
+                bytes_after: piece.bytes(),
+            });
             reporter.tensor(info.bytes, plan, None, None)?;
             pieces.push((plan, piece));
         }

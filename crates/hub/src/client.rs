@@ -270,9 +270,10 @@ fn roots(paths: &[PathBuf]) -> Result<RootCerts, (&'static str, String)> {
         }
     }
     for path in paths {
-        let (file, directory) = match path.is_dir() {
-            true => (None, Some(path.as_path())),
-            false => (Some(path.as_path()), None),
+        let (file, directory) = if path.is_dir() {
+            (None, Some(path.as_path()))
+        } else {
+            (Some(path.as_path()), None)
         };
         let more = rustls_native_certs::load_certs_from_paths(file, directory).certs;
         if more.is_empty() {
@@ -284,8 +285,9 @@ fn roots(paths: &[PathBuf]) -> Result<RootCerts, (&'static str, String)> {
     let certificates = found
         .iter()
         .map(|found| Certificate::from_der(found).to_owned());
-    Ok(match found.is_empty() {
-        true => RootCerts::WebPki,
-        false => RootCerts::from(certificates),
+    Ok(if found.is_empty() {
+        RootCerts::WebPki
+    } else {
+        RootCerts::from(certificates)
     })
 }

@@ -22,6 +22,7 @@ mod client;
 mod error;
 mod id;
 mod names;
+mod progress;
 mod proxy;
 mod settings;
 mod snapshot;
@@ -32,22 +33,9 @@ use std::path::PathBuf;
 
 pub use error::{Error, Fault};
 pub use id::HubId;
+pub use progress::Progress;
 pub use proxy::Proxies;
 pub use settings::Settings;
-
-/// What a download has to say while it runs.
-pub trait Progress {
-    /// A file begins to arrive, of so many bytes if the hub says how many.
-    fn begin(&mut self, file: &str, bytes: Option<u64>);
-    /// So many bytes of the file are there.
-    fn at(&mut self, bytes: u64);
-    /// The file is there, or its transfer broke.
-    fn end(&mut self);
-    /// One line about something that takes time or is not as it should be.
-    fn notice(&mut self, line: &str);
-    /// Whether to end the download; asked several times a second.
-    fn interrupted(&self) -> bool;
-}
 
 /// The directory that holds the model: its configuration, tokenizer and weights in safetensors format, downloaded as far as they
 /// are not in the cache.

@@ -91,9 +91,10 @@ pub fn fetch(
 fn complete(repo: &Repo<'_>) -> Option<PathBuf> {
     let directory = repo.snapshot(&repo.commit()?);
     let index = directory.join(INDEX);
-    let weights = match repo.has(&index) {
-        true => names::shards(&fs::read(index).ok()?).ok()?,
-        false => BTreeSet::from([WEIGHTS.to_owned()]),
+    let weights = if repo.has(&index) {
+        names::shards(&fs::read(index).ok()?).ok()?
+    } else {
+        BTreeSet::from([WEIGHTS.to_owned()])
     };
     let has = |name: &str| repo.has(&directory.join(name));
     (has(CONFIG) && weights.iter().all(|name| has(name))).then_some(directory)

@@ -48,9 +48,10 @@ impl Stream {
         let plain = answer.body.into_reader();
         let (sender, chunks) = mpsc::sync_channel(CHUNKS_AHEAD);
         thread::spawn(move || {
-            let mut body: Box<dyn Read> = match compressed {
-                true => Box::new(MultiGzDecoder::new(plain)),
-                false => Box::new(plain),
+            let mut body: Box<dyn Read> = if compressed {
+                Box::new(MultiGzDecoder::new(plain))
+            } else {
+                Box::new(plain)
             };
             loop {
                 let mut chunk = vec![0; CHUNK_BYTES];

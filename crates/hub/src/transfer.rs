@@ -204,14 +204,17 @@ impl Download<'_> {
         let (Some(announced), Some(hash)) = (meta.sha256(), part.hash.take()) else {
             return Ok(());
         };
-        match is_digest(hash.finish().as_ref(), announced) {
-            true => Ok(()),
-            // Perhaps it was the beginning that was wrong.
-            false if resumed => Err(Fault::Restart),
-            false => Err(Fault::Corrupt(format!(
-                "{name} arrived with another SHA-256 than {announced}"
-            ))),
+        if is_digest(hash.finish().as_ref(), announced) {
+            return Ok(());
         }
+        // Perhaps it was the beginning that was wrong.
+        Err(if resumed {
+            Fault::Restart
+        } else {
+            Fault::Corrupt(format!(
+                "{name} arrived with another SHA-256 than {announced}"
+            ))
+        })
     }
 
     fn append(&mut self, part: &mut Part, name: &str, meta: &Meta) -> Result<(), Fault> {
@@ -234,9 +237,10 @@ impl Download<'_> {
         };
         self.progress.begin(name, expected);
         self.progress.at(part.bytes);
-        let most = match name.ends_with(".safetensors") {
-            true => u64::MAX,
-            false => MOST_SMALL_BYTES,
+        let most = if name.ends_with(".safetensors") {
+            u64::MAX
+        } else {
+            MOST_SMALL_BYTES
         };
         loop {
             let chunk = stream.next(self.progress)?;

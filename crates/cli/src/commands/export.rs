@@ -1,6 +1,5 @@
 //! `sparamx export`: write a model in a form that other programs read.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -72,11 +71,7 @@ pub fn run(args: &ExportArgs, common: Common) -> Result<()> {
     let report = sparamx_compress::export(&checkpoint, &args.output, format, &mut |progress| {
         bar.set_length(progress.total_bytes);
         bar.set_position(progress.done_bytes);
-        if interrupt::asked() {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        interrupt::flow()
     })?;
     bar.finish_and_clear();
     if !common.quiet && format == ExportFormat::SparseBitmask && report.bitmask.tensors == 0 {

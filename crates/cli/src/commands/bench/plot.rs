@@ -45,9 +45,10 @@ pub fn svg(report: &Report) -> Option<String> {
     let chart = Chart {
         title: format!("Tokens a second: {}", rows.first()?.shape),
         note: report.machine(),
-        x: match by_batch {
-            true => "sequences at a time".to_owned(),
-            false => "tokens before, in each sequence".to_owned(),
+        x: if by_batch {
+            "sequences at a time".to_owned()
+        } else {
+            "tokens before, in each sequence".to_owned()
         },
         y: "tokens a second".to_owned(),
         scale: Scale::FromZero,

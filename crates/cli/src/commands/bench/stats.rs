@@ -20,9 +20,10 @@ pub fn median_ratio(over: &[f64], under: &[f64]) -> f64 {
 
 /// What a table says of a share of the bandwidth of memory. Nothing comes from memory faster than memory reads.
 pub fn share(bandwidth_share: f64) -> String {
-    match from_cache(bandwidth_share) {
-        true => format!("{bandwidth_share:.2} (from the cache)"),
-        false => format!("{bandwidth_share:.2}"),
+    if from_cache(bandwidth_share) {
+        format!("{bandwidth_share:.2} (from the cache)")
+    } else {
+        format!("{bandwidth_share:.2}")
     }
 }
 

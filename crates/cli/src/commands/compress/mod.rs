@@ -6,7 +6,6 @@ mod report;
 pub use args::CompressArgs;
 pub use report::totals;
 
-use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -86,11 +85,7 @@ fn compress(
             bar.set_position(progress.done_bytes);
             bar.set_message(message(&progress));
             bar.suspend(|| tell(&progress, &mut noted, common));
-            if interrupt::asked() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
+            interrupt::flow()
         },
     );
     bar.finish_and_clear();

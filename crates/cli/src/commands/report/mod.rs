@@ -395,10 +395,7 @@ impl Study<'_> {
             &mut |progress| {
                 bar.set_length(progress.total_bytes);
                 bar.set_position(progress.done_bytes);
-                match interrupt::asked() {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
+                interrupt::flow()
             },
         );
         bar.finish_and_clear();

@@ -46,68 +46,85 @@ pub fn markdown(results: &Results) -> String {
 
 /// What the figures come to, as far as they are there.
 pub fn summary(results: &Results) -> Vec<String> {
-    let mut lines = Vec::new();
     let Some(dense) = results.dense() else {
-        return lines;
+        return Vec::new();
     };
-    let rise = |row: &Row| row.perplexity - dense.perplexity;
-    // A share of a rise that is none says nothing.
-    let share = |row: &Row, whole: &Row| match rise(whole) > 0.0 {
-        true => format!(", {} of the rise", units::percent(rise(row) / rise(whole))),
-        false => String::new(),
-    };
-    let best = results.best(SUMMARY, Weights::Bf16);
-    if let (Some(magnitude), Some(best)) = (results.magnitude(SUMMARY), best) {
-        let by = |row: &Row, share: String| {
-            let how = row.setting.how();
-            format!(
-                "; {:.3} by {how} ({:+.3}{share})",
-                row.perplexity,
-                rise(row)
-            )
-        };
-        let mut line = format!("perplexity {:.3} dense", dense.perplexity);
-        line.push_str(&by(magnitude, String::new()));
-        if best.setting != magnitude.setting {
-            line.push_str(&by(best, share(best, magnitude)));
-        }
-        lines.push(line);
-    }
-    for weights in [Weights::Int8, Weights::Int4] {
-        let same = |row: &&Row| {
-            best.is_some_and(|best| {
-                row.setting.way == best.setting.way
-                    && row.setting.sparsity == SUMMARY
-                    && row.setting.weights == weights
-            })
-        };
-        if let (Some(row), Some(best)) = (results.rows.iter().find(same), best) {
-            let ratio = row.perplexity / best.perplexity - 1.0;
-            lines.push(format!(
-                "{weights} on top of {}: {:.3} ({:+.2} %)",
-                best.setting.how(),
-                row.perplexity,
-                ratio * 100.0
-            ));
-        }
-    }
-    for row in [Weights::Bf16, Weights::Int8, Weights::Int4]
-        .into_iter()
-        .filter_map(|weights| results.best(SUMMARY, weights))
-    {
-        if let Some(rival) = results.dense_rival(row.bytes) {
-            lines.push(format!(
-                "{}: {}, perplexity {:.3}; {} in no more bytes: {}, perplexity {:.3}",
-                row.setting,
-                units::bytes(row.bytes),
-                row.perplexity,
-                rival.setting,
-                units::bytes(rival.bytes),
-                rival.perplexity
-            ));
-        }
-    }
+    let mut lines = Vec::from_iter(best_of_bf16(results, dense));
+    lines.extend(on_top_of_best(results));
+    lines.extend(rivals(results));
     lines
+}
+
+/// The dense model, magnitude, and the best way to prune to bf16.
+fn best_of_bf16(results: &Results, dense: &Row) -> Option<String> {
+    let magnitude = results.magnitude(SUMMARY)?;
+    let best = results.best(SUMMARY, Weights::Bf16)?;
+    let rise = |row: &Row| row.perplexity - dense.perplexity;
+    let by = |row: &Row, share: String| {
+        let how = row.setting.how();
+        format!(
+            "; {:.3} by {how} ({:+.3}{share})",
+            row.perplexity,
+            rise(row)
+        )
+    };
+    let mut line = format!("perplexity {:.3} dense", dense.perplexity);
+    line.push_str(&by(magnitude, String::new()));
+    if best.setting != magnitude.setting {
+        let share = if rise(magnitude) > 0.0 {
+            let share = rise(best) / rise(magnitude);
+            format!(", {} of the rise", units::percent(share))
+        } else {
+            // A share of a rise that is none says nothing.
+            String::new()
+        };
+        line.push_str(&by(best, share));
+    }
+    Some(line)
+}
+
+/// What int8 and int4 add to the best way to prune.
+fn on_top_of_best(results: &Results) -> Vec<String> {
+    let Some(best) = results.best(SUMMARY, Weights::Bf16) else {
+        return Vec::new();
+    };
+    let row = |weights: Weights| {
+        results.rows.iter().find(|row| {
+            row.setting.way == best.setting.way
+                && row.setting.sparsity == SUMMARY
+                && row.setting.weights == weights
+        })
+    };
+    let line = |row: &Row| {
+        format!(
+            "{} on top of {}: {:.3} ({:+.2} %)",
+            row.setting.weights,
+            best.setting.how(),
+            row.perplexity,
+            (row.perplexity / best.perplexity - 1.0) * 100.0
+        )
+    };
+    let rows = [Weights::Int8, Weights::Int4].into_iter().filter_map(row);
+    rows.map(line).collect()
+}
+
+/// The best pruned model of each kind of weights beside the best dense one of no more bytes.
+fn rivals(results: &Results) -> Vec<String> {
+    let line = |weights: Weights| {
+        let row = results.best(SUMMARY, weights)?;
+        let rival = results.dense_rival(row.bytes)?;
+        Some(format!(
+            "{}: {}, perplexity {:.3}; {} in no more bytes: {}, perplexity {:.3}",
+            row.setting,
+            units::bytes(row.bytes),
+            row.perplexity,
+            rival.setting,
+            units::bytes(rival.bytes),
+            rival.perplexity
+        ))
+    };
+    let all = [Weights::Bf16, Weights::Int8, Weights::Int4];
+    all.into_iter().filter_map(line).collect()
 }
 
 fn settings(results: &Results) -> String {
