@@ -116,7 +116,8 @@ impl KvCache {
         let rows: usize = counts.iter().sum();
         let (width, kv_width) = (heads * head_dim, kv_heads * head_dim);
         py.detach(|| {
-            // SAFETY: the caller's promise: contiguous tensors that live, the output's used by nobody else.
+            // SAFETY: `SparseCache` of cache.py makes q, k and v contiguous float32 rows and the output new, and holds all four
+            // during the call.
             let (q, k, v, out) = unsafe {
                 (
                     memory::slice(q, rows * width),

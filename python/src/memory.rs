@@ -29,7 +29,7 @@ impl Float {
     /// # Safety
     /// They are there, aligned, and nobody writes them meanwhile.
     pub unsafe fn read(self, from: usize, out: &mut [f32]) {
-        // SAFETY: the caller's promise.
+        // SAFETY: so many elements of this dtype are there, aligned and unwritten, as required.
         unsafe {
             match self {
                 Self::F32 => out.copy_from_slice(slice(from, out.len())),
@@ -44,7 +44,7 @@ impl Float {
     /// # Safety
     /// There is aligned room, which nobody else uses meanwhile.
     pub unsafe fn write(self, numbers: &[f32], to: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: room for so many elements of this dtype is there, aligned and nobody else's, as required.
         unsafe {
             match self {
                 Self::F32 => slice_mut(to, numbers.len()).copy_from_slice(numbers),
@@ -73,7 +73,7 @@ pub(crate) unsafe fn slice<'a, T>(address: usize, len: usize) -> &'a [T] {
     if len == 0 {
         return &[];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: so many elements are there, aligned, initialized and unwritten, as required.
     unsafe { std::slice::from_raw_parts(std::ptr::with_exposed_provenance(address), len) }
 }
 
@@ -85,7 +85,7 @@ pub(crate) unsafe fn slice_mut<'a, T>(address: usize, len: usize) -> &'a mut [T]
     if len == 0 {
         return &mut [];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: as in `slice`, and nobody else uses them, as required.
     unsafe { std::slice::from_raw_parts_mut(std::ptr::with_exposed_provenance_mut(address), len) }
 }
 

@@ -30,7 +30,7 @@ impl Moments {
         let threads = threads(num_threads)?;
         py.detach(|| {
             let mut moments = self.lock();
-            // SAFETY: the caller's promise: a contiguous float32 tensor [rows, k] that lives.
+            // SAFETY: `_observe` of sparsify.py makes x a contiguous float32 tensor [rows, k] and holds it during the call.
             let x = unsafe { memory::slice::<f32>(x, rows * moments.k()) };
             let moments = &mut *moments;
             threads.work.install(|| moments.add(x, None));

@@ -94,7 +94,7 @@ impl Weight {
         };
         let threads = threads(num_threads)?;
         py.detach(|| {
-            // SAFETY: the caller's promise: a contiguous float32 tensor of n * k elements that lives.
+            // SAFETY: `pack` of linear.py makes the rows a contiguous float32 tensor [n, k] and holds it during the call.
             let rows = unsafe { memory::slice::<f32>(rows, n * k) };
             threads.work.install(|| {
                 let moments = moments.as_ref().map(|moments| moments.get().lock());
@@ -129,7 +129,8 @@ impl Weight {
         let tensors = parts.into_iter().map(|(suffix, dtype, shape, address)| {
             let dtype = memory::dtype(&dtype)?;
             let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            // SAFETY: the caller's promise: a contiguous tensor that lives.
+            // SAFETY: `weight_of` of _ops.py and those of linear.py that call this pass contiguous tensors of that dtype and shape,
+            // which they hold during the call.
             let data = unsafe { memory::slice(address, bytes) };
             Ok(TensorOut::new(suffix, dtype, shape, data))
         });
@@ -225,7 +226,7 @@ impl Weight {
             let bytes = if dtype == Float::F32 { 4 } else { 2 };
             for i in 0..self.n() {
                 row(i, &mut numbers);
-                // SAFETY: the caller's promise: a contiguous tensor [n, k] of that dtype, which nobody else uses.
+                // SAFETY: `unpack` of _ops.py makes a new tensor [n, k] of that dtype, which nobody else uses.
                 unsafe { dtype.write(&numbers, out + i * self.k() * bytes) };
             }
             Ok(())
@@ -272,7 +273,7 @@ impl Weight {
                     return;
                 }
                 let mut numbers = vec![0.0; n];
-                // SAFETY: the caller's promise: a tensor that lives.
+                // SAFETY: `multiply` of _ops.py checks that the bias is [n] and makes it contiguous and of that dtype; it holds it.
                 unsafe { bias_dtype.read(bias, &mut numbers) };
                 for row in y.chunks_exact_mut(n) {
                     row.iter_mut().zip(&numbers).for_each(|(y, b)| *y += b);
@@ -280,7 +281,8 @@ impl Weight {
             };
             if dtype == Float::F32 {
                 let elements = rows.saturating_sub(1) * stride + k;
-                // SAFETY: as above; the output's memory is used by nobody else.
+                // SAFETY: `multiply` of _ops.py passes rows of k elements, `stride` apart, and a new tensor [rows, n], which nobody
+                // else uses, both of that dtype; it holds them during the call.
                 let (x, y) = unsafe {
                     (
                         memory::slice::<f32>(x, elements),
@@ -294,12 +296,12 @@ impl Weight {
             }
             let (mut inputs, mut outputs) = (vec![0.0; rows * k], vec![0.0; rows * n]);
             for (i, row) in inputs.chunks_exact_mut(k).enumerate() {
-                // SAFETY: as above; half precision has two bytes.
+                // SAFETY: as of the rows above; elements of half precision have two bytes.
                 unsafe { dtype.read(x + 2 * i * stride, row) };
             }
             call(Rows::new(&inputs, rows, k), &mut outputs)?;
             add_bias(&mut outputs);
-            // SAFETY: as above.
+            // SAFETY: `multiply` of _ops.py passes a new tensor [rows, n] of that dtype, which nobody else uses.
             unsafe { dtype.write(&outputs, y) };
             Ok(())
         })
