@@ -73,6 +73,13 @@ impl Cpu {
             .then_some(Amx(()))
     }
 
+    /// The proof that `tdpbssd` may be used, too.
+    pub fn amx_int8(&self) -> Option<AmxInt8> {
+        self.features()
+            .contains(Features::AMX_INT8)
+            .then_some(AmxInt8(()))
+    }
+
     /// What was found, for people to read; the same for a limited CPU.
     pub fn report(&self) -> &'static Report {
         self.report
@@ -91,6 +98,10 @@ pub struct Avx512(());
 #[derive(Clone, Copy, Debug)]
 pub struct Amx(());
 
+/// Proof of [`Features::AMX_INT8`] on the running machine, the permission to use tiles included.
+#[derive(Clone, Copy, Debug)]
+pub struct AmxInt8(());
+
 impl Avx512 {
     /// The level below.
     pub fn avx2(self) -> Avx2 {
@@ -102,6 +113,13 @@ impl Amx {
     /// The level below.
     pub fn avx512(self) -> Avx512 {
         Avx512(())
+    }
+}
+
+impl AmxInt8 {
+    /// Tiles and `tdpbf16ps`.
+    pub fn amx(self) -> Amx {
+        Amx(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! CPU features, operating-system permission for AMX tiles, caches, cores and NUMA nodes.
 //!
 //! [`Cpu::detect`] looks at the running machine once and answers with a [`Cpu`]. From it come the tokens [`Avx2`],
-//! [`Avx512`] and [`Amx`]: holding one proves that its instructions may be executed here, so a function that takes a
+//! [`Avx512`], [`Amx`] and [`AmxInt8`]: holding one proves that its instructions may be executed here, so a function that takes a
 //! token can be safe. [`Features`] describes what a kernel needs and proves nothing.
 //!
 //! The macros [`avx2_fns!`], [`avx512_fns!`], [`avx512_bf16_fns!`] and [`avx512_vnni_fns!`] put the `target_feature`
@@ -19,7 +19,7 @@ mod os;
 mod pretend;
 pub mod topology;
 
-pub use cpu::{Amx, Avx2, Avx512, Cpu, CpuError, ISA_VARIABLE};
+pub use cpu::{Amx, AmxInt8, Avx2, Avx512, Cpu, CpuError, ISA_VARIABLE};
 pub use evaluate::{AmxState, Report, evaluate};
 pub use isa::{Features, Isa, UnknownIsa};
 pub use os::{Machine, Os};

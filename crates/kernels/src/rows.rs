@@ -90,9 +90,9 @@ impl<'a> Rows<'a> {
         &self.data[i * self.stride..][..self.cols]
     }
 
-    /// Start of row 0.
-    pub fn as_ptr(&self) -> *const f32 {
-        self.data.as_ptr()
+    /// From the start of row 0 on, whatever lies between the rows included.
+    pub(crate) fn data(&self) -> &'a [f32] {
+        self.data
     }
 }
 

@@ -114,7 +114,7 @@ impl<L: Lanes> Work<'_, L> {
             self.see_chunk(index, tiles, chunk);
             total.merge(self.l, self.rows(), chunk);
         }
-        // SAFETY: as the caller says.
+        // SAFETY: nobody else uses the unit's rows and heads, as required.
         unsafe { self.finish(total) }
     }
 
@@ -128,7 +128,7 @@ impl<L: Lanes> Work<'_, L> {
             return;
         }
         self.take_queries(&mut memory.tiles);
-        // SAFETY: as the caller says.
+        // SAFETY: nobody else uses the chunk's row of `partial`, as required.
         let mut state = unsafe { self.partial_state(index, partial) };
         self.see_chunk(index, &mut memory.tiles, &mut state);
     }
@@ -142,11 +142,11 @@ impl<L: Lanes> Work<'_, L> {
         let total = &mut memory.total;
         total.reset();
         for index in 0..self.unit.chunks() {
-            // SAFETY: as the caller says.
+            // SAFETY: nobody else uses the unit's rows of `partial`, as required.
             let state = unsafe { self.partial_state(index, partial) };
             total.merge(self.l, self.rows(), &state);
         }
-        // SAFETY: as the caller says.
+        // SAFETY: nobody else uses the unit's rows and heads, as required.
         unsafe { self.finish(total) }
     }
 
@@ -155,7 +155,7 @@ impl<L: Lanes> Work<'_, L> {
     unsafe fn partial_state<'p>(&self, index: usize, partial: &'p DisjointRows<'_>) -> State<'p> {
         let plan = self.call.plan;
         let row = self.unit.index * plan.shared_chunks + index;
-        // SAFETY: as the caller says.
+        // SAFETY: nobody else uses the row, as required; `part` checks that it is there.
         state(plan, unsafe { partial.part(row, 0..partial.cols()) })
     }
 
@@ -267,7 +267,7 @@ impl<L: Lanes> Work<'_, L> {
             next: Some(values),
             y: scores,
         };
-        multiply(kernel, scored, scratch);
+        multiply(self.call.rt.cpu(), kernel, scored, scratch);
         let kernel = plan.kernel(values.format);
         let as_is = kernel.activation == Activation::F32;
         let row_bytes = kernel.activation.row_bytes(PAGE_TOKENS);
@@ -287,7 +287,7 @@ impl<L: Lanes> Work<'_, L> {
             next: next_keys,
             y: product,
         };
-        multiply(kernel, weighted, scratch);
+        multiply(self.call.rt.cpu(), kernel, weighted, scratch);
         for (row, product) in product.chunks_exact(n).take(rows).enumerate() {
             state.accumulate(l, row, factors[row], product);
         }
@@ -310,7 +310,7 @@ impl<L: Lanes> Work<'_, L> {
     unsafe fn finish(&self, total: &State<'_>) {
         for row in 0..self.rows() {
             let (token, cols) = self.place(row);
-            // SAFETY: as the caller says.
+            // SAFETY: nobody else uses the unit's rows and heads, as required; `part` checks that they are there.
             let out = unsafe { self.call.out.part(token, cols) };
             total.finish(self.l, row, out);
         }

@@ -1,10 +1,11 @@
 //! Products with a page, by the kernels of [`crate::linear`].
 
-use super::PageShape;
-use super::{PAGE_TOKENS, Page};
+use sparamx_cpu::Cpu;
+
+use super::{PAGE_TOKENS, Page, PageShape};
 use crate::WeightFormat;
 use crate::linear::activation::Activation;
-use crate::linear::chunk::{Activations, Chunk, Out, Strips};
+use crate::linear::chunk::{Activations, Chunk, Out, Parts, Strips};
 use crate::spec::KernelSpec;
 
 /// A page as the weight that it is.
@@ -81,12 +82,11 @@ pub(super) fn operand_bytes(kind: Activation, rows: usize, k: usize) -> usize {
     kind.padded_rows(rows) * kind.row_bytes(k)
 }
 
-/// Computes `p` with a kernel that the CPU has, for weights of the page's format. `scratch` has the bytes that the kernel asks
-/// for.
+/// Computes `p` with a kernel for weights of the page's format. `scratch` has the bytes that the kernel asks for.
 ///
 /// # Panics
-/// If a slice is too short.
-pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) {
+/// If a slice is too short, the CPU lacks what the kernel needs or the kernel reads another format.
+pub(super) fn multiply(cpu: &Cpu, kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) {
     let Product {
         x,
         rows,
@@ -103,20 +103,21 @@ pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) 
     } = w;
     let distance = |next: PageWeight<'_>| next.start.addr().wrapping_sub(start.addr()) as isize;
     let kind = kernel.activation;
-    assert_eq!(
-        format, kernel.weight,
-        "format of a page and of {}",
-        kernel.name
+    assert!(
+        cpu.features().contains(kernel.features) && format == kernel.weight,
+        "a page of {format} by {} on a CPU with {}",
+        kernel.name,
+        cpu.features()
     );
     assert!(
-        x.len() >= operand_bytes(kind, rows, k) && y.len() >= rows * n,
-        "{} bytes times a page to {}",
-        x.len(),
+        y.len() >= rows * n,
+        "{rows} rows times a page to {}",
         y.len()
     );
-    let chunk = Chunk {
+    let parts = Parts {
+        cpu: *cpu,
         x: Activations {
-            ptr: x.as_ptr(),
+            bytes: x,
             stride: kind.row_bytes(k) / kind.bytes(),
             kind,
         },
@@ -132,7 +133,10 @@ pub(super) fn multiply(kernel: &KernelSpec, p: Product<'_>, scratch: &mut [u8]) 
         },
         page: Some(next.map_or(0, distance)),
     };
-    // SAFETY: `Plan::new` takes kernels that the CPU has; the page was checked, and the sizes of x and y are; y is borrowed for
-    // it.
-    unsafe { (kernel.run)(&chunk, &mut scratch[..(kernel.scratch_bytes)(k)]) }
+    // SAFETY: only `PackedPages` makes packed pages, with a value for each bit; y is borrowed for the call and has `rows` rows
+    // of `n`, asserted above.
+    let chunk = unsafe { Chunk::new(parts) };
+    let scratch = &mut scratch[..(kernel.scratch_bytes)(k)];
+    // SAFETY: the CPU has the kernel's features, asserted above.
+    unsafe { (kernel.run)(&chunk, scratch) }
 }

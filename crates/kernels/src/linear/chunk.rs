@@ -1,20 +1,34 @@
 //! What a linear kernel is given: one thread's share of a call.
 
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 
+use sparamx_cpu::Cpu;
+#[cfg(target_arch = "x86_64")]
+use sparamx_cpu::{Amx, AmxInt8};
 use sparamx_format::{LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales};
 
 use super::activation::{Activation, SUM_K};
 use crate::Weight;
 
-/// Activations ready for a kernel: row `i` starts `i * stride` elements after `ptr` and holds K elements rounded up to what
-/// the weight has; those beyond K are finite (the weight is zero there). int8 rows go on as [`Activation::row_bytes`] says.
+/// Activations ready for a kernel: row `i` starts `i * stride` elements after the first byte and holds K elements rounded up to
+/// what the weight has; those beyond K are finite (the weight is zero there). int8 rows go on as [`Activation::row_bytes`] says.
 #[derive(Clone, Copy)]
-pub(crate) struct Activations {
-    pub ptr: *const u8,
+pub(crate) struct Activations<'a> {
+    pub bytes: &'a [u8],
     /// Elements from one row to the next.
     pub stride: usize,
     pub kind: Activation,
+}
+
+impl Activations<'_> {
+    /// Whether `m` rows for a weight of `k_padded` columns are there, and those that fill up a group.
+    fn have(&self, m: usize, k_padded: usize) -> bool {
+        let rows = self.kind.padded_rows(m);
+        let end =
+            (rows.max(1) - 1) * self.stride * self.kind.bytes() + self.kind.row_bytes(k_padded);
+        rows == 0 || end <= self.bytes.len()
+    }
 }
 
 /// Strips of a weight or of a page, in whatever form they lie in memory.
@@ -34,8 +48,8 @@ pub(crate) enum Strips<'a> {
     SparseI4(PackedStrips<'a, u64, u8>, ScalesView<'a>),
 }
 
-/// Masks and values of packed strips. A kernel trusts them: the bits of a strip's masks are no more than the values from its
-/// start on, of which the last 64 bytes are slack.
+/// Masks and values of packed strips. Kernels trust them (see [`Chunk`], *values*): the bits of a strip's masks are no more than
+/// the values from its start on, of which the last 64 bytes are slack.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedStrips<'a, M, V> {
     /// Equally many for each strip.
@@ -54,6 +68,27 @@ impl<'a, M, V> PackedStrips<'a, M, V> {
     }
 }
 
+impl Strips<'_> {
+    /// Strips that have all their lines or masks, and their scales, with `k_padded` columns.
+    fn count(&self, k_padded: usize) -> usize {
+        let elems = k_padded * STRIP_ROWS;
+        let (lines, int_lines) = (elems / LINE_ELEMS_BF16, elems / LINE_ELEMS_I8);
+        let all = |have: usize, each: usize| have.checked_div(each).unwrap_or(usize::MAX);
+        match *self {
+            Strips::DenseBf16(elements) => all(elements.len(), elems),
+            Strips::SparseBf16(packed) => all(packed.masks.len(), lines),
+            Strips::DenseI8(levels, scales) => all(levels.len(), elems).min(scales.count(k_padded)),
+            Strips::DenseI4(pairs, scales) => {
+                all(pairs.len(), elems / 2).min(scales.count(k_padded))
+            }
+            Strips::SparseI8(PackedStrips { masks, .. }, scales)
+            | Strips::SparseI4(PackedStrips { masks, .. }, scales) => {
+                all(masks.len(), int_lines).min(scales.count(k_padded))
+            }
+        }
+    }
+}
+
 /// What the levels of an int8 or int4 weight are worth.
 #[derive(Clone, Copy)]
 pub(crate) enum ScalesView<'a> {
@@ -65,6 +100,21 @@ pub(crate) enum ScalesView<'a> {
         groups: usize,
         values: &'a [u16],
     },
+}
+
+impl ScalesView<'_> {
+    /// Strips that have a scale for each output and `k_padded` columns.
+    fn count(&self, k_padded: usize) -> usize {
+        match *self {
+            ScalesView::Row(values) => values.len() / STRIP_ROWS,
+            ScalesView::Group {
+                elems,
+                groups,
+                values,
+            } if k_padded <= elems * groups => values.len() / (groups.max(1) * STRIP_ROWS),
+            ScalesView::Group { .. } => 0,
+        }
+    }
 }
 
 impl<'a> From<&'a Scales> for ScalesView<'a> {
@@ -108,11 +158,16 @@ impl<'a> From<&'a Weight> for Strips<'a> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+const WRONG_FEATURES: &str = "a row of the catalog names the wrong features";
 const WRONG_FORMAT: &str = "a row of the catalog names the wrong format of weights";
 
-/// One thread's share of a call: `strips` of a weight for all rows of activations.
-pub(crate) struct Chunk<'a> {
-    pub x: Activations,
+/// What a [`Chunk`] is made of.
+#[derive(Clone)]
+pub(crate) struct Parts<'a> {
+    /// Where the kernel runs.
+    pub cpu: Cpu,
+    pub x: Activations<'a>,
     /// Rows of activations.
     pub m: usize,
     /// K rounded up to what the weight has: a multiple of 32 for bf16, of 64 for int8 and int4.
@@ -121,15 +176,85 @@ pub(crate) struct Chunk<'a> {
     pub strips: Range<usize>,
     pub out: Out<'a>,
     /// If the weight is a page of keys or values: how many bytes after it the page begins that is read next, of the same form;
-    /// 0 if none is. A kernel then asks memory for that, not for what follows a strip.
+    /// 0 if none is. A kernel then prefetches that, not what follows a strip.
     pub page: Option<isize>,
 }
 
-// SAFETY: the pointers of a chunk are to activations that nobody writes during a call and to outputs of which each strip
-// belongs to one chunk only (schedule.rs cuts them so).
-unsafe impl Sync for Chunk<'_> {}
+/// One thread's share of a call: `strips` of a weight for all rows of activations.
+///
+/// Kernels rely on what [`Chunk::new`] checks and requires, and read its parts, which cannot be changed any more:
+/// - *rows*: each of the M rows of activations, and of those that fill up a group, holds `k_padded` elements;
+/// - *lines*: each of `strips` has all its lines or masks, and its scales;
+/// - *values*: a packed strip has a value for each bit of its masks, and from any of them, or from behind the last, 64 bytes
+///   can be read;
+/// - *outputs*: the columns of `strips` in the M rows of the output are there, and this chunk's alone.
+pub(crate) struct Chunk<'a>(Parts<'a>);
+
+impl<'a> Deref for Chunk<'a> {
+    type Target = Parts<'a>;
+
+    #[inline(always)]
+    fn deref(&self) -> &Parts<'a> {
+        &self.0
+    }
+}
 
 impl<'a> Chunk<'a> {
+    /// Checks *rows*, *lines* and that *outputs* begin below N.
+    ///
+    /// # Safety
+    /// *values*: packed strips are as [`PackedStrips`] says. *outputs*: `out` points to M rows of N columns, `out.stride` elements
+    /// apart, and while the chunk lives nobody else uses the columns of `strips`.
+    ///
+    /// # Panics
+    /// If there are too few activations, lines, masks, scales or outputs.
+    pub unsafe fn new(parts: Parts<'a>) -> Self {
+        let Parts { x, m, k_padded, .. } = parts;
+        assert!(
+            x.have(m, k_padded) && x.bytes.as_ptr().cast::<f32>().is_aligned(),
+            "{} bytes of activations for {m} rows of {k_padded}",
+            x.bytes.len()
+        );
+        let (end, outputs) = (parts.strips.end, parts.out.n.div_ceil(STRIP_ROWS));
+        let strips = parts.weight.count(k_padded).min(outputs);
+        assert!(end <= strips, "{end} strips of {strips}");
+        Self(parts)
+    }
+
+    /// The proof of AMX tiles.
+    ///
+    /// # Panics
+    /// If the CPU has none: a row of the catalog names the wrong features.
+    #[cfg(target_arch = "x86_64")]
+    pub fn amx(&self) -> Amx {
+        self.cpu.amx().expect(WRONG_FEATURES)
+    }
+
+    /// The proof of AMX tiles of bytes.
+    ///
+    /// # Panics
+    /// As [`amx`](Self::amx).
+    #[cfg(target_arch = "x86_64")]
+    pub fn amx_int8(&self) -> AmxInt8 {
+        self.cpu.amx_int8().expect(WRONG_FEATURES)
+    }
+
+    /// Writes the 16 sums of row `i` and strip `s`, as [`Out::put`] does.
+    ///
+    /// # Panics
+    /// If the row or the strip is not the chunk's.
+    #[inline(always)]
+    pub fn put(&self, i: usize, s: usize, sums: [f32; STRIP_ROWS]) {
+        assert!(
+            i < self.m && self.strips.contains(&s),
+            "row {i} of {}, strip {s} of {:?}",
+            self.m,
+            self.strips
+        );
+        // SAFETY: row and strip are the chunk's, asserted in the line above, and so are the outputs (*outputs*).
+        unsafe { self.out.put(i, s, sums) }
+    }
+
     /// Lines of a bf16 strip.
     pub fn lines(&self) -> usize {
         self.k_padded / 2
@@ -140,7 +265,7 @@ impl<'a> Chunk<'a> {
         self.k_padded / 4
     }
 
-    /// Bytes from what is read to what memory is to be asked for: `bytes`, or as far as the next page is.
+    /// Bytes from what is read to what is to be prefetched: `bytes`, or as far as the next page is.
     pub fn ahead(&self, bytes: isize) -> isize {
         self.page.unwrap_or(bytes)
     }
@@ -273,7 +398,8 @@ impl<'a> Chunk<'a> {
         );
         std::array::from_fn(|r| {
             self.x
-                .ptr
+                .bytes
+                .as_ptr()
                 .cast::<f32>()
                 .wrapping_add((first + r) * self.x.stride)
         })
@@ -289,14 +415,15 @@ impl<'a> Chunk<'a> {
         );
         std::array::from_fn(|r| {
             self.x
-                .ptr
+                .bytes
+                .as_ptr()
                 .cast::<u16>()
                 .wrapping_add((first + r) * self.x.stride)
         })
     }
 
     /// `R` rows of int8 activations from row `first` on.
-    pub fn i8_rows<const R: usize>(&self, first: usize) -> [I8Row; R] {
+    pub fn i8_rows<const R: usize>(&self, first: usize) -> [I8Row<'a>; R] {
         let rows = Activation::I8.padded_rows(self.m);
         assert!(
             self.x.kind == Activation::I8 && first + R <= rows,
@@ -306,15 +433,17 @@ impl<'a> Chunk<'a> {
         std::array::from_fn(|r| I8Row {
             q: self
                 .x
-                .ptr
+                .bytes
+                .as_ptr()
                 .cast::<i8>()
                 .wrapping_add((first + r) * self.x.stride),
             k_padded: self.k_padded,
+            bytes: PhantomData,
         })
     }
 
     /// `R` rows of 16-bit activations from row `first` on.
-    pub fn i16_rows<const R: usize>(&self, first: usize) -> [I16Row; R] {
+    pub fn i16_rows<const R: usize>(&self, first: usize) -> [I16Row<'a>; R] {
         assert!(
             self.x.kind == Activation::I16 && first + R <= self.m,
             "rows {first}..{} of {}",
@@ -324,30 +453,36 @@ impl<'a> Chunk<'a> {
         std::array::from_fn(|r| I16Row {
             q: self
                 .x
-                .ptr
+                .bytes
+                .as_ptr()
                 .cast::<i16>()
                 .wrapping_add((first + r) * self.x.stride),
             k_padded: self.k_padded,
+            bytes: PhantomData,
         })
     }
 }
 
-/// A row of 16-bit activations of a chunk, which it does not outlive.
+/// A row of 16-bit activations, which only [`Chunk::i16_rows`] makes.
 #[derive(Clone, Copy)]
-pub(crate) struct I16Row {
-    /// The elements, K rounded up to a multiple of 64 of them.
-    pub q: *const i16,
+pub(crate) struct I16Row<'a> {
+    q: *const i16,
     k_padded: usize,
+    bytes: PhantomData<&'a [u8]>,
 }
 
-impl I16Row {
+impl I16Row<'_> {
+    /// The elements, K rounded up to a multiple of 64 of them.
+    #[inline(always)]
+    pub fn q(self) -> *const i16 {
+        self.q
+    }
+
     /// What an element must be multiplied by.
-    ///
-    /// # Safety
-    /// The chunk that the row is of lives.
-    pub unsafe fn scale(self) -> f32 {
-        // SAFETY: the scale follows the elements, see `Activation::row_bytes`.
-        unsafe { self.q.add(self.k_padded).cast::<f32>().read() }
+    #[inline(always)]
+    pub fn scale(self) -> f32 {
+        // SAFETY: the row is whole (`Chunk::new`), and its scale follows the elements, see `Activation::row_bytes`.
+        unsafe { self.q.add(self.k_padded).cast::<f32>().read_unaligned() }
     }
 }
 
@@ -376,34 +511,45 @@ impl StripScales<'_> {
     }
 }
 
-/// A row of int8 activations of a chunk, which it does not outlive.
+/// A row of int8 activations, which only [`Chunk::i8_rows`] makes.
 #[derive(Clone, Copy)]
-pub(crate) struct I8Row {
-    /// The elements, K rounded up to a multiple of 64 of them.
-    pub q: *const i8,
+pub(crate) struct I8Row<'a> {
+    q: *const i8,
     k_padded: usize,
+    bytes: PhantomData<&'a [u8]>,
 }
 
-impl I8Row {
+impl I8Row<'_> {
+    /// The elements, K rounded up to a multiple of 64 of them.
+    #[inline(always)]
+    pub fn q(self) -> *const i8 {
+        self.q
+    }
+
     /// What an element must be multiplied by.
-    ///
-    /// # Safety
-    /// The chunk that the row is of lives.
-    pub unsafe fn scale(self) -> f32 {
-        // SAFETY: the scale follows the elements, see `Activation::row_bytes`.
-        unsafe { self.q.add(self.k_padded).cast::<f32>().read() }
+    #[inline(always)]
+    pub fn scale(self) -> f32 {
+        // SAFETY: the row is whole (`Chunk::new`), and its scale follows the elements, see `Activation::row_bytes`.
+        unsafe { self.q.add(self.k_padded).cast::<f32>().read_unaligned() }
     }
 
     /// The sum of the elements `range` of k, both ends multiples of 32 or K rounded up.
     ///
-    /// # Safety
-    /// The chunk that the row is of lives; `range` is inside K rounded up.
-    pub unsafe fn sum(self, range: Range<usize>) -> i32 {
+    /// # Panics
+    /// If `range` is not inside K rounded up.
+    #[inline(always)]
+    pub fn sum(self, range: Range<usize>) -> i32 {
+        let k_padded = self.k_padded;
+        assert!(
+            range.start <= range.end && range.end <= k_padded,
+            "sum of {range:?} of {k_padded}"
+        );
         let sums = self.q.wrapping_add(self.k_padded + 4).cast::<i32>();
         let before = |k: usize| match k / SUM_K {
             0 => 0,
-            // SAFETY: the sums of the first 32, 64, 96 ... elements follow the scale.
-            n => unsafe { sums.add(n - 1).read() },
+            // SAFETY: the row is whole (`Chunk::new`), the sums of its first 32, 64, 96 ... elements follow the scale, and k is
+            // at most K rounded up (asserted above).
+            n => unsafe { sums.add(n - 1).read_unaligned() },
         };
         before(range.end) - before(range.start)
     }
@@ -419,16 +565,19 @@ pub(crate) struct Out<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
+// SAFETY: elements are written by `put` alone, whose caller keeps others away from them.
+unsafe impl Sync for Out<'_> {}
+
 impl Out<'_> {
     /// Writes the 16 sums of row `i` and strip `s`, but those beyond N.
     ///
     /// # Safety
-    /// Row `i` exists, strip `s` begins below N, and nobody else touches that part of the row now.
+    /// Row `i` and its N elements are there, strip `s` begins below N, and nobody else uses that part of the row.
     #[inline(always)]
     pub unsafe fn put(&self, i: usize, s: usize, sums: [f32; STRIP_ROWS]) {
         let first = s * STRIP_ROWS;
         if self.n - first < STRIP_ROWS {
-            // SAFETY: the caller's promise.
+            // SAFETY: the same is required, and strip `s` begins with output `first`.
             return unsafe { self.put_part(i, first, &sums) };
         }
         let mut sums = sums;
@@ -437,7 +586,8 @@ impl Out<'_> {
                 *sum += b;
             }
         }
-        // SAFETY: by the caller's promise 16 elements are there, and this thread's alone.
+        // SAFETY: row `i` is there, as required, with N elements, of which 16 from `first` on (the branch above was not taken); they
+        // are this thread's alone, as required.
         unsafe {
             let y = self.ptr.add(i * self.stride + first);
             y.cast::<[f32; STRIP_ROWS]>().write(sums);
@@ -450,7 +600,7 @@ impl Out<'_> {
     /// As [`put`](Self::put) for the strip that begins with output `first`.
     #[cold]
     unsafe fn put_part(&self, i: usize, first: usize, sums: &[f32; STRIP_ROWS]) {
-        // SAFETY: by the caller's promise the elements up to N are there, and this thread's alone.
+        // SAFETY: row `i` is there, as required, with N elements, of which those from `first` on are this thread's alone.
         let y = unsafe {
             let start = self.ptr.add(i * self.stride + first);
             std::slice::from_raw_parts_mut(start, self.n - first)

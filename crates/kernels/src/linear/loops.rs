@@ -4,9 +4,11 @@ use sparamx_format::STRIP_ROWS;
 
 use super::chunk::Chunk;
 
-/// Expands a packed strip, given by its masks and by the values from its first on, to the dense lines of `panel`.
+/// Expands a packed strip, given by its masks and by the values from its first on, to the dense lines of `panel`. Requires a
+/// level of instructions, and a strip's masks and values.
 pub(crate) type Expand = unsafe fn(masks: &[u32], values: &[u16], panel: &mut [u16]);
-/// Multiplies all rows of the chunk by strip `s`, whose dense lines are given.
+/// Multiplies all rows of the chunk by strip `s`, whose dense lines are given. Requires a level of instructions, and a strip of
+/// the chunk.
 pub(crate) type Multiply = unsafe fn(chunk: &Chunk<'_>, lines: &[u16], s: usize);
 
 /// Bytes of scratch that [`panels`] needs.
@@ -27,7 +29,7 @@ pub(crate) fn no_bytes(_k_padded: usize) -> usize {
 /// Expands each strip once, into a panel that stays in the L2 cache (128 KiB for K = 4096), and multiplies all rows by it.
 ///
 /// # Safety
-/// What `expand` and `multiply` ask for.
+/// The level of instructions that `expand` and `multiply` require.
 pub(crate) unsafe fn panels(
     chunk: &Chunk<'_>,
     scratch: &mut [u8],
@@ -37,7 +39,7 @@ pub(crate) unsafe fn panels(
     let panel = &mut bytemuck::cast_slice_mut(scratch)[..chunk.strip_elems()];
     for s in chunk.strips.clone() {
         let (masks, values) = chunk.sparse_strip(s);
-        // SAFETY: the caller's promise.
+        // SAFETY: the level is required; masks and values are a strip's (`Chunk`, *values*), the panel is as long as its lines.
         unsafe {
             expand(masks, values, panel);
             multiply(chunk, panel, s);
@@ -76,8 +78,10 @@ pub(crate) trait Blocked {
     /// `kept` finds them.
     ///
     /// # Safety
-    /// The CPU has the kernel's features; the rows are among the [`BLOCK_ROWS`] from `span.first_row` on, `count` is of
-    /// `rows_of`, the span no longer than [`BLOCK_LINES`] or, without `keep`, than `ONE_PASS_LINES`.
+    /// The CPU has the kernel's features. *rows*: there are `count` rows from `i` on, among the [`BLOCK_ROWS`] from
+    /// `span.first_row` on; `count` is of `first_rows` or `rows_of`. *span*: its strip is of the chunk and has its lines, which
+    /// `lines` yields next; it is no longer than [`BLOCK_LINES`] or, without `keep`, than `ONE_PASS_LINES`; the span before it
+    /// was computed before.
     unsafe fn fresh(
         &self,
         span: &Span,
@@ -90,7 +94,7 @@ pub(crate) trait Blocked {
     /// Multiplies `count` rows from `i` on by the lines of `span`, which were kept. `next` is the line after them.
     ///
     /// # Safety
-    /// As `fresh`.
+    /// As `fresh`, which kept the lines of the span.
     unsafe fn kept(&self, span: &Span, next: &Self::Lines, i: usize, count: usize);
 }
 
@@ -106,7 +110,7 @@ pub(crate) const BLOCK_ROWS: usize = 256;
 /// first rows are multiplied by lines as they come, which are kept in the L1 cache for the other rows.
 ///
 /// # Safety
-/// The CPU has the kernel's features; a chunk as its documentation says, of `all` lines a strip.
+/// The CPU has the kernel's features; strips have `all` lines.
 pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: &B) {
     for first_row in (0..chunk.m).step_by(BLOCK_ROWS) {
         let end_row = chunk.m.min(first_row + BLOCK_ROWS);
@@ -123,7 +127,8 @@ pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: 
                     to,
                     first_row,
                 };
-                // SAFETY: the caller's promise; rows and lines are cut as `fresh` asks.
+                // SAFETY: the features are required. `first_row..end_row` are rows below M, at most BLOCK_ROWS of them, counted
+                // out by `first_rows` and `rows_of`; the span ends at `all`, and `lines` has yielded what comes before it.
                 unsafe {
                     kernel.fresh(&span, &mut lines, first_row, first_rows, keep);
                     let mut i = first_row + first_rows;
@@ -141,10 +146,10 @@ pub(crate) unsafe fn blocked<B: Blocked>(chunk: &Chunk<'_>, all: usize, kernel: 
 /// Multiplies all rows by dense strips where they lie.
 ///
 /// # Safety
-/// What `multiply` asks for.
+/// The level of instructions that `multiply` requires.
 pub(crate) unsafe fn dense(chunk: &Chunk<'_>, multiply: Multiply) {
     for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the level is required; lines and `s` are of one strip of the chunk.
         unsafe { multiply(chunk, chunk.dense_strip(s), s) };
     }
 }

@@ -8,22 +8,22 @@ use super::loops::{dense, panels};
 /// Dense bf16 weights, one row at a time.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn dense_1x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: `multiply` requires nothing of the CPU.
     unsafe { dense(chunk, multiply) }
 }
 
 /// Packed bf16 weights, expanded to panels.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn sparse_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: `expand` and `multiply` require nothing of the CPU.
     unsafe { panels(chunk, scratch, expand, multiply) }
 }
 
-/// [`super::schedule::Expand`]
+/// [`super::loops::Expand`]
 fn expand(masks: &[u32], values: &[u16], panel: &mut [u16]) {
     panel.fill(0);
     let mut values = values.iter();
@@ -37,11 +37,11 @@ fn expand(masks: &[u32], values: &[u16], panel: &mut [u16]) {
     }
 }
 
-/// Even and odd k are summed apart, as the vector kernels do, then added.
-unsafe fn multiply(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
+/// [`super::loops::Multiply`]. Even and odd k are summed apart, as the vector kernels do, then added.
+fn multiply(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
     for i in 0..chunk.m {
         let [x] = chunk.f32_rows::<1>(i);
-        // SAFETY: a row of activations holds k_padded elements.
+        // SAFETY: `f32_rows` gave a row of the chunk, which holds `k_padded` elements (`Chunk`, *rows*).
         let x = unsafe { std::slice::from_raw_parts(x, chunk.k_padded) };
         let (mut even, mut odd) = ([0f32; STRIP_ROWS], [0f32; STRIP_ROWS]);
         for (line, pair) in lines.chunks_exact(LINE_ELEMS_BF16).zip(x.chunks_exact(2)) {
@@ -50,19 +50,14 @@ unsafe fn multiply(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
                 odd[j] += f32::from_bits(u32::from(line[2 * j + 1]) << 16) * pair[1];
             }
         }
-        // SAFETY: row i and strip s are the chunk's.
-        unsafe {
-            chunk
-                .out
-                .put(i, s, std::array::from_fn(|j| even[j] + odd[j]))
-        };
+        chunk.put(i, s, std::array::from_fn(|j| even[j] + odd[j]));
     }
 }
 
 /// Dense int8 weights, one row at a time.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn dense_i8_1x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
     for s in chunk.strips.clone() {
         multiply_levels(chunk, chunk.dense_i8_strip(s), s);
@@ -72,7 +67,7 @@ pub(crate) unsafe fn dense_i8_1x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
 /// Packed int8 weights, expanded to lines of levels.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn sparse_i8_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     let panel = bytemuck::cast_slice_mut(scratch);
     for s in chunk.strips.clone() {
@@ -85,7 +80,7 @@ pub(crate) unsafe fn sparse_i8_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Dense int4 weights, unpacked to lines of levels.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn dense_i4_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     let panel: &mut [i8] = bytemuck::cast_slice_mut(scratch);
     for s in chunk.strips.clone() {
@@ -104,7 +99,7 @@ pub(crate) unsafe fn dense_i4_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed int4 weights, expanded to lines of levels.
 ///
 /// # Safety
-/// A chunk as its documentation says.
+/// None is required; see [`Chunk`].
 pub(crate) unsafe fn sparse_i4_1x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
     /// No code stands for zero, which is never stored.
     fn level(code: u8) -> i8 {
@@ -137,13 +132,9 @@ fn multiply_levels(chunk: &Chunk<'_>, lines: &[i8], s: usize) {
     let scales = chunk.strip_scales(s);
     for i in 0..chunk.m {
         let [row] = chunk.i8_rows::<1>(i);
-        // SAFETY: a row of activations holds k_padded elements and their scale.
-        let (x, scale) = unsafe {
-            (
-                std::slice::from_raw_parts(row.q, chunk.k_padded),
-                row.scale(),
-            )
-        };
+        let scale = row.scale();
+        // SAFETY: `i8_rows` gave a row of the chunk, which holds `k_padded` elements (`Chunk`, *rows*).
+        let x = unsafe { std::slice::from_raw_parts(row.q(), chunk.k_padded) };
         let mut sums = [0f32; STRIP_ROWS];
         let groups = lines.chunks(group).zip(x.chunks(group / STRIP_ROWS));
         for (g, (lines, x)) in groups.enumerate() {
@@ -160,7 +151,6 @@ fn multiply_levels(chunk: &Chunk<'_>, lines: &[i8], s: usize) {
                 *sum += exact as f32 * scale;
             }
         }
-        // SAFETY: row i and strip s are the chunk's.
-        unsafe { chunk.out.put(i, s, sums.map(|sum| sum * scale)) };
+        chunk.put(i, s, sums.map(|sum| sum * scale));
     }
 }

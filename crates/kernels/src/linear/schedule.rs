@@ -5,7 +5,7 @@ use std::ops::Range;
 use sparamx_format::LINE_BYTES;
 
 use super::activation::{Activation, write_rows};
-use super::chunk::{Activations, Chunk, Out};
+use super::chunk::{Activations, Chunk, Out, Parts};
 use super::job::LinearJob;
 use crate::spec::KernelSpec;
 use crate::{Rows, Runtime, Weight};
@@ -16,9 +16,10 @@ const PARALLEL_BYTES: usize = 64 << 10;
 /// Elements of activations from which their conversion is shared out, for the same reason.
 const PARALLEL_ELEMS: usize = 64 << 10;
 
-/// Computes all jobs; `kernels[i]` computes `jobs[i]`.
+/// Computes all jobs, whose shapes were checked; `kernels[i]` computes `jobs[i]`.
 ///
-/// Shapes were checked by the caller, and so was that the CPU can run the kernels.
+/// # Panics
+/// If the CPU lacks what a kernel needs or a kernel reads other weights; if shapes do not fit.
 pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels: &[&KernelSpec]) {
     if x.rows() == 0 || jobs.is_empty() {
         return;
@@ -28,24 +29,37 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
         .map(|job| job.linear.weight.k_padded())
         .max()
         .unwrap_or(0);
+    let cpu = *rt.cpu();
     let mut shared = rt.shared_scratch();
     let ready = Ready::new(rt, x, k_padded, kernels, &mut shared);
-    let chunks: Vec<Chunk<'_>> = jobs
+    let calls: Vec<Parts<'_>> = jobs
         .iter_mut()
         .zip(kernels)
-        .map(|(job, kernel)| Chunk {
-            x: ready.of(kernel.activation),
-            m: x.rows(),
-            k_padded: job.linear.weight.k_padded(),
-            weight: (&job.linear.weight).into(),
-            strips: 0..job.linear.weight.strips(),
-            out: Out {
-                stride: job.y.stride(),
-                n: job.linear.weight.n(),
-                bias: job.linear.bias.as_deref(),
-                ptr: job.y.as_mut_ptr(),
-            },
-            page: None,
+        .map(|(job, kernel)| {
+            let (weight, y) = (&job.linear.weight, &mut job.y);
+            assert!(
+                cpu.features().contains(kernel.features) && kernel.weight == weight.format(),
+                "{} weights by {} on a CPU with {}",
+                weight.format(),
+                kernel.name,
+                cpu.features()
+            );
+            assert_eq!((y.rows(), y.cols()), (x.rows(), weight.n()), "shape of y");
+            Parts {
+                cpu,
+                x: ready.of(kernel.activation),
+                m: x.rows(),
+                k_padded: weight.k_padded(),
+                weight: weight.into(),
+                strips: 0..weight.strips(),
+                out: Out {
+                    stride: y.stride(),
+                    n: weight.n(),
+                    bias: job.linear.bias.as_deref(),
+                    ptr: y.as_mut_ptr(),
+                },
+                page: None,
+            }
         })
         .collect();
     let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
@@ -58,13 +72,15 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
     let work = |thread: usize| {
         let mut scratch = rt.scratch(thread);
         for (i, strips) in share(&weights, total, thread, parts) {
-            let chunk = Chunk {
+            let part = Parts {
                 strips,
-                ..chunks[i]
+                ..calls[i].clone()
             };
+            // SAFETY: weights are validated when they are made; y is borrowed for the call and of this shape (asserted above);
+            // `share` gives each strip to one thread, so this one alone uses these columns of y.
+            let chunk = unsafe { Chunk::new(part) };
             let scratch = scratch.bytes((kernels[i].scratch_bytes)(chunk.k_padded));
-            // SAFETY: the CPU has the kernel's features (`linear` and `linear_with` see to it); x, weight and y were checked;
-            // shares have no strip in common, so this thread alone writes these columns of y.
+            // SAFETY: the CPU has the kernel's features, asserted above.
             unsafe { (kernels[i].run)(&chunk, scratch) };
         }
     };
@@ -114,15 +130,15 @@ fn partition(count: usize, below: impl Fn(usize) -> bool) -> usize {
 }
 
 /// Activations in the forms that the kernels of a call want.
-struct Ready([Option<Activations>; Activation::ALL.len()]);
+struct Ready<'a>([Option<Activations<'a>>; Activation::ALL.len()]);
 
-impl Ready {
+impl<'a> Ready<'a> {
     fn new(
         rt: &Runtime,
-        x: Rows<'_>,
+        x: Rows<'a>,
         k_padded: usize,
         kernels: &[&KernelSpec],
-        scratch: &mut crate::Scratch,
+        scratch: &'a mut crate::Scratch,
     ) -> Self {
         let as_is = |kind| kind == Activation::F32 && x.cols() == k_padded;
         let bytes = Activation::ALL.map(|kind| {
@@ -142,7 +158,7 @@ impl Ready {
             rest = after;
             if as_is(kind) {
                 return Some(Activations {
-                    ptr: x.as_ptr().cast(),
+                    bytes: bytemuck::cast_slice(x.data()),
                     stride: x.stride(),
                     kind,
                 });
@@ -151,19 +167,19 @@ impl Ready {
         }))
     }
 
-    fn of(&self, kind: Activation) -> Activations {
+    fn of(&self, kind: Activation) -> Activations<'a> {
         let made = self.0.into_iter().flatten().find(|x| x.kind == kind);
         made.expect("made in `new` for every kernel of the call")
     }
 }
 
-fn convert(
+fn convert<'a>(
     rt: &Runtime,
     x: Rows<'_>,
     k_padded: usize,
     kind: Activation,
-    out: &mut [u8],
-) -> Activations {
+    out: &'a mut [u8],
+) -> Activations<'a> {
     let row_bytes = kind.row_bytes(k_padded);
     let (rows, fill) = out.split_at_mut(x.rows() * row_bytes);
     fill.fill(0);
@@ -186,7 +202,7 @@ fn convert(
         });
     }
     Activations {
-        ptr: out.as_ptr(),
+        bytes: out,
         stride: row_bytes / kind.bytes(),
         kind,
     }

@@ -1,14 +1,13 @@
-//! AMX: blocks of 2 x 2 tiles, 32 rows of activations by 2 strips, bf16 products summed in f32.
+//! AMX: bf16 products summed in f32, in blocks of 2 x 2 tiles.
 //!
-//! A tile of a strip is 16 lines, 1 KiB, contiguous in the dense layout: the B operand as it is. Tiles 0 to 3 sum (row block r,
-//! strip t in tile 2 r + t), 4 and 5 hold activations, 6 and 7 weights.
+//! A tile of a strip is 16 lines, 1 KiB, contiguous in the dense layout: the B operand as it is.
 
-use sparamx_format::{LINE_BYTES, LINE_ELEMS_BF16, STRIP_ROWS};
+use sparamx_format::{LINE_ELEMS_BF16, STRIP_ROWS};
 
-use super::block::{MR, TILE_BYTES, Used, pairs, store_sums};
-use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
+use super::block::{BlockRows, MR, Used, pairs, step, store_sums, tiles_of, zero_sums};
+use crate::amx::tile::{ROW_BYTES, ROWS, TILE_BYTES, Tile, TileScope};
 use crate::linear::activation::ROW_GROUP;
-use crate::linear::avx512::bf16::{expand, expand_lines, sparse_source};
+use crate::linear::avx512::bf16::{SparseLines, expand, expand_lines, sparse_source};
 use crate::linear::chunk::Chunk;
 
 /// k of a tile.
@@ -33,20 +32,16 @@ pub(crate) fn group_bytes(_k_padded: usize) -> usize {
 /// Dense bf16 weights.
 ///
 /// # Safety
-/// AMX-BF16; a chunk as its documentation says.
+/// AMX-BF16.
 pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, _) = scratch.split_at_mut(TILE_BYTES);
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
+    let (sums, _) = split(scratch);
+    let tiles = TileScope::new(chunk.amx());
     for pair in pairs(chunk) {
         let lines = pair.map(|s| s.map(|s| chunk.dense_strip(s)));
         for first in (0..chunk.m).step_by(MR) {
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe {
-                block(chunk, pair, first, sums, |tiles| {
-                    multiply(chunk, first, tiles, lines)
-                })
-            };
+            block(&tiles, chunk, pair, first, sums, |used| {
+                multiply(&tiles, chunk, first, used, lines)
+            });
         }
     }
 }
@@ -54,20 +49,16 @@ pub(crate) unsafe fn dense_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed bf16 weights for up to 32 rows: tiles are expanded into the L1 cache just before use (again for each 32 rows).
 ///
 /// # Safety
-/// AMX-BF16; a chunk as its documentation says.
+/// AMX-BF16.
 pub(crate) unsafe fn sparse_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, lines) = scratch.split_at_mut(TILE_BYTES);
+    let (sums, lines) = split(scratch);
     let (a, b) = bytemuck::cast_slice_mut(lines).split_at_mut(GROUP_TILES * TILE_ELEMS);
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
+    let tiles = TileScope::new(chunk.amx());
     for pair in pairs(chunk) {
         for first in (0..chunk.m).step_by(MR) {
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe {
-                block(chunk, pair, first, sums, |tiles| {
-                    expand_and_multiply(chunk, pair, first, tiles, [&mut *a, &mut *b])
-                })
-            };
+            block(&tiles, chunk, pair, first, sums, |used| {
+                expand_and_multiply(&tiles, chunk, pair, first, used, [&mut *a, &mut *b])
+            });
         }
     }
 }
@@ -75,98 +66,84 @@ pub(crate) unsafe fn sparse_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed bf16 weights for many rows: a pair of strips is expanded once, into the L2 cache.
 ///
 /// # Safety
-/// AMX-BF16; a chunk as its documentation says.
+/// AMX-BF16.
 pub(crate) unsafe fn sparse_panel_32x32(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    let (sums, lines) = scratch.split_at_mut(TILE_BYTES);
+    let (sums, lines) = split(scratch);
     let (a, b) = bytemuck::cast_slice_mut::<u8, u16>(lines).split_at_mut(chunk.strip_elems());
     let b = &mut b[..chunk.strip_elems()];
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
+    let tiles = TileScope::new(chunk.amx());
     for pair in pairs(chunk) {
         for (s, panel) in pair.iter().zip([&mut *a, &mut *b]) {
             if let Some(s) = *s {
                 let (masks, values) = chunk.sparse_strip(s);
-                // SAFETY: AMX includes AVX-512, by the caller's promise; strips are valid.
+                // SAFETY: `chunk.amx` proved AMX, which includes AVX-512; masks and values are a strip's (`Chunk`, *values*).
                 unsafe { expand(masks, values, panel) };
             }
         }
         let lines = [Some(&*a), pair[1].map(|_| &*b)];
         for first in (0..chunk.m).step_by(MR) {
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe {
-                block(chunk, pair, first, sums, |tiles| {
-                    multiply(chunk, first, tiles, lines)
-                })
-            };
+            block(&tiles, chunk, pair, first, sums, |used| {
+                multiply(&tiles, chunk, first, used, lines)
+            });
         }
     }
 }
 
-/// Computes up to 32 rows of a pair of strips: sums set to zero, `work` called, sums written out.
-///
-/// # Safety
-/// Inside a [`TileScope`]; row `first` exists; `work` leaves the sums in tiles 0 to 3.
-unsafe fn block(
+/// Room for a tile of sums, and the rest.
+fn split(scratch: &mut [u8]) -> (&mut Tile, &mut [u8]) {
+    scratch
+        .split_first_chunk_mut()
+        .expect("scratch begins with a tile of sums")
+}
+
+/// Computes up to 32 rows of a pair of strips: sums set to zero, `work` called, which adds to them, sums written out.
+fn block(
+    tiles: &TileScope,
     chunk: &Chunk<'_>,
     pair: [Option<usize>; 2],
     first: usize,
-    sums: &mut [u8],
+    sums: &mut Tile,
     work: impl FnOnce(Used),
 ) {
     let used = Used::of(chunk, pair, first);
-    // SAFETY: the caller's promise.
-    unsafe {
-        tile::zero::<0>();
-        tile::zero::<1>();
-        tile::zero::<2>();
-        tile::zero::<3>();
-    }
+    zero_sums(tiles);
     work(used);
     for (t, s) in pair.into_iter().enumerate() {
         let Some(s) = s else { continue };
         for r in 0..1 + usize::from(used.second_rows) {
             let start = first + r * ROWS;
-            // SAFETY: as above; the rows below M and the strip are the chunk's.
-            unsafe {
-                store_sums(2 * r + t, sums);
-                put(chunk, start..chunk.m.min(start + ROWS), s, sums);
+            store_sums(tiles, 2 * r + t, sums);
+            let rows = start..chunk.m.min(start + ROWS);
+            let sums: &[[f32; STRIP_ROWS]] = bytemuck::cast_slice(sums.as_slice());
+            for (i, row) in rows.zip(sums) {
+                chunk.put(i, s, *row);
             }
         }
     }
 }
 
-/// # Safety
-/// The rows and the strip are the chunk's.
-unsafe fn put(chunk: &Chunk<'_>, rows: std::ops::Range<usize>, s: usize, sums: &[u8]) {
-    for (i, row) in rows.zip(bytemuck::cast_slice::<u8, [f32; STRIP_ROWS]>(sums)) {
-        // SAFETY: the caller's promise.
-        unsafe { chunk.out.put(i, s, *row) };
-    }
-}
-
 /// All of K from lines that are expanded already.
-///
-/// The bounds are checked here, so that `work` of [`block`] can be a safe closure around it; AMX is the callers' promise.
-fn multiply(chunk: &Chunk<'_>, first: usize, used: Used, lines: [Option<&[u16]>; 2]) {
+fn multiply(
+    tiles: &TileScope,
+    chunk: &Chunk<'_>,
+    first: usize,
+    used: Used,
+    lines: [Option<&[u16]>; 2],
+) {
     let a = lines[0].expect("a pair has a first strip");
-    // A strip that is not there is not read: any pointer will do.
+    // A strip that is not there is not read: any tile will do.
     let b = lines[1].unwrap_or(a);
-    let x = rows(chunk, first);
-    for t in 0..chunk.k_padded / TILE_K {
-        let at = t * TILE_ELEMS;
-        // SAFETY: AMX as said; the slices hold whole tiles.
-        unsafe {
-            step(
-                x.tile(t),
-                used,
-                [&a[at..][..TILE_ELEMS], &b[at..][..TILE_ELEMS]],
-            )
-        };
+    let [a, b] = [a, b].map(|lines| tiles_of(bytemuck::cast_slice(lines)));
+    let (dot, x) = (chunk.amx(), rows(chunk, first, used));
+    for (t, (a, b)) in a.iter().zip(b).take(chunk.k_padded / TILE_K).enumerate() {
+        // SAFETY: `rows` gives whole groups of 16 rows, two if the second is used, of K rounded up to whole tiles.
+        unsafe { step(tiles, dot, x.after(t * ROW_BYTES), used, [a, b]) };
     }
 }
 
 /// All of K from packed strips, expanded group by group into `scratch`.
 fn expand_and_multiply(
+    tiles: &TileScope,
     chunk: &Chunk<'_>,
     pair: [Option<usize>; 2],
     first: usize,
@@ -175,72 +152,32 @@ fn expand_and_multiply(
 ) {
     let [a, b] = scratch;
     let mut sources = pair.map(|s| s.map(|s| sparse_source(chunk, s)));
-    let x = rows(chunk, first);
-    let tiles = chunk.k_padded / TILE_K;
-    for group in (0..tiles).step_by(GROUP_TILES) {
-        let count = GROUP_TILES.min(tiles - group);
+    let (dot, x) = (chunk.amx(), rows(chunk, first, used));
+    let count = chunk.k_padded / TILE_K;
+    for group in (0..count).step_by(GROUP_TILES) {
+        let count = GROUP_TILES.min(count - group);
         for (source, out) in sources.iter_mut().zip([&mut *a, &mut *b]) {
             let out = &mut out[..count * TILE_ELEMS];
-            // SAFETY: AMX, and so AVX-512, as said; strips are valid and have that many tiles more.
-            *source = source.map(|source| unsafe { expand_lines(source, out) });
+            // SAFETY: `chunk.amx` proved AMX, which includes AVX-512; a strip has K / 32 tiles (`Chunk`, *lines* and *values*),
+            // and those up to `group` are behind.
+            let next = |source: SparseLines| unsafe { expand_lines(source, out) };
+            *source = source.map(next);
         }
-        for t in 0..count {
-            let at = t * TILE_ELEMS;
-            let weights = [&a[at..][..TILE_ELEMS], &b[at..][..TILE_ELEMS]];
+        let [a, b] = [&*a, &*b].map(|lines| tiles_of(bytemuck::cast_slice(lines)));
+        for (t, (a, b)) in a.iter().zip(b).take(count).enumerate() {
+            let x = x.after((group + t) * ROW_BYTES);
             // SAFETY: as in `multiply`.
-            unsafe { step(x.tile(group + t), used, weights) };
+            unsafe { step(tiles, dot, x, used, [a, b]) };
         }
     }
 }
 
-/// Activations of a block: the first row, and the bytes to the next.
-#[derive(Clone, Copy)]
-struct BlockRows {
-    ptr: *const u8,
-    stride: usize,
-}
-
-/// The activations from row `first` on, whole groups of rows.
-fn rows(chunk: &Chunk<'_>, first: usize) -> BlockRows {
+/// The activations from row `first` on: a group of 16 rows, two if the second is used.
+fn rows(chunk: &Chunk<'_>, first: usize, used: Used) -> BlockRows {
+    assert!(!used.second_rows || first + ROWS < chunk.m, "second rows");
     let [x, ..] = chunk.bf16_rows::<ROW_GROUP>(first);
     BlockRows {
         ptr: x.cast(),
         stride: chunk.x.stride * 2,
-    }
-}
-
-impl BlockRows {
-    /// The rows from tile `t` of K on.
-    fn tile(self, t: usize) -> Self {
-        Self {
-            ptr: self.ptr.wrapping_add(t * ROW_BYTES),
-            ..self
-        }
-    }
-}
-
-/// 32 k: activations times one tile of each strip.
-///
-/// # Safety
-/// Inside a [`TileScope`]; `x` are whole groups of 16 rows, as many as `used` says; `weights` are whole tiles.
-#[inline(always)]
-unsafe fn step(x: BlockRows, used: Used, weights: [&[u16]; 2]) {
-    let BlockRows { ptr: x, stride } = x;
-    // SAFETY: the caller's promise; bf16 activations come in whole groups of 16 rows, of K rounded up to whole tiles.
-    unsafe {
-        tile::load::<4>(x, stride);
-        tile::load::<6>(weights[0].as_ptr().cast(), LINE_BYTES);
-        tile::dot_bf16::<0, 4, 6>();
-        if used.second_strip {
-            tile::load::<7>(weights[1].as_ptr().cast(), LINE_BYTES);
-            tile::dot_bf16::<1, 4, 7>();
-        }
-        if used.second_rows {
-            tile::load::<5>(x.wrapping_add(ROWS * stride), stride);
-            tile::dot_bf16::<2, 5, 6>();
-            if used.second_strip {
-                tile::dot_bf16::<3, 5, 7>();
-            }
-        }
     }
 }

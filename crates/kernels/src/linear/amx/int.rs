@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use sparamx_cpu::avx512_vnni_fns;
 use sparamx_format::{LINE_BYTES, STRIP_ROWS};
 
-use super::block::{MR, TILE_BYTES, Used, pairs, store_sums};
-use crate::amx::tile::{self, ROW_BYTES, ROWS, TileScope};
+use super::block::{BlockRows, MR, Used, pairs, step, store_sums, tiles_of, zero_sums};
+use crate::amx::tile::{ROW_BYTES, ROWS, TILE_BYTES, Tile, TileScope};
 use crate::linear::activation::ROW_GROUP;
 use crate::linear::avx512::int::{Lines, expand, scales_of};
 use crate::linear::chunk::{Chunk, StripScales};
@@ -63,14 +63,73 @@ impl Groups {
     }
 }
 
-pub(super) fn tile_of(lines: &[u8], t: usize) -> &[u8] {
-    &lines[t * TILE_BYTES..][..TILE_BYTES]
+/// The tiles of a pair of strips, one after the other.
+trait Tiles {
+    /// The `t`-th tile of each strip. What it gives for a strip that is not there is not used.
+    ///
+    /// # Safety
+    /// AVX-512 VNNI; called for each tile of the strips once, in order.
+    unsafe fn pair(&mut self, t: usize) -> [&Tile; 2];
+}
+
+/// Tiles that lie in memory.
+struct Kept<'a>([&'a [Tile]; 2]);
+
+impl Tiles for Kept<'_> {
+    #[inline(always)]
+    unsafe fn pair(&mut self, t: usize) -> [&Tile; 2] {
+        self.0.map(|tiles| &tiles[t])
+    }
+}
+
+/// Tiles that are expanded [`BATCH_TILES`] at a time.
+struct Batches<'a, L> {
+    groups: Groups,
+    /// Sources of whole strips.
+    lines: [Option<L>; 2],
+    out: [&'a mut [u8]; 2],
+}
+
+impl<L: Lines> Tiles for Batches<'_, L> {
+    #[inline(always)]
+    unsafe fn pair(&mut self, t: usize) -> [&Tile; 2] {
+        if t.is_multiple_of(BATCH_TILES) {
+            let count = BATCH_TILES.min(self.groups.tiles() - t);
+            for (lines, out) in self.lines.iter_mut().zip(&mut self.out) {
+                // SAFETY: AVX-512 VNNI is required. The sources were of whole strips, and tiles are asked for in order, as
+                // required, so `count` are left.
+                *lines = lines.map(|l| unsafe { expand_tiles(l, self.groups, count, out) });
+            }
+        }
+        let [a, b] = &self.out;
+        [a, b].map(|out| &tiles_of(out)[t % BATCH_TILES])
+    }
+}
+
+/// Multiplies tiles where they lie: `lines` gives those of a strip.
+///
+/// # Safety
+/// AMX-INT8 and AVX-512 VNNI.
+pub(super) unsafe fn dense<'a>(
+    chunk: &Chunk<'a>,
+    scratch: &mut [u8],
+    lines: impl Fn(usize) -> &'a [u8],
+) {
+    let tiles = TileScope::new(chunk.amx_int8().amx());
+    for pair in pairs(chunk) {
+        let first_strip = pair[0].expect("a pair has a first strip");
+        let lines = pair.map(|s| tiles_of(lines(s.unwrap_or(first_strip))));
+        for first in (0..chunk.m).step_by(MR) {
+            // SAFETY: the levels are there, as required.
+            unsafe { block(&tiles, chunk, pair, first, scratch, Kept(lines)) };
+        }
+    }
 }
 
 /// Expands [`BATCH_TILES`] tiles of both strips at a time.
 ///
 /// # Safety
-/// AMX-INT8; `lines` yields the strips of the chunk.
+/// AMX-INT8 and AVX-512 VNNI; `lines` gives a source of all lines of a strip.
 pub(super) unsafe fn by_batches<'a, L: Lines>(
     chunk: &Chunk<'a>,
     scratch: &mut [u8],
@@ -78,24 +137,17 @@ pub(super) unsafe fn by_batches<'a, L: Lines>(
 ) {
     let (sums, batch) = scratch.split_at_mut(SUMS_BYTES);
     let groups = Groups::of(chunk);
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
+    let tiles = TileScope::new(chunk.amx_int8().amx());
     for pair in pairs(chunk) {
         for first in (0..chunk.m).step_by(MR) {
-            let mut lines = pair.map(|s| s.map(|s| lines(chunk, s)));
             let (a, b) = batch.split_at_mut(BATCH_TILES * TILE_BYTES);
-            let tiles = |t: usize| {
-                if t.is_multiple_of(BATCH_TILES) {
-                    let count = BATCH_TILES.min(groups.tiles() - t);
-                    for (lines, out) in lines.iter_mut().zip([&mut *a, &mut *b]) {
-                        // SAFETY: AMX, and so AVX-512 VNNI; `block` asks for each tile once, in order.
-                        *lines = lines.map(|l| unsafe { expand_tiles(l, groups, count, out) });
-                    }
-                }
-                [&*a, &*b].map(|l| tile_of(l, t % BATCH_TILES).as_ptr())
+            let batches = Batches {
+                groups,
+                lines: pair.map(|s| s.map(|s| lines(chunk, s))),
+                out: [a, b],
             };
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe { block(chunk, pair, first, sums, tiles) };
+            // SAFETY: the levels are there, and `lines` gives whole strips, as required.
+            unsafe { block(&tiles, chunk, pair, first, sums, batches) };
         }
     }
 }
@@ -112,19 +164,18 @@ pub(super) unsafe fn by_panels<'a, L: Lines>(
     let (sums, panels) = scratch.split_at_mut(SUMS_BYTES);
     let groups = Groups::of(chunk);
     let (a, b) = panels.split_at_mut(tiles_bytes(chunk.k_padded));
-    // SAFETY: the caller's promise.
-    let _tiles = unsafe { TileScope::new() };
+    let tiles = TileScope::new(chunk.amx_int8().amx());
     for pair in pairs(chunk) {
         for (s, out) in pair.into_iter().zip([&mut *a, &mut *b]) {
             if let Some(s) = s {
-                // SAFETY: AMX, and so AVX-512 VNNI; a strip has that many tiles.
+                // SAFETY: AVX-512 VNNI is required, and that `lines` gives all lines of the strip, which are so many tiles.
                 unsafe { expand_tiles(lines(chunk, s), groups, groups.tiles(), out) };
             }
         }
         for first in (0..chunk.m).step_by(MR) {
-            let tiles = |t: usize| [&*a, &*b].map(|l| tile_of(l, t).as_ptr());
-            // SAFETY: the caller's promise; the scope is there.
-            unsafe { block(chunk, pair, first, sums, tiles) };
+            let panels = Kept([&*a, &*b].map(tiles_of));
+            // SAFETY: the levels are there, as required.
+            unsafe { block(&tiles, chunk, pair, first, sums, panels) };
         }
     }
 }
@@ -135,63 +186,63 @@ pub(super) unsafe fn by_panels<'a, L: Lines>(
 /// AVX-512 VNNI; `lines` yields that many.
 unsafe fn expand_tiles<L: Lines>(mut lines: L, groups: Groups, count: usize, out: &mut [u8]) -> L {
     if groups.tile_lines == ROWS {
-        // SAFETY: the caller's promise.
+        // SAFETY: AVX-512 VNNI and the lines of `count` tiles are required.
         return unsafe { expand(lines, &mut out[..count * TILE_BYTES]) };
     }
     for tile in out.chunks_exact_mut(TILE_BYTES).take(count) {
         let (filled, rest) = tile.split_at_mut(groups.tile_lines * LINE_BYTES);
-        // SAFETY: the caller's promise.
+        // SAFETY: as above; `tile_lines` of each tile.
         lines = unsafe { expand(lines, filled) };
         rest.fill(0);
     }
     lines
 }
 
-/// Computes up to 32 rows of a pair of strips. `tiles(t)` gives the t-th tile of each strip; it is called once for each, in
-/// order, and what it gives for a strip that is not there is loaded by nobody.
+/// Computes up to 32 rows of a pair of strips.
 ///
 /// # Safety
-/// Inside a [`TileScope`]; row `first` exists; the pointers are to whole tiles.
+/// AMX-INT8 and AVX-512 VNNI; `weights` are the tiles of the strips from the first on.
 #[inline(always)]
-pub(super) unsafe fn block(
+unsafe fn block(
+    tiles: &TileScope,
     chunk: &Chunk<'_>,
     pair: [Option<usize>; 2],
     first: usize,
     scratch: &mut [u8],
-    mut tiles: impl FnMut(usize) -> [*const u8; 2],
+    mut weights: impl Tiles,
 ) {
     let used = Used::of(chunk, pair, first);
-    let groups = Groups::of(chunk);
+    let (dot, groups) = (chunk.amx_int8(), Groups::of(chunk));
     let [x, ..] = chunk.i8_rows::<ROW_GROUP>(first);
+    let x = BlockRows {
+        ptr: x.q().cast(),
+        stride: chunk.x.stride,
+    };
     let scales = pair.map(|s| s.map(|s| chunk.strip_scales(s)));
-    let (exact, sums) = scratch[..SUMS_BYTES].split_at_mut(TILE_BYTES);
+    let (exact, sums) = scratch[..SUMS_BYTES]
+        .split_first_chunk_mut::<TILE_BYTES>()
+        .expect("scratch begins with a tile of sums");
     let sums: &mut [[f32; STRIP_ROWS]] = bytemuck::cast_slice_mut(sums);
     sums.fill([0.0; STRIP_ROWS]);
     let per_group = groups.tiles_per_group();
     for (g, start) in (0..groups.tiles()).step_by(per_group).enumerate() {
-        // SAFETY: the caller's promise.
-        unsafe {
-            tile::zero::<0>();
-            tile::zero::<1>();
-            tile::zero::<2>();
-            tile::zero::<3>();
-            for t in start..groups.tiles().min(start + per_group) {
-                let x =
-                    x.q.cast::<u8>()
-                        .wrapping_add(t * groups.tile_lines * LINE_K);
-                step(x, chunk.x.stride, used, tiles(t));
-            }
+        zero_sums(tiles);
+        for t in start..groups.tiles().min(start + per_group) {
+            let x = x.after(t * groups.tile_lines * LINE_K);
+            // SAFETY: tiles are asked for once, in order. `i8_rows` gave a whole group of 16 rows, and if the second is used
+            // there are more than 16 rows, and so another whole group. A short group's tile reads 32 k more than it has, by
+            // zeros: they are the next group's or, after the last, the scale and the sums behind the elements, which
+            // `Activation::row_bytes` fills up to whole lines.
+            unsafe { step(tiles, dot, x, used, weights.pair(t)) };
         }
         for (quarter, sums) in sums.chunks_exact_mut(ROWS).enumerate() {
             let (r, t) = (quarter / 2, quarter % 2);
             if let Some(scales) = scales[t]
                 && (r == 0 || used.second_rows)
             {
-                // SAFETY: the caller's promise; AMX includes AVX-512.
-                unsafe {
-                    store_sums(quarter, exact);
-                    add_scaled(exact, scales, g, sums);
-                }
+                store_sums(tiles, quarter, exact);
+                // SAFETY: AVX-512 VNNI is required.
+                unsafe { add_scaled(exact, scales, g, sums) };
             }
         }
     }
@@ -200,44 +251,17 @@ pub(super) unsafe fn block(
         let Some(s) = pair[t] else { continue };
         for (i, sums) in (start..chunk.m.min(start + ROWS)).zip(sums) {
             let [x] = chunk.i8_rows::<1>(i);
-            // SAFETY: row and strip are the chunk's.
-            unsafe { chunk.out.put(i, s, sums.map(|sum| sum * x.scale())) };
-        }
-    }
-}
-
-/// Activations of one tile, rows `stride` bytes apart, times a tile of each strip.
-///
-/// # Safety
-/// As for [`block`]; `x` is of whole groups of 16 rows, as many as `used` says.
-#[inline(always)]
-unsafe fn step(x: *const u8, stride: usize, used: Used, weights: [*const u8; 2]) {
-    // SAFETY: the caller's promise; int8 activations come in whole groups of 16 rows. A short group's tile reads 32 k more
-    // than it has, by zeros: they are the next group's or, after the last, the scale and the sums behind the elements.
-    unsafe {
-        tile::load::<4>(x, stride);
-        tile::load::<6>(weights[0], LINE_BYTES);
-        tile::dot_i8::<0, 4, 6>();
-        if used.second_strip {
-            tile::load::<7>(weights[1], LINE_BYTES);
-            tile::dot_i8::<1, 4, 7>();
-        }
-        if used.second_rows {
-            tile::load::<5>(x.wrapping_add(ROWS * stride), stride);
-            tile::dot_i8::<2, 5, 6>();
-            if used.second_strip {
-                tile::dot_i8::<3, 5, 7>();
-            }
+            chunk.put(i, s, sums.map(|sum| sum * x.scale()));
         }
     }
 }
 
 avx512_vnni_fns!(
     /// `sums[i][j] += exact[i][j] * scale[j]` with the scales of group `g`.
-    fn add_scaled(exact: &[u8], scales: StripScales<'_>, g: usize, sums: &mut [[f32; STRIP_ROWS]]) {
+    fn add_scaled(exact: &Tile, scales: StripScales<'_>, g: usize, sums: &mut [[f32; STRIP_ROWS]]) {
         let scale = scales_of(scales, g);
         for (sums, exact) in sums.iter_mut().zip(exact.chunks_exact(ROW_BYTES)) {
-            // SAFETY: 16 values of 4 bytes each.
+            // SAFETY: `exact` and `sums` are 64 bytes each, by their types and by `chunks_exact`.
             unsafe {
                 let exact = _mm512_cvtepi32_ps(_mm512_loadu_si512(exact.as_ptr().cast()));
                 let scaled = _mm512_mul_ps(exact, scale);

@@ -94,7 +94,7 @@ impl Lines for Dense {
     #[inline(always)]
     unsafe fn next(&mut self) -> Self::Line {
         let line = self.0;
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: a whole line is there, as required. A prefetch may name any address.
         unsafe {
             self.0 = line.add(LINE_ELEMS_BF16);
             _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
@@ -105,7 +105,7 @@ impl Lines for Dense {
     /// No constant is needed, for which there is no register.
     #[inline(always)]
     unsafe fn group(line: Self::Line, group: usize) -> __m256 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `next` gave `line`, which has 4 groups of 8 elements, and `group` is less than that, as required.
         unsafe {
             let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(line.add(8 * group).cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
@@ -135,7 +135,8 @@ impl Lines for Sparse {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> Self::Line {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: there is a mask, as required, and a value for each of its bits (`Chunk`, *values*). A prefetch may name any
+        // address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_add(PREFETCH_BYTES));
             _mm_prefetch::<_MM_HINT_T0>(self.value.cast::<i8>().wrapping_add(PREFETCH_BYTES));
@@ -149,8 +150,8 @@ impl Lines for Sparse {
     #[inline(always)]
     unsafe fn group((mask, value): Self::Line, group: usize) -> __m256 {
         let skip = (mask & ((1 << (8 * group)) - 1)).count_ones() as usize;
-        // SAFETY: the load begins at a value of the strip or one past its last, and 64 bytes from there are in the tensor;
-        // the table has an entry for each byte.
+        // SAFETY: the load begins at a value of the strip or one past its last, from where 64 bytes can be read (`Chunk`,
+        // *values*); the table has an entry for each byte.
         unsafe {
             let values = _mm256_broadcastsi128_si256(_mm_loadu_si128(value.add(skip).cast()));
             let control = WIDEN.0[mask >> (8 * group) & 255].as_ptr();
@@ -179,7 +180,7 @@ impl Strip for Sparse {
 /// Lines kept as f32.
 struct Kept {
     line: *const f32,
-    /// What will be read next, which memory can bring meanwhile.
+    /// What will be read next, which is prefetched meanwhile.
     next: [*const u8; 2],
 }
 
@@ -190,7 +191,7 @@ impl Lines for Kept {
     unsafe fn next(&mut self) -> Self::Line {
         let line = self.line;
         let [elements, masks] = self.next;
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: a whole line was kept, as required. A prefetch may name any address.
         unsafe {
             self.line = line.add(LINE_FLOATS);
             _mm_prefetch::<_MM_HINT_T1>(elements.cast());
@@ -205,7 +206,7 @@ impl Lines for Kept {
 
     #[inline(always)]
     unsafe fn group(line: Self::Line, group: usize) -> __m256 {
-        // SAFETY: the caller's promise.
+        // SAFETY: `next` gave `line`, which has 4 groups of 8 floats, and `group` is less than that, as required.
         unsafe { _mm256_loadu_ps(line.add(8 * group)) }
     }
 }
@@ -213,9 +214,9 @@ impl Lines for Kept {
 /// Dense bf16 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `ahead` is the chunk's, and a strip has `lines` lines.
     unsafe {
         if let Some(ahead) = chunk.page {
             return page::dense(chunk, ahead);
@@ -227,9 +228,9 @@ pub(crate) unsafe fn dense_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed bf16 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn sparse_3x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `ahead` is the chunk's, and a strip has `lines` lines.
     unsafe {
         if let Some(ahead) = chunk.page {
             return page::sparse(chunk, scratch, ahead);
@@ -287,7 +288,7 @@ impl<L: Strip> Blocked for Widened<'_, L> {
     }
 
     unsafe fn fresh(&self, span: &Span, lines: &mut L, i: usize, count: usize, keep: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required; `count` is of `rows_of`, so as many as each arm takes.
         unsafe {
             match (count, keep) {
                 (1, _) => self.multiply::<L, 1, false>(span, i, lines),
@@ -304,7 +305,7 @@ impl<L: Strip> Blocked for Widened<'_, L> {
             line: self.keep,
             next: next.places(),
         };
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required, and that the lines were kept; `count` is of `rows_of`.
         unsafe {
             match count {
                 1 => self.multiply::<_, 1, false>(span, i, &mut lines),
@@ -320,7 +321,7 @@ impl<S> Widened<'_, S> {
         /// `R` rows from `i` on; KEEP writes the lines to `keep`.
         ///
         /// # Safety
-        /// As [`Blocked::fresh`]; `lines` yields the lines of the span.
+        /// As [`Blocked::fresh`], with `R` for `count`; `lines` yields the lines of the span.
         unsafe fn multiply<L: Lines, const R: usize, const KEEP: bool>(
             &self,
             span: &Span,
@@ -334,13 +335,15 @@ impl<S> Widened<'_, S> {
             };
             let mut acc = [[_mm256_setzero_ps(); GROUPS]; R];
             if span.from > 0 {
-                // SAFETY: the sums of the lines before were put there.
+                // SAFETY: `new` made room for the sums of BLOCK_ROWS, of which these are (*rows*), and the span before put them
+                // there (*span*).
                 let sums = |r| std::array::from_fn(|group| unsafe { Kept::group(at(r), group) });
                 acc = std::array::from_fn(sums);
             }
             let mut keep = self.keep;
             for l in span.from..span.to {
-                // SAFETY: the caller's promise; elements 2 l and 2 l + 1 are in each row.
+                // SAFETY: `lines` yields line l, as required; each row, which `f32_rows` gave, has elements 2 l and 2 l + 1
+                // (`Chunk`, *rows*); `keep` has room for BLOCK_LINES (`new`), and the span is no longer if they are kept.
                 unsafe {
                     let line = lines.next();
                     let pair = x.map(|x| {
@@ -362,7 +365,8 @@ impl<S> Widened<'_, S> {
                 }
             }
             for (r, acc) in acc.into_iter().enumerate() {
-                // SAFETY: the caller's promise; row and strip are the chunk's.
+                // SAFETY: `f32_rows` asserted that the rows are below M, and the strip is the chunk's (*span*); there is room for
+                // the sums of BLOCK_ROWS (`new`), of which these are (*rows*).
                 unsafe {
                     if span.to == self.chunk.lines() {
                         self.chunk.out.put(i + r, span.s, outputs(acc));

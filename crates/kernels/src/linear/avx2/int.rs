@@ -8,7 +8,7 @@ use sparamx_format::STRIP_ROWS;
 use super::PREFETCH_BYTES;
 use crate::linear::chunk::{Chunk, StripScales};
 
-/// Asks for the bytes `at` bytes from `from` on, and [`PREFETCH_BYTES`] later.
+/// Prefetches the bytes `at` bytes from `from` on, and [`PREFETCH_BYTES`] later.
 #[inline(always)]
 pub(super) fn prefetch<T>(from: *const T, at: usize) {
     // SAFETY: SSE is part of x86-64; a prefetch may name any address.
@@ -51,13 +51,13 @@ avx2_fns!(
         match scales {
             StripScales::F32(scales) => {
                 let group: &[f32; STRIP_ROWS] = scales.as_chunks().0.get(g).expect("a group");
-                // SAFETY: 16 floats.
+                // SAFETY: `group` is 16 floats, by its type.
                 [0, 8].map(|at| unsafe { _mm256_loadu_ps(group.as_ptr().add(at)) })
             }
             StripScales::Bf16(bits) => {
                 let group: &[u16; STRIP_ROWS] = bits.as_chunks().0.get(g).expect("a group");
                 [0, 8].map(|at| {
-                    // SAFETY: 16 elements.
+                    // SAFETY: `group` is 16 elements, by its type.
                     let bits = unsafe { _mm_loadu_si128(group.as_ptr().add(at).cast()) };
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
                 })
@@ -65,13 +65,15 @@ avx2_fns!(
         }
     }
 
+    /// Writes the outputs of a row: `sums` times the row's scale.
+    ///
     /// # Safety
-    /// Row `i` and strip `s` are the chunk's.
+    /// Row `i` is below M and strip `s` is the chunk's.
     pub(super) unsafe fn put(chunk: &Chunk<'_>, i: usize, s: usize, sums: &RowSums, scale: f32) {
         let y = sums
             .scaled
             .map(|sum| _mm256_mul_ps(sum, _mm256_set1_ps(scale)));
-        // SAFETY: two registers of 8 floats are 16 floats; the caller's promise.
+        // SAFETY: two registers of 8 floats are 16 floats; row and strip are the chunk's, as required.
         unsafe {
             let y = std::mem::transmute::<[__m256; 2], [f32; STRIP_ROWS]>(y);
             chunk.out.put(i, s, y)
@@ -113,7 +115,8 @@ static SPREAD: Controls = Controls([controls(0), controls(1)]);
 /// AVX2 level; 16 bytes from `value` on and two from `bits` on can be read.
 #[inline(always)]
 pub(super) unsafe fn spread<T>(value: &mut *const T, bits: &mut *const u8) -> __m128i {
-    // SAFETY: the caller's promise, as a byte has at most 8 bits; the table has an entry for each byte.
+    // SAFETY: the level and so many bytes are required, and a byte has at most 8 bits, so both loads of 8 bytes are among the 16;
+    // the table has an entry for each byte.
     unsafe {
         let both = usize::from(bits.cast::<u16>().read_unaligned());
         let (first, second) = (both & 255, both >> 8);

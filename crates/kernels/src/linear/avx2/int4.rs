@@ -27,7 +27,7 @@ trait Bytes: Copy {
     /// The next two lines, the registers of the even one first.
     ///
     /// # Safety
-    /// AVX2 level; there are two more lines.
+    /// AVX2 level; there are two more lines, and what [`Chunk`] says of their strip.
     unsafe fn next(&mut self) -> [[__m256i; 2]; 2];
 }
 
@@ -48,7 +48,7 @@ impl Bytes for Dense {
     #[inline(always)]
     unsafe fn next(&mut self) -> [[__m256i; 2]; 2] {
         prefetch(self.0, 0);
-        // SAFETY: the caller's promise.
+        // SAFETY: two lines, in 64 bytes, are there, as required.
         unsafe {
             let low = _mm256_set1_epi8(15);
             let load = |at| _mm256_loadu_si256(self.0.add(at).cast());
@@ -68,7 +68,7 @@ struct Kept(*const u8);
 impl Bytes for Kept {
     #[inline(always)]
     unsafe fn next(&mut self) -> [[__m256i; 2]; 2] {
-        // SAFETY: the caller's promise.
+        // SAFETY: two lines of 64 bytes were kept, as required.
         unsafe {
             let load = |at| _mm256_loadu_si256(self.0.add(at).cast());
             let pair = [[load(0), load(32)], [load(64), load(96)]];
@@ -89,9 +89,9 @@ struct Sparse {
 /// Dense int4 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn dense_4x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; strips have `int_lines` lines.
     unsafe {
         blocked(
             chunk,
@@ -104,9 +104,9 @@ pub(crate) unsafe fn dense_4x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed int4 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn sparse_4x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; strips have `int_lines` lines.
     unsafe {
         blocked(
             chunk,
@@ -148,8 +148,11 @@ impl<'a> Codes<'a> {
     }
 
     /// [`Blocked::kept`]
+    ///
+    /// # Safety
+    /// As there.
     unsafe fn kept(&self, span: &Span, i: usize, count: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required, and that the lines were kept.
         unsafe { self.multiply_rows::<_, false>(span, i, count, &mut Kept(self.keep)) }
     }
 
@@ -162,7 +165,7 @@ impl<'a> Codes<'a> {
         count: usize,
         lines: &mut L,
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the same is required; `count` is at most MR, so as many as each arm takes.
         unsafe {
             match count {
                 1 => self.multiply::<L, 1, KEEP>(span, i, lines),
@@ -177,7 +180,7 @@ impl<'a> Codes<'a> {
         /// `R` rows from `i` on; KEEP writes the lines to `keep`.
         ///
         /// # Safety
-        /// As [`Blocked::fresh`]; `place` is the first line of the span and then the one after the last.
+        /// As [`Blocked::fresh`], with `R` for `count`; `place` is the first line of the span and then the one after the last.
         unsafe fn multiply<L: Bytes, const R: usize, const KEEP: bool>(
             &self,
             span: &Span,
@@ -190,7 +193,8 @@ impl<'a> Codes<'a> {
             let at = self.sums.wrapping_add(i - span.first_row);
             let mut sums = [no_sums(); R];
             if span.from > 0 {
-                // SAFETY: the sums of the lines before were put there.
+                // SAFETY: `new` made room for the sums of BLOCK_ROWS, of which these are (*rows*), and the span before put them
+                // there (*span*).
                 sums = std::array::from_fn(|r| unsafe { at.add(r).read() });
             }
             let (mut lines, mut keep) = (*place, self.keep);
@@ -198,7 +202,8 @@ impl<'a> Codes<'a> {
             for from in (span.from..span.to).step_by(SHORT_LINES) {
                 let mut short = [[_mm256_setzero_si256(); 2]; R];
                 for l in (from..from + SHORT_LINES).step_by(2) {
-                    // SAFETY: the caller's promise: groups, and so spans, are whole times 8 lines; their quads are in each row.
+                    // SAFETY: the span's lines are left (*span*), whole times 8 of them, as BLOCK_LINES and strips are; each row,
+                    // which `i8_rows` gave, has their quads (`Chunk`, *rows*); `keep` has room for BLOCK_LINES (`new`).
                     unsafe {
                         let pair = lines.next();
                         for (parity, line) in pair.into_iter().enumerate() {
@@ -209,7 +214,7 @@ impl<'a> Codes<'a> {
                                 keep = keep.add(LINE_ELEMS_I8);
                             }
                             for r in 0..R {
-                                let quad = x[r].q.cast::<i32>().add(l + parity).read_unaligned();
+                                let quad = x[r].q().cast::<i32>().add(l + parity).read_unaligned();
                                 let quad = _mm256_set1_epi32(quad);
                                 for half in 0..2 {
                                     let products = _mm256_maddubs_epi16(line[half], quad);
@@ -230,8 +235,7 @@ impl<'a> Codes<'a> {
                     let first = end_of_group - group_lines;
                     let scales = scales_of(scales, first / group_lines);
                     for (sums, x) in sums.iter_mut().zip(x) {
-                        // SAFETY: the group is inside the row.
-                        let offset = unsafe { x.sum(4 * first..4 * to) }.wrapping_mul(8);
+                        let offset = x.sum(4 * first..4 * to).wrapping_mul(8);
                         end_group(sums, offset, scales);
                     }
                     end_of_group += group_lines;
@@ -239,7 +243,8 @@ impl<'a> Codes<'a> {
             }
             *place = lines;
             for r in 0..R {
-                // SAFETY: the caller's promise; row and strip are the chunk's.
+                // SAFETY: the rows are below M (*rows*), the strip is the chunk's (*span*); there is room for the sums of
+                // BLOCK_ROWS (`new`), of which these are (*rows*).
                 unsafe {
                     if span.to == all {
                         put(self.chunk, i + r, span.s, &sums[r], x[r].scale());
@@ -254,9 +259,10 @@ impl<'a> Codes<'a> {
         /// half a shuffle.
         ///
         /// # Safety
-        /// There are so many lines from `from` on, and room for them.
+        /// There are so many lines from `from` on, and what [`Chunk`] says of their strip; they are no more than
+        /// [`BLOCK_LINES`].
         unsafe fn expand(&self, from: &mut Sparse, lines: usize) {
-            // SAFETY: the caller's promise.
+            // SAFETY: so many lines, and so masks, are there, as required.
             let masks = unsafe { std::slice::from_raw_parts(from.mask, lines) };
             let values: usize = masks.iter().map(|mask| mask.count_ones() as usize).sum();
             // Codes 0..8 are levels -8..0, the others 1..=8: turned over in bit 3, the bytes that the multiplication wants are
@@ -268,7 +274,8 @@ impl<'a> Codes<'a> {
             let low = _mm256_set1_epi8(15);
             let odd = from.at % 2;
             for byte in (0..(odd + values).div_ceil(2)).step_by(16) {
-                // SAFETY: 64 bytes from any value of a strip are in the tensor; 32 bytes beyond the codes are there.
+                // SAFETY: 64 bytes from any value of a strip can be read (`Chunk`, *values*); there is room for the codes of
+                // BLOCK_LINES and 64 bytes beyond (`new`).
                 unsafe {
                     let source = from.values.add(from.at / 2 + byte);
                     prefetch(source, 0);
@@ -282,7 +289,8 @@ impl<'a> Codes<'a> {
             let mut value = self.codes.wrapping_add(odd).cast_const();
             for (l, mask_ref) in masks.iter().enumerate() {
                 prefetch(mask_ref, 0);
-                // SAFETY: loads begin at a code or one past the last; the table has an entry for each byte.
+                // SAFETY: loads begin at a code or one past the last, from where 64 bytes are there (`new`); a mask is 8 bytes;
+                // `keep` has room for BLOCK_LINES (`new`), which are no fewer.
                 unsafe {
                     let mut bits = (&raw const *mask_ref).cast::<u8>();
                     for part in 0..4 {
@@ -312,7 +320,7 @@ impl Blocked for DenseCodes<'_> {
     }
 
     unsafe fn fresh(&self, span: &Span, lines: &mut Dense, i: usize, count: usize, keep: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required, and `count` is of `rows_of`, at most MR.
         unsafe {
             if keep {
                 self.0.multiply_rows::<_, true>(span, i, count, lines);
@@ -323,7 +331,7 @@ impl Blocked for DenseCodes<'_> {
     }
 
     unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the same is required.
         unsafe { self.0.kept(span, i, count) }
     }
 }
@@ -348,7 +356,7 @@ impl Blocked for SparseCodes<'_> {
     }
 
     unsafe fn fresh(&self, span: &Span, lines: &mut Sparse, i: usize, count: usize, _keep: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required; a span is at most BLOCK_LINES, which is ONE_PASS_LINES too.
         unsafe {
             self.0.expand(lines, span.to - span.from);
             self.0.kept(span, i, count);
@@ -356,7 +364,7 @@ impl Blocked for SparseCodes<'_> {
     }
 
     unsafe fn kept(&self, span: &Span, _next: &Self::Lines, i: usize, count: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the same is required.
         unsafe { self.0.kept(span, i, count) }
     }
 }

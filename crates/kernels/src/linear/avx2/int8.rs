@@ -16,7 +16,7 @@ use super::int::{ROW_BYTES, RowSums, end_group, no_sums, prefetch, put, scales_o
 use crate::linear::chunk::{Chunk, I16Row};
 use crate::linear::loops::{BLOCK_LINES, BLOCK_ROWS, Blocked, Span, blocked};
 
-/// Lines between prefetches: a line has 8 bytes of mask, and to ask for them each time is a load that M = 1 has no room for.
+/// Lines between prefetches: a line has 8 bytes of mask, and to prefetch them each time is a load that M = 1 has no room for.
 /// Strips and groups of scales are whole times 8 lines.
 const UNROLL: usize = 4;
 
@@ -43,7 +43,7 @@ trait Strip: Copy {
     /// The first line of strip `s`.
     fn new(chunk: &Chunk<'_>, s: usize) -> Self;
 
-    /// Asks for what comes later. To be called every [`UNROLL`] lines.
+    /// Prefetches what comes later. To be called every [`UNROLL`] lines.
     fn prefetch(&self);
 
     /// Where the elements, or values, of the lines from here on are, and their masks if they have any.
@@ -52,7 +52,7 @@ trait Strip: Copy {
     /// The next 16 elements.
     ///
     /// # Safety
-    /// AVX2 level; there are more.
+    /// AVX2 level; there are more, and what [`Chunk`] says of their strip.
     unsafe fn next(&mut self) -> __m256i;
 }
 
@@ -79,7 +79,7 @@ impl Strip for Dense {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> __m256i {
-        // SAFETY: the caller's promise.
+        // SAFETY: 16 bytes are there, as required.
         unsafe {
             let levels = _mm_loadu_si128(self.0.cast());
             self.0 = self.0.add(16);
@@ -120,7 +120,8 @@ impl Strip for Sparse {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> __m256i {
-        // SAFETY: 64 bytes from any value of a strip, or from behind its last, are in the tensor.
+        // SAFETY: 64 bytes from any value of a strip, or from behind its last, can be read (`Chunk`, *values*), and 16 more
+        // elements have two bytes of masks.
         unsafe { _mm256_cvtepi8_epi16(spread(&mut self.value, &mut self.bits)) }
     }
 }
@@ -128,9 +129,9 @@ impl Strip for Sparse {
 /// Dense int8 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn dense_6x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; strips have `int_lines` lines.
     unsafe {
         blocked(
             chunk,
@@ -143,9 +144,9 @@ pub(crate) unsafe fn dense_6x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
 /// Packed int8 weights.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says.
+/// AVX2 level.
 pub(crate) unsafe fn sparse_6x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; strips have `int_lines` lines.
     unsafe {
         blocked(
             chunk,
@@ -205,7 +206,8 @@ impl<L: Strip> Blocked for Words<'_, L> {
     }
 
     unsafe fn fresh(&self, span: &Span, lines: &mut L, i: usize, count: usize, _keep: bool) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required; `count` is of `first_rows`, at most FEW_ROWS, and 0 where lines are kept,
+        // at most BLOCK_LINES of them.
         unsafe {
             match count {
                 0 => self.keep(span, lines),
@@ -217,7 +219,7 @@ impl<L: Strip> Blocked for Words<'_, L> {
     }
 
     unsafe fn kept(&self, span: &Span, next: &L, i: usize, count: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: *rows* and *span* are required, and that the lines were kept.
         unsafe {
             match count {
                 3 => self.kept_pairs::<3>(span, next, i),
@@ -237,7 +239,7 @@ impl<L: Strip> Words<'_, L> {
         /// Few rows from `i` on, by lines as they come: a register is 4 outputs x 4 k.
         ///
         /// # Safety
-        /// As [`Blocked::fresh`]; `place` is the first line of the span and then the one after the last.
+        /// As [`Blocked::fresh`], with `R` for `count`; `place` is the first line of the span and then the one after the last.
         unsafe fn quads<const R: usize>(&self, span: &Span, i: usize, place: &mut L) {
             let x = self.chunk.i16_rows::<R>(i);
             let mut lines = *place;
@@ -247,11 +249,11 @@ impl<L: Strip> Words<'_, L> {
                 for first in part.clone().step_by(UNROLL) {
                     lines.prefetch();
                     for l in first..first + UNROLL {
-                        // SAFETY: the caller's promise: groups, and so spans, are whole times 8 lines; elements 4 l .. 4 l + 4
-                        // are in each row.
+                        // SAFETY: the span's lines are left (*span*), whole times 8 of them, as strips and groups are; each row,
+                        // which `i16_rows` gave, has elements 4 l .. 4 l + 4 (`Chunk`, *rows*).
                         unsafe {
                             let quad = x.map(|x| {
-                                let quad = x.q.add(4 * l).cast::<i64>();
+                                let quad = x.q().add(4 * l).cast::<i64>();
                                 _mm256_set1_epi64x(quad.read_unaligned())
                             });
                             for group in 0..GROUPS {
@@ -272,7 +274,7 @@ impl<L: Strip> Words<'_, L> {
                     let d = _mm256_add_epi32(d, before[r]);
                     outputs[r] = [_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)];
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: *rows* and *span* are required; the part is of the span.
                 unsafe { self.add(span, &part, i, &x, outputs) };
             }
             *place = lines;
@@ -281,11 +283,12 @@ impl<L: Strip> Words<'_, L> {
         /// Writes the lines of a span to `keep`, so that a register is 8 outputs x 2 k.
         ///
         /// # Safety
-        /// AVX2 level; there is room for the span; `place` is its first line and then the one after the last.
+        /// *span*, as [`Blocked::fresh`]; `place` is its first line and then the one after the last.
         unsafe fn keep(&self, span: &Span, place: &mut L) {
             let (mut lines, mut keep) = (*place, self.keep);
             for _ in span.from..span.to {
-                // SAFETY: the caller's promise.
+                // SAFETY: the span's lines are left (*span*), four registers each; `keep` has room for BLOCK_LINES (`new`), and
+                // the span is no longer.
                 unsafe {
                     for half in 0..2 {
                         let (a, b) = (lines.next(), lines.next());
@@ -301,7 +304,7 @@ impl<L: Strip> Words<'_, L> {
         /// `R` rows from `i` on, by lines that were kept.
         ///
         /// # Safety
-        /// As [`Blocked::kept`].
+        /// As [`Blocked::kept`], with `R` for `count`.
         unsafe fn kept_pairs<const R: usize>(&self, span: &Span, next: &L, i: usize) {
             let x = self.chunk.i16_rows::<R>(i);
             let mut kept = self.keep.cast_const();
@@ -325,11 +328,12 @@ impl<L: Strip> Words<'_, L> {
             }
             for part in self.parts(span) {
                 let mut acc = [[_mm256_setzero_si256(); 2]; R];
-                // SAFETY: the caller's promise; elements up to 4 * part.end are in each row.
+                // SAFETY: each row, which `i16_rows` gave, has the elements of the part (`Chunk`, *rows*), whose lines were kept,
+                // as required. A prefetch may name any address.
                 unsafe {
                     if let Ok(acc) = <&mut [[__m256i; 2]; KEPT_ROWS]>::try_from(acc.as_mut_slice())
                     {
-                        let x = x[0].q.add(4 * part.start);
+                        let x = x[0].q().add(4 * part.start);
                         next = six_rows(acc, x, self.chunk.x.stride, kept, part.len(), next);
                         kept = kept.add(part.len() * LINE_ELEMS_I8);
                     } else {
@@ -348,7 +352,7 @@ impl<L: Strip> Words<'_, L> {
                         }
                     }
                 }
-                // SAFETY: the caller's promise.
+                // SAFETY: *rows* and *span* are required; the part is of the span.
                 unsafe { self.add(span, &part, i, &x, acc) };
             }
         }
@@ -357,17 +361,17 @@ impl<L: Strip> Words<'_, L> {
         /// outputs 0, 1, 4, 5, 2, 3, 6, 7.
         ///
         /// # Safety
-        /// Rows and strip are the chunk's, the rows among the [`BLOCK_ROWS`] from `span.first_row` on.
+        /// *rows* and *span*, as [`Blocked::fresh`], with `R` for `count`.
         unsafe fn add<const R: usize>(
             &self,
             span: &Span,
             part: &Range<usize>,
             i: usize,
-            x: &[I16Row; R],
+            x: &[I16Row<'_>; R],
             outputs: [[__m256i; 2]; R],
         ) {
             let (all, group_lines) = (self.chunk.int_lines(), self.chunk.group_lines());
-            // SAFETY: the caller's promise.
+            // SAFETY: `new` made room, aligned, for the sums of BLOCK_ROWS, of which these are (*rows*).
             let sums: &mut [RowSums; R] = unsafe { &mut *self.sums.add(i - span.first_row).cast() };
             if part.start == 0 {
                 *sums = [no_sums(); R];
@@ -388,7 +392,7 @@ impl<L: Strip> Words<'_, L> {
             }
             if part.end == all {
                 for r in 0..R {
-                    // SAFETY: the caller's promise.
+                    // SAFETY: the row is below M (*rows*), the strip the chunk's (*span*).
                     unsafe { put(self.chunk, i + r, span.s, &sums[r], x[r].scale()) };
                 }
             }
@@ -423,16 +427,16 @@ avx2_fns!(
     /// Adds the products of 16 outputs x 2 k with elements `k` and `k + 1` of each row.
     ///
     /// # Safety
-    /// The rows have them.
+    /// The rows have these elements.
     unsafe fn multiply<const R: usize>(
         acc: &mut [[__m256i; 2]; R],
-        x: &[I16Row; R],
+        x: &[I16Row<'_>; R],
         k: usize,
         w: [__m256i; 2],
     ) {
         for (acc, x) in acc.iter_mut().zip(x) {
-            // SAFETY: the caller's promise.
-            let pair = unsafe { x.q.add(k).cast::<i32>().read_unaligned() };
+            // SAFETY: the row has elements `k` and `k + 1`, as required.
+            let pair = unsafe { x.q().add(k).cast::<i32>().read_unaligned() };
             let pair = _mm256_set1_epi32(pair);
             for (acc, w) in acc.iter_mut().zip(w) {
                 *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(w, pair));
@@ -440,7 +444,7 @@ avx2_fns!(
         }
     }
 
-    /// Adds to the sums of [`KEPT_ROWS`] rows, `stride` elements apart from `x` on, the products with `lines` kept lines; asks for
+    /// Adds to the sums of [`KEPT_ROWS`] rows, `stride` elements apart from `x` on, the products with `lines` kept lines; prefetches
     /// as many lines, and masks, from `next` on.
     ///
     /// The loop of [`multiply`], in an order that keeps the multipliers busiest: 25.9 products a cycle of the 32 that two of them
@@ -480,7 +484,8 @@ avx2_fns!(
         let stride = stride * size_of::<i16>();
         let [a, b, c, d, e, f] = acc;
         let [mut next, mut masks] = next;
-        // SAFETY: the caller's promise.
+        // SAFETY: the rows have `4 * lines` elements and there are as many kept lines, as required: the loop reads 8 bytes of each
+        // row and 128 of `kept` a turn. A prefetch may name any address.
         unsafe {
             asm!(
                 "2:",

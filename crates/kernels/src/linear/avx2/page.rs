@@ -29,7 +29,7 @@ trait Lines: Copy {
     /// The next line: outputs 0..8 and 8..16, of each the even and the odd k in one lane.
     ///
     /// # Safety
-    /// AVX2 level; there is a next line.
+    /// AVX2 level; there is a next line, and what [`Chunk`] says of its strip.
     unsafe fn next(&mut self) -> [__m256i; 2];
 }
 
@@ -37,7 +37,7 @@ trait Lines: Copy {
 #[derive(Clone, Copy)]
 struct Dense {
     line: *const u16,
-    /// Bytes from a line to the one to ask memory for.
+    /// Bytes from a line to the one to prefetch.
     ahead: isize,
 }
 
@@ -46,7 +46,7 @@ impl Lines for Dense {
     unsafe fn next(&mut self) -> [__m256i; 2] {
         let line = self.line;
         self.line = line.wrapping_add(LINE_ELEMS_BF16);
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: a line of two registers is there, as required. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(line.cast::<i8>().wrapping_offset(self.ahead));
             [
@@ -62,7 +62,7 @@ impl Lines for Dense {
 struct Sparse {
     mask: *const u32,
     value: *const u16,
-    /// Bytes from masks and values to those to ask memory for.
+    /// Bytes from masks and values to those to prefetch.
     ahead: isize,
 }
 
@@ -92,8 +92,8 @@ static SPREAD: Spread = {
 impl Lines for Sparse {
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m256i; 2] {
-        // SAFETY: the caller's promise. Each load begins at a value of the strip or one past its last, and 64 bytes from there
-        // are in the tensor; the table has an entry for each byte. A prefetch may name any address.
+        // SAFETY: there is a mask, as required. Each load begins at a value of the strip or one past its last, from where 64 bytes
+        // can be read (`Chunk`, *values*); the table has an entry for each byte. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(self.mask.cast::<i8>().wrapping_offset(self.ahead));
             _mm_prefetch::<_MM_HINT_T1>(self.value.cast::<i8>().wrapping_offset(self.ahead));
@@ -117,7 +117,7 @@ impl Lines for Sparse {
 /// Dense bf16.
 ///
 /// # Safety
-/// AVX2 level; a chunk as its documentation says; `ahead` is its [`Chunk::page`].
+/// AVX2 level.
 pub(super) unsafe fn dense(chunk: &Chunk<'_>, ahead: isize) {
     for s in chunk.strips.clone() {
         let all = Dense {
@@ -130,7 +130,7 @@ pub(super) unsafe fn dense(chunk: &Chunk<'_>, ahead: isize) {
                 from: 0,
                 to: chunk.lines(),
             };
-            // SAFETY: the caller's promise; the lines of the strip.
+            // SAFETY: the level is required; the rows from `i` on are below M; strip and lines are the chunk's, all of them.
             unsafe { part.multiply_some(chunk, i, all) };
         }
     }
@@ -155,7 +155,8 @@ pub(super) unsafe fn sparse(chunk: &Chunk<'_>, scratch: &mut [u8], ahead: isize)
         for from in (0..chunk.lines()).step_by(BLOCK_LINES) {
             let to = chunk.lines().min(from + BLOCK_LINES);
             let part = Part { s, from, to };
-            // SAFETY: the caller's promise; the lines of the part, also those that are kept.
+            // SAFETY: the level is required; the rows are below M; `lines` began with the strip and yields the part next, and
+            // `kept` yields what `expand` wrote of it.
             unsafe {
                 if chunk.m <= MR {
                     lines = part.multiply_some(chunk, 0, lines);
@@ -185,9 +186,9 @@ impl Part {
     /// Up to [`MR`] rows from `i` on; gives what comes after.
     ///
     /// # Safety
-    /// AVX2 level; a chunk as its documentation says, which has row `i`; `lines` yields the lines of the part.
+    /// AVX2 level; the chunk has row `i` and the strip; `lines` yields the lines of the part, and those before were multiplied.
     unsafe fn multiply_some<L: Lines>(&self, chunk: &Chunk<'_>, i: usize, lines: L) -> L {
-        // SAFETY: the caller's promise.
+        // SAFETY: the same is required; each arm takes no more rows than are left below M.
         unsafe {
             match chunk.m - i {
                 1 => self.multiply::<L, 1>(chunk, i, lines),
@@ -203,7 +204,7 @@ impl Part {
         /// sum has to leave its register.
         ///
         /// # Safety
-        /// As [`Part::multiply_some`].
+        /// As [`Part::multiply_some`], for `R` rows.
         #[inline(never)]
         unsafe fn multiply<L: Lines, const R: usize>(
             &self,
@@ -217,7 +218,8 @@ impl Part {
             if self.from > 0 {
                 for r in 0..R {
                     let sums = (i + r) * chunk.out.stride + self.s * STRIP_ROWS;
-                    // SAFETY: row and whole strip are the chunk's, and were written for the part before.
+                    // SAFETY: `f32_rows` asserted the rows; the strip, a whole one as all of a page are, is the chunk's, and was
+                    // written for the part before, as required.
                     unsafe {
                         acc[r][0] = _mm256_loadu_ps(chunk.out.ptr.add(sums));
                         acc[r][1] = _mm256_loadu_ps(chunk.out.ptr.add(sums + STRIP_ROWS / 2));
@@ -225,7 +227,7 @@ impl Part {
                 }
             }
             for l in self.from..self.to {
-                // SAFETY: the caller's promise; elements 2 l and 2 l + 1 are in each row.
+                // SAFETY: `lines` yields line l, as required; each row has elements 2 l and 2 l + 1 (`Chunk`, *rows*).
                 unsafe {
                     let pairs = lines.next();
                     let even = pairs.map(|w| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w)));
@@ -243,7 +245,7 @@ impl Part {
                 }
             }
             for r in 0..R {
-                // SAFETY: row and strip are the chunk's. Two registers are 16 floats.
+                // SAFETY: `f32_rows` asserted the rows, and the strip is the chunk's, as required. Two registers are 16 floats.
                 unsafe {
                     let sums = std::mem::transmute::<[__m256; 2], [f32; STRIP_ROWS]>(acc[r]);
                     chunk.out.put(i + r, self.s, sums);
@@ -261,7 +263,7 @@ avx2_fns!(
     /// `lines` yields that many.
     unsafe fn expand(mut lines: Sparse, out: &mut [u16]) -> Sparse {
         for line in out.chunks_exact_mut(LINE_ELEMS_BF16) {
-            // SAFETY: the caller's promise; a line is two registers.
+            // SAFETY: `lines` yields a line for each of `out`, as required; `line` is two registers long.
             unsafe {
                 let [low, high] = lines.next();
                 _mm256_storeu_si256(line.as_mut_ptr().cast(), low);

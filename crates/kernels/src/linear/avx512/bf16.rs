@@ -23,21 +23,21 @@ trait Source: Copy {
     /// The next line.
     ///
     /// # Safety
-    /// AVX-512 level; there is a next line. `#[inline(always)]`.
+    /// AVX-512 level; there is a next line, and what [`Chunk`] says of its strip. `#[inline(always)]`.
     unsafe fn next(&mut self) -> __m512i;
 }
 
 #[derive(Clone, Copy)]
 struct DenseLines {
     line: *const u16,
-    /// Bytes from a line to the one to ask memory for.
+    /// Bytes from a line to the one to prefetch.
     ahead: isize,
 }
 
 impl Source for DenseLines {
     #[inline(always)]
     unsafe fn next(&mut self) -> __m512i {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: a line of 64 bytes is there, as required. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(self.line.cast::<i8>().wrapping_offset(self.ahead));
             let line = _mm512_loadu_si512(self.line.cast());
@@ -51,7 +51,7 @@ impl Source for DenseLines {
 pub(crate) struct SparseLines {
     mask: *const u32,
     value: *const u16,
-    /// Bytes from masks and values to those to ask memory for.
+    /// Bytes from masks and values to those to prefetch.
     ahead: isize,
 }
 
@@ -59,7 +59,8 @@ impl Source for SparseLines {
     /// The register form of the expansion after a plain load of 64 bytes, see [`load`].
     #[inline(always)]
     unsafe fn next(&mut self) -> __m512i {
-        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        // SAFETY: a mask is there, as required, and 64 bytes from the value on (`Chunk`, *values*). A prefetch may name any
+        // address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(self.mask.cast::<i8>().wrapping_offset(self.ahead));
             _mm_prefetch::<_MM_HINT_T1>(self.value.cast::<i8>().wrapping_offset(self.ahead));
@@ -77,11 +78,11 @@ avx512_fns!(
     /// which in that form takes Zen 4 several times as long, and Intel as long as both.
     ///
     /// # Safety
-    /// They are there.
+    /// 64 bytes from `from` on can be read.
     #[inline]
     unsafe fn load(from: *const u8) -> __m512i {
         let bytes;
-        // SAFETY: the caller's promise.
+        // SAFETY: 64 bytes can be read, as required; nothing is written but the register.
         unsafe {
             std::arch::asm!(
                 "vmovdqu64 {}, zmmword ptr [{}]",
@@ -135,19 +136,19 @@ macro_rules! in_row_blocks {
 /// Dense bf16 weights, f32 activations.
 ///
 /// # Safety
-/// AVX-512 level; a chunk as its documentation says.
+/// AVX-512 level.
 pub(crate) unsafe fn dense_f32_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required here too.
     unsafe { dense(chunk, multiply_f32) }
 }
 
 /// Packed bf16 weights straight from the packed bytes, f32 activations.
 ///
 /// # Safety
-/// AVX-512 level; a chunk as its documentation says.
+/// AVX-512 level.
 pub(crate) unsafe fn sparse_f32_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
     for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise; strips are valid.
+        // SAFETY: the level is required; `sparse_source` yields all lines of strip `s`, which is the chunk's; rows are below M.
         unsafe { in_row_blocks!(rows_f32, chunk, sparse_source(chunk, s), s) }
     }
 }
@@ -155,28 +156,28 @@ pub(crate) unsafe fn sparse_f32_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
 /// Packed bf16 weights, expanded once to panels, f32 activations.
 ///
 /// # Safety
-/// AVX-512 level; a chunk as its documentation says.
+/// AVX-512 level.
 pub(crate) unsafe fn sparse_panel_f32_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required here too.
     unsafe { panels(chunk, scratch, expand, multiply_f32) }
 }
 
 /// Dense bf16 weights, bf16 activations.
 ///
 /// # Safety
-/// AVX-512 with BF16; a chunk as its documentation says.
+/// AVX-512 with BF16.
 pub(crate) unsafe fn dense_bf16_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required here too.
     unsafe { dense(chunk, multiply_bf16) }
 }
 
 /// Packed bf16 weights straight from the packed bytes, bf16 activations.
 ///
 /// # Safety
-/// AVX-512 with BF16; a chunk as its documentation says.
+/// AVX-512 with BF16.
 pub(crate) unsafe fn sparse_bf16_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
     for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise; strips are valid.
+        // SAFETY: the level is required; `sparse_source` yields all lines of strip `s`, which is the chunk's; rows are below M.
         unsafe { in_row_blocks!(rows_bf16, chunk, sparse_source(chunk, s), s) }
     }
 }
@@ -184,21 +185,27 @@ pub(crate) unsafe fn sparse_bf16_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
 /// Packed bf16 weights, expanded once to panels, bf16 activations.
 ///
 /// # Safety
-/// AVX-512 with BF16; a chunk as its documentation says.
+/// AVX-512 with BF16.
 pub(crate) unsafe fn sparse_panel_bf16_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required here too.
     unsafe { panels(chunk, scratch, expand, multiply_bf16) }
 }
 
-/// [`crate::linear::loops::Multiply`]
+/// [`Multiply`](crate::linear::loops::Multiply)
+///
+/// # Safety
+/// The level of instructions; `lines` are those of strip `s`, which is the chunk's.
 unsafe fn multiply_f32(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level and a strip of the chunk are required; `dense_source` asserts that its lines are whole; rows are below M.
     unsafe { in_row_blocks!(rows_f32, chunk, dense_source(chunk, lines), s) }
 }
 
-/// [`crate::linear::loops::Multiply`]
+/// [`Multiply`](crate::linear::loops::Multiply)
+///
+/// # Safety
+/// The level of instructions; `lines` are those of strip `s`, which is the chunk's.
 unsafe fn multiply_bf16(chunk: &Chunk<'_>, lines: &[u16], s: usize) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level and a strip of the chunk are required; `dense_source` asserts that its lines are whole; rows are below M.
     unsafe { in_row_blocks!(rows_bf16, chunk, dense_source(chunk, lines), s) }
 }
 
@@ -206,7 +213,7 @@ avx512_fns!(
     /// `R` rows from `i` on times strip `s`; returns `R`. Even and odd k are summed apart, as on AVX2.
     ///
     /// # Safety
-    /// `source` yields all lines of a strip of the chunk's K.
+    /// `source` yields all lines of strip `s`, which is the chunk's; `R` rows from `i` on are below M.
     unsafe fn rows_f32<S: Source, const R: usize>(
         chunk: &Chunk<'_>,
         mut source: S,
@@ -217,7 +224,8 @@ avx512_fns!(
         let odd_half = _mm512_set1_epi32(0xffff_0000_u32 as i32);
         let mut acc = [[_mm512_setzero_ps(); 2]; R];
         for l in 0..chunk.lines() {
-            // SAFETY: line l is there, and elements 2 l and 2 l + 1 of each row.
+            // SAFETY: `source` yields line l, as required, and each row, which `f32_rows` gave, has elements 2 l and 2 l + 1
+            // (`Chunk`, *rows*).
             unsafe {
                 let w = source.next();
                 let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
@@ -229,7 +237,7 @@ avx512_fns!(
                 }
             }
         }
-        // SAFETY: rows and strip are the chunk's.
+        // SAFETY: `f32_rows` asserted that the rows are below M; strip `s` is the chunk's, as required.
         unsafe { put(chunk, acc, s, i) };
         R
     }
@@ -237,7 +245,7 @@ avx512_fns!(
     /// [`crate::linear::loops::Expand`]
     ///
     /// # Safety
-    /// AVX-512 level; the strip is valid.
+    /// AVX-512 level; masks and values are a strip's, as [`Chunk`] says.
     pub(crate) unsafe fn expand(masks: &[u32], values: &[u16], panel: &mut [u16]) {
         assert_eq!(panel.len(), masks.len() * LINE_ELEMS_BF16);
         let source = SparseLines {
@@ -245,17 +253,17 @@ avx512_fns!(
             value: values.as_ptr(),
             ahead: PREFETCH_BYTES,
         };
-        // SAFETY: as many lines as masks.
+        // SAFETY: masks and values are a strip's, as required, and the panel has as many lines as there are masks (asserted).
         unsafe { expand_lines(source, panel) };
     }
 
     /// Writes the next lines, as many as `out` takes.
     ///
     /// # Safety
-    /// `source` yields that many.
+    /// `source` yields that many, see [`Source::next`].
     pub(crate) unsafe fn expand_lines(mut source: SparseLines, out: &mut [u16]) -> SparseLines {
         for line in out.chunks_exact_mut(LINE_ELEMS_BF16) {
-            // SAFETY: the caller's promise; a line is 64 bytes.
+            // SAFETY: `source` yields a line for each of `out`, as required; `line` is 64 bytes.
             unsafe { _mm512_storeu_si512(line.as_mut_ptr().cast(), source.next()) };
         }
         source
@@ -266,11 +274,11 @@ avx512_fns!(
 /// with strips as short as those of a page.
 ///
 /// # Safety
-/// AVX-512 level; rows and strip are the chunk's.
+/// AVX-512 level; `R` rows from `i` on are below M, and strip `s` is the chunk's.
 #[inline(always)]
 unsafe fn put<const R: usize>(chunk: &Chunk<'_>, acc: [[__m512; 2]; R], s: usize, i: usize) {
     for (r, acc) in acc.iter().enumerate() {
-        // SAFETY: the caller's promise. A register holds 16 floats.
+        // SAFETY: row and strip are the chunk's, as required, and so is that part of the output. A register holds 16 floats.
         unsafe {
             let sum = _mm512_add_ps(acc[0], acc[1]);
             let sum = std::mem::transmute::<__m512, [f32; STRIP_ROWS]>(sum);
@@ -284,7 +292,7 @@ avx512_bf16_fns!(
     /// and odd number are summed apart, because one sum a row would wait for itself (6 cycles).
     ///
     /// # Safety
-    /// `source` yields all lines of a strip of the chunk's K.
+    /// `source` yields all lines of strip `s`, which is the chunk's; `R` rows from `i` on are below M.
     unsafe fn rows_bf16<S: Source, const R: usize>(
         chunk: &Chunk<'_>,
         mut source: S,
@@ -296,7 +304,8 @@ avx512_bf16_fns!(
         // K is a multiple of 32, so the number of lines is one of 16.
         for l in (0..chunk.lines()).step_by(2) {
             for parity in 0..2 {
-                // SAFETY: line l + parity is there, and its k-pair in each row.
+                // SAFETY: `source` yields line l + parity, as required, and each row, which `bf16_rows` gave, has its k-pair
+                // (`Chunk`, *rows*).
                 unsafe {
                     let w = std::mem::transmute::<__m512i, __m512bh>(source.next());
                     for r in 0..R {
@@ -311,7 +320,7 @@ avx512_bf16_fns!(
                 }
             }
         }
-        // SAFETY: rows and strip are the chunk's.
+        // SAFETY: the rows are below M and strip `s` is the chunk's, as required.
         unsafe { put(chunk, acc, s, i) };
         R
     }

@@ -10,6 +10,7 @@ use sparamx_cpu::avx512_vnni_fns;
 use sparamx_format::{LINE_ELEMS_I8, STRIP_ROWS};
 
 use crate::linear::chunk::{Chunk, I8Row, StripScales};
+use crate::linear::loops::int_panel_bytes;
 
 /// Most rows at a time: 8 rows x 2 sums take 16 of the 32 registers and keep the multiplier busy (latency 4 or 5 cycles).
 const MR: usize = 8;
@@ -22,7 +23,7 @@ pub(crate) trait Lines: Copy {
     /// The next two lines.
     ///
     /// # Safety
-    /// AVX-512 VNNI; there are two more lines. `#[inline(always)]`.
+    /// AVX-512 VNNI; there are two more lines, and what [`Chunk`] says of their strip. `#[inline(always)]`.
     unsafe fn next(&mut self) -> [__m512i; 2];
 }
 
@@ -35,7 +36,7 @@ impl<const OFFSET: i32> Lines for Bytes<OFFSET> {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise.
+        // SAFETY: two lines of 64 bytes are there, as required.
         unsafe {
             let even = _mm512_loadu_si512(self.0.cast());
             let odd = _mm512_loadu_si512(self.0.add(LINE_ELEMS_I8).cast());
@@ -48,14 +49,14 @@ impl<const OFFSET: i32> Lines for Bytes<OFFSET> {
 /// Multiplies each strip straight from its bytes, again for each block of rows.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says; `lines` yields its strips.
+/// AVX-512 VNNI; `lines` gives a source of all lines of a strip.
 #[inline(always)]
 pub(super) unsafe fn direct<'a, L: Lines>(
     chunk: &Chunk<'a>,
     lines: impl Fn(&Chunk<'a>, usize) -> L,
 ) {
     for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise.
+        // SAFETY: the level is required, and that `lines` gives all of strip `s`, which is the chunk's.
         unsafe { in_row_blocks(chunk, lines(chunk, s), s) }
     }
 }
@@ -71,8 +72,10 @@ pub(super) unsafe fn panel<'a, L: Lines, const OFFSET: i32>(
     lines: impl Fn(&Chunk<'a>, usize) -> L,
 ) {
     const { assert!(L::OFFSET == OFFSET, "bytes of another offset") };
+    assert_eq!(scratch.len(), int_panel_bytes(chunk.k_padded), "scratch");
     for s in chunk.strips.clone() {
-        // SAFETY: the caller's promise; the scratch takes a strip of bytes.
+        // SAFETY: the level is required, and that `lines` gives all of strip `s`, which is the chunk's; `scratch` is as long as
+        // its lines (`int_panel_bytes`, asserted above), and `expand` fills it.
         unsafe {
             expand(lines(chunk, s), scratch);
             in_row_blocks(chunk, Bytes::<OFFSET>(scratch.as_ptr()), s);
@@ -83,12 +86,12 @@ pub(super) unsafe fn panel<'a, L: Lines, const OFFSET: i32>(
 /// Calls `rows::<_, R>(chunk, lines, s, i)` for blocks of at most [`MR`] rows.
 ///
 /// # Safety
-/// AVX-512 VNNI; `lines` yields strip `s` of the chunk.
+/// AVX-512 VNNI; `lines` yields all of strip `s`, which is the chunk's.
 #[inline(always)]
 unsafe fn in_row_blocks<L: Lines>(chunk: &Chunk<'_>, lines: L, s: usize) {
     let mut i = 0;
     while i < chunk.m {
-        // SAFETY: the caller's promise; rows i.. exist.
+        // SAFETY: the level is required, and `lines` yields the strip; as many rows from `i` on are below M as each arm takes.
         i += unsafe {
             match chunk.m - i {
                 1 => rows::<_, 1>(chunk, lines, s, i),
@@ -108,10 +111,10 @@ avx512_vnni_fns!(
     /// Writes all lines of a strip, or of whole tiles of it, one after the other: as many as `out` takes.
     ///
     /// # Safety
-    /// `lines` yields that many.
+    /// `lines` yields that many, see [`Lines::next`].
     pub(crate) unsafe fn expand<L: Lines>(mut lines: L, out: &mut [u8]) -> L {
         for out in out.chunks_exact_mut(2 * LINE_ELEMS_I8) {
-            // SAFETY: the caller's promise; two lines are 128 bytes.
+            // SAFETY: `lines` yields two lines for each of `out`, as required, which are its 128 bytes.
             unsafe {
                 let [even, odd] = lines.next();
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), even);
@@ -125,7 +128,7 @@ avx512_vnni_fns!(
     /// their own sums; the sums are exact in any order.
     ///
     /// # Safety
-    /// `lines` yields strip `s`; rows i.. exist.
+    /// `lines` yields all of strip `s`, which is the chunk's; `R` rows from `i` on are below M.
     unsafe fn rows<L: Lines, const R: usize>(
         chunk: &Chunk<'_>,
         mut lines: L,
@@ -140,12 +143,13 @@ avx512_vnni_fns!(
             let end = all.min(first + group);
             let mut acc = [[_mm512_setzero_si512(); 2]; R];
             for l in (first..end).step_by(2) {
-                // SAFETY: lines l and l + 1 are there, and their quads in each row.
+                // SAFETY: `lines` yields lines l and l + 1, as required, and each row, which `i8_rows` gave, has their quads
+                // (`Chunk`, *rows*).
                 unsafe {
                     let w = lines.next();
                     for (acc, x) in acc.iter_mut().zip(x) {
                         for (parity, acc) in acc.iter_mut().enumerate() {
-                            let quad = x.q.cast::<i32>().add(l + parity).read_unaligned();
+                            let quad = x.q().cast::<i32>().add(l + parity).read_unaligned();
                             *acc = _mm512_dpbusd_epi32(*acc, w[parity], _mm512_set1_epi32(quad));
                         }
                     }
@@ -153,19 +157,16 @@ avx512_vnni_fns!(
             }
             let scale = scales_of(scales, g);
             for r in 0..R {
-                // SAFETY: the group is inside the row.
-                unsafe {
-                    let offset = L::OFFSET.wrapping_mul(x[r].sum(4 * first..4 * end));
-                    let exact = _mm512_sub_epi32(
-                        _mm512_add_epi32(acc[r][0], acc[r][1]),
-                        _mm512_set1_epi32(offset),
-                    );
-                    let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
-                    sums[r] = _mm512_add_ps(sums[r], scaled);
-                }
+                let offset = L::OFFSET.wrapping_mul(x[r].sum(4 * first..4 * end));
+                let exact = _mm512_sub_epi32(
+                    _mm512_add_epi32(acc[r][0], acc[r][1]),
+                    _mm512_set1_epi32(offset),
+                );
+                let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(exact), scale);
+                sums[r] = _mm512_add_ps(sums[r], scaled);
             }
         }
-        // SAFETY: rows and strip are the chunk's.
+        // SAFETY: the rows are below M and strip `s` is the chunk's, as required.
         unsafe { put(chunk, x, sums, s, i) };
         R
     }
@@ -175,12 +176,12 @@ avx512_vnni_fns!(
         match scales {
             StripScales::F32(scales) => {
                 let group: &[f32; STRIP_ROWS] = scales.as_chunks().0.get(g).expect("a group");
-                // SAFETY: 16 floats.
+                // SAFETY: `group` is 16 floats, by its type.
                 unsafe { _mm512_loadu_ps(group.as_ptr()) }
             }
             StripScales::Bf16(bits) => {
                 let group: &[u16; STRIP_ROWS] = bits.as_chunks().0.get(g).expect("a group");
-                // SAFETY: 32 bytes.
+                // SAFETY: `group` is 32 bytes, by its type.
                 let bits = unsafe { _mm256_loadu_si256(group.as_ptr().cast()) };
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
             }
@@ -188,16 +189,16 @@ avx512_vnni_fns!(
     }
 
     /// # Safety
-    /// Rows i.. exist and `x` are they; strip `s` is the chunk's.
+    /// The `R` rows from `i` on are below M; strip `s` is the chunk's.
     unsafe fn put<const R: usize>(
         chunk: &Chunk<'_>,
-        x: [I8Row; R],
+        x: [I8Row<'_>; R],
         sums: [__m512; R],
         s: usize,
         i: usize,
     ) {
         for r in 0..R {
-            // SAFETY: the caller's promise; a register holds 16 floats.
+            // SAFETY: row and strip are the chunk's, as required, and so is that part of the output; a register holds 16 floats.
             unsafe {
                 let y = _mm512_mul_ps(sums[r], _mm512_set1_ps(x[r].scale()));
                 chunk.out.put(

@@ -23,7 +23,7 @@ impl<const OFFSET: i32> Lines for DenseI4<OFFSET> {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: two lines, in 64 bytes, are there, as required. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.0.cast::<i8>().wrapping_offset(PREFETCH_BYTES));
             let both = _mm512_loadu_si512(self.0.cast());
@@ -87,7 +87,8 @@ impl<const OFFSET: i32> SparseI4<OFFSET> {
     /// As for [`Lines::next`].
     #[inline(always)]
     unsafe fn line(&mut self) -> __m512i {
-        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        // SAFETY: a mask is there, as required, and 64 bytes from the value on (`Chunk`, *values*). A prefetch may name any
+        // address.
         unsafe {
             let spread = _mm512_loadu_si512(Self::SPREAD.as_ptr().cast());
             let table = _mm512_loadu_si512(Self::TABLE.as_ptr().cast());
@@ -112,7 +113,7 @@ impl<const OFFSET: i32> Lines for SparseI4<OFFSET> {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: two lines are there, as required. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(self.mask.cast::<i8>().wrapping_offset(PREFETCH_BYTES));
             _mm_prefetch::<_MM_HINT_T0>(
@@ -128,26 +129,26 @@ impl<const OFFSET: i32> Lines for SparseI4<OFFSET> {
 /// Dense int4 weights.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn dense_i4_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `DenseI4::new` makes a source of a whole strip.
     unsafe { direct(chunk, DenseI4::<8>::new) }
 }
 
 /// Packed int4 weights, expanded in registers.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn sparse_i4_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `SparseI4::new` makes a source of a whole strip.
     unsafe { direct(chunk, SparseI4::<8>::new) }
 }
 
 /// Packed int4 weights, expanded once.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn sparse_panel_i4_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `SparseI4::new` makes a source of a whole strip.
     unsafe { panel::<_, 8>(chunk, scratch, SparseI4::<8>::new) }
 }

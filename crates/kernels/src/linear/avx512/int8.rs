@@ -12,7 +12,7 @@ use crate::linear::chunk::Chunk;
 #[derive(Clone, Copy)]
 pub(crate) struct DenseI8<const OFFSET: i32> {
     line: *const i8,
-    /// Bytes from a line to the one to ask memory for.
+    /// Bytes from a line to the one to prefetch.
     ahead: isize,
 }
 
@@ -30,7 +30,7 @@ impl<const OFFSET: i32> Lines for DenseI8<OFFSET> {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: two lines of 64 bytes are there, as required. A prefetch may name any address.
         unsafe {
             let odd = self.line.add(LINE_ELEMS_I8);
             _mm_prefetch::<_MM_HINT_T1>(self.line.wrapping_offset(self.ahead));
@@ -52,7 +52,7 @@ impl<const OFFSET: i32> Lines for DenseI8<OFFSET> {
 pub(crate) struct SparseI8<const OFFSET: i32> {
     mask: *const u64,
     value: *const i8,
-    /// Bytes from masks and values to those to ask memory for.
+    /// Bytes from masks and values to those to prefetch.
     ahead: isize,
 }
 
@@ -72,7 +72,8 @@ impl<const OFFSET: i32> SparseI8<OFFSET> {
     /// As for [`Lines::next`].
     #[inline(always)]
     unsafe fn line(&mut self) -> __m512i {
-        // SAFETY: the caller's promise; 64 bytes from any value of a strip are inside the tensor.
+        // SAFETY: a mask is there, as required, and 64 bytes from the value on (`Chunk`, *values*). A prefetch may name any
+        // address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(self.value.wrapping_offset(self.ahead));
             let turn = _mm512_set1_epi8(OFFSET as u8 as i8);
@@ -90,7 +91,7 @@ impl<const OFFSET: i32> Lines for SparseI8<OFFSET> {
 
     #[inline(always)]
     unsafe fn next(&mut self) -> [__m512i; 2] {
-        // SAFETY: the caller's promise. A prefetch may name any address.
+        // SAFETY: two lines are there, as required. A prefetch may name any address.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(self.mask.cast::<i8>().wrapping_offset(self.ahead));
             [self.line(), self.line()]
@@ -101,26 +102,26 @@ impl<const OFFSET: i32> Lines for SparseI8<OFFSET> {
 /// Dense int8 weights.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn dense_i8_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `DenseI8::new` makes a source of a whole strip.
     unsafe { direct(chunk, DenseI8::<128>::new) }
 }
 
 /// Packed int8 weights, expanded in registers.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn sparse_i8_8x16(chunk: &Chunk<'_>, _scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `SparseI8::new` makes a source of a whole strip.
     unsafe { direct(chunk, SparseI8::<128>::new) }
 }
 
 /// Packed int8 weights, expanded once.
 ///
 /// # Safety
-/// AVX-512 VNNI; a chunk as its documentation says.
+/// AVX-512 VNNI.
 pub(crate) unsafe fn sparse_panel_i8_8x16(chunk: &Chunk<'_>, scratch: &mut [u8]) {
-    // SAFETY: the caller's promise.
+    // SAFETY: the level is required; `SparseI8::new` makes a source of a whole strip.
     unsafe { panel::<_, 128>(chunk, scratch, SparseI8::<128>::new) }
 }
