@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::ThreadPool;
-use sparamx_cpu::Cpu;
+use sparamx_cpu::{Cpu, ISA_VARIABLE};
 use sparamx_kernels::{Pool, Runtime};
 
 use crate::IntoPython;
@@ -87,18 +87,28 @@ pub(crate) fn threads(threads: usize) -> PyResult<Arc<Threads>> {
     {
         return Ok(Arc::clone(found));
     }
-    let cpu = Cpu::detect().map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
+    let cpu = cpu()?;
     let pool = match openmp() {
         true => Pool::of_lent(threads, on_openmp),
         false => Pool::new(threads),
     };
-    let kernels = pool.and_then(|pool| Runtime::with_pool(cpu, pool));
+    let kernels = pool.map(|pool| Runtime::with_pool(cpu, pool));
+    let kernels = match std::env::var("SPARAMX_KERNEL") {
+        Ok(name) if !name.is_empty() => kernels.and_then(|kernels| kernels.with_kernel(&name)),
+        _ => kernels,
+    };
     let kernels = kernels.map_err(IntoPython::into_python)?;
     let work = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let work = work.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
     let new = Arc::new(Threads { kernels, work });
     *slot = Some(Arc::clone(&new));
     Ok(new)
+}
+
+/// The CPU, up to the level that `SPARAMX_ISA` allows.
+fn cpu() -> PyResult<Cpu> {
+    Cpu::detect_up_to(std::env::var_os(ISA_VARIABLE).as_deref())
+        .map_err(|e| PyRuntimeError::new_err(e.to_string()))
 }
 
 /// To be called in a child process: threads do not survive a fork, so the child starts its own. The old ones are forgotten.
@@ -111,6 +121,5 @@ pub(crate) fn after_fork() {
 /// The instruction set that kernels use on this CPU: `portable`, `avx2`, `avx512` or `amx`.
 #[pyfunction]
 pub(crate) fn isa() -> PyResult<String> {
-    let cpu = Cpu::detect().map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
-    Ok(cpu.isa().to_string())
+    Ok(cpu()?.isa().to_string())
 }

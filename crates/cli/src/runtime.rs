@@ -1,11 +1,24 @@
 //! The threads that compute.
 
 use anyhow::{Context, Result};
-use sparamx_cpu::{Cpu, topology};
+use sparamx_cpu::{Cpu, ISA_VARIABLE, topology};
 use sparamx_kernels::Runtime;
 
 use crate::args::{Common, Threads};
 use crate::output;
+
+/// The environment variable that forces a kernel, by name; empty is as if not set.
+const KERNEL_VARIABLE: &str = "SPARAMX_KERNEL";
+
+/// The CPU, up to the level that `SPARAMX_ISA` allows.
+///
+/// # Errors
+/// The variable holds no level, or one that this machine does not reach.
+pub fn cpu() -> Result<Cpu> {
+    Ok(Cpu::detect_up_to(
+        std::env::var_os(ISA_VARIABLE).as_deref(),
+    )?)
+}
 
 /// Starts a pool of threads, the calling one among them.
 ///
@@ -21,8 +34,11 @@ pub fn start(threads: usize, common: Common) -> Result<Runtime> {
         ));
     }
     // The permission for AMX tiles counts for threads that start after it was given.
-    let cpu = Cpu::detect()?;
-    Ok(Runtime::new(cpu, threads)?)
+    let runtime = Runtime::new(cpu()?, threads)?;
+    Ok(match std::env::var(KERNEL_VARIABLE) {
+        Ok(name) if !name.is_empty() => runtime.with_kernel(&name)?,
+        _ => runtime,
+    })
 }
 
 /// Limits the threads that load and pack.

@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::sync::OnceLock;
 
-use crate::{Features, Isa, Machine, Os, Report, UnknownIsa, evaluate};
+use crate::{Features, Isa, Machine, Report, UnknownIsa, evaluate};
 
-/// The environment variable that forces a lower level: `portable`, `avx2`, `avx512` or `amx`. Empty is as if not set.
+/// The environment variable by which programs let users force a lower level, as errors name it: `portable`, `avx2`, `avx512` or
+/// `amx`. Empty is as if not set. It is read by the programs, not here; see [`Cpu::detect_up_to`].
 pub const ISA_VARIABLE: &str = "SPARAMX_ISA";
 
 /// What may be used on the running machine. Made by [`Cpu::detect`] only, so its answers can be relied on for safety.
@@ -17,22 +18,31 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Looks at the machine, once per process. Call it before threads are started: it requests the permission for AMX
-    /// tiles, unless [`ISA_VARIABLE`] forces a level below.
+    /// All that the machine has: [`Cpu::detect_up_to`] without a limit.
     ///
     /// # Errors
-    /// The variable holds no level, or one that this machine does not reach.
+    /// None without a limit.
     pub fn detect() -> Result<Cpu, CpuError> {
-        static REPORT: OnceLock<Result<Report, CpuError>> = OnceLock::new();
-        let report =
-            REPORT.get_or_init(|| resolve(&Machine, std::env::var_os(ISA_VARIABLE).as_deref()));
-        match report {
-            Ok(report) => Ok(Cpu {
-                report,
-                features: report.features,
-            }),
-            Err(error) => Err(error.clone()),
-        }
+        Self::detect_up_to(None)
+    }
+
+    /// Looks at the machine, once per process and limit, which is the value of [`ISA_VARIABLE`]. Call it before threads are
+    /// started: it requests the permission for AMX tiles, unless the limit is below.
+    ///
+    /// # Errors
+    /// The limit is no level, or one that this machine does not reach.
+    pub fn detect_up_to(limit: Option<&OsStr>) -> Result<Cpu, CpuError> {
+        /// By limit: none, then each level.
+        static REPORTS: [OnceLock<Report>; 1 + Isa::ALL.len()] =
+            [const { OnceLock::new() }; 1 + Isa::ALL.len()];
+        let limit = parse(limit)?;
+        let found = &REPORTS[limit.map_or(0, |isa| 1 + isa as usize)];
+        let report = found.get_or_init(|| evaluate(&Machine, limit));
+        reached(report)?;
+        Ok(Cpu {
+            report,
+            features: report.features,
+        })
     }
 
     /// The same CPU without what is above `isa`: tests run every level of a machine in one process.
@@ -159,25 +169,24 @@ impl fmt::Display for CpuError {
 
 impl std::error::Error for CpuError {}
 
-/// [`evaluate()`] with the limit read from the value of [`ISA_VARIABLE`].
-fn resolve(os: &dyn Os, setting: Option<&OsStr>) -> Result<Report, CpuError> {
-    let limit = match setting {
-        Some(value) if !value.is_empty() => Some(
-            value
-                .to_string_lossy()
-                .parse::<Isa>()
-                .map_err(CpuError::UnknownLevel)?,
-        ),
-        _ => None,
+/// The level that a value of [`ISA_VARIABLE`] names, if any.
+fn parse(setting: Option<&OsStr>) -> Result<Option<Isa>, CpuError> {
+    let Some(value) = setting.filter(|value| !value.is_empty()) else {
+        return Ok(None);
     };
-    let report = evaluate(os, limit);
-    match limit {
+    let level = value.to_string_lossy().parse();
+    level.map(Some).map_err(CpuError::UnknownLevel)
+}
+
+/// Whether the machine reaches the level that it was limited to.
+fn reached(report: &Report) -> Result<(), CpuError> {
+    match report.limit {
         Some(level) if level > report.isa => Err(CpuError::LevelMissing {
             level,
             highest: report.isa,
             missing: report.missing(level),
         }),
-        _ => Ok(report),
+        _ => Ok(()),
     }
 }
 
@@ -185,6 +194,12 @@ fn resolve(os: &dyn Os, setting: Option<&OsStr>) -> Result<Report, CpuError> {
 mod tests {
     use super::*;
     use crate::pretend::Pretend;
+
+    fn resolve(machine: &Pretend, setting: Option<&OsStr>) -> Result<Report, CpuError> {
+        let report = evaluate(machine, parse(setting)?);
+        reached(&report)?;
+        Ok(report)
+    }
 
     fn resolve_text(machine: &Pretend, value: &str) -> Result<Report, CpuError> {
         resolve(machine, Some(OsStr::new(value)))
@@ -243,6 +258,31 @@ mod tests {
         assert!(resolve_text(&Pretend::zen3(), "avx512").is_err());
         assert!(resolve_text(&Pretend::sandy_bridge(), "avx2").is_err());
         assert!(resolve_text(&Pretend::sandy_bridge(), "portable").is_ok());
+    }
+
+    #[test]
+    fn every_limit_is_obeyed_or_refused() {
+        let highest = Cpu::detect().unwrap();
+        assert_eq!(highest.report().limit, None);
+        for isa in Isa::ALL {
+            let limited = Cpu::detect_up_to(Some(OsStr::new(&isa.to_string())));
+            if isa <= highest.isa() {
+                let limited = limited.unwrap();
+                assert_eq!((limited.isa(), limited.report().limit), (isa, Some(isa)));
+            } else {
+                let text = limited.unwrap_err().to_string();
+                let reaches = format!("reaches {} and lacks", highest.isa());
+                assert!(text.contains(&reaches), "{text}");
+            }
+        }
+        let unset = Cpu::detect_up_to(Some(OsStr::new(""))).unwrap();
+        assert_eq!(unset.features(), highest.features());
+        let unknown = Cpu::detect_up_to(Some(OsStr::new("avx9"))).unwrap_err();
+        assert!(
+            unknown
+                .to_string()
+                .contains("unknown instruction set \"avx9\"")
+        );
     }
 
     #[test]

@@ -48,7 +48,7 @@ const FORMS: [(&str, Option<(Precision, f32)>); 6] = [
 ];
 
 fn main() {
-    let cpu = Cpu::detect().expect("a CPU");
+    let cpu = sparamx_testkit::cpu();
     let threads = topology::default_threads();
     let runtimes: Vec<Runtime> = Isa::ALL
         .into_iter()

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use sparamx_cpu::topology;
+use sparamx_cpu::topology::{self, Placement};
 
 use crate::KernelError;
 
@@ -31,6 +31,8 @@ pub type Lender = fn(usize, &(dyn Fn() + Sync));
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Where thread `i` runs; none if there are more threads than CPUs.
+    cpus: Vec<usize>,
     /// The threads are another's: their number, and how they are had.
     lent: Option<(usize, Lender)>,
     /// Held during a run: one run at a time.
@@ -75,22 +77,35 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// Starts `threads - 1` workers; worker `i` is pinned to the i-th processor that this process may use, if there are as many.
+    /// As [`Pool::on`] the first CPUs of [`Placement::all`]; with more threads than there are, they run where the system puts them.
     ///
     /// # Errors
     /// [`KernelError::Thread`] if `threads` is 0 or the system refuses one.
     pub fn new(threads: usize) -> Result<Self, KernelError> {
+        let cpus = Placement::all().take(threads);
+        Self::start_threads(threads, cpus.unwrap_or_default())
+    }
+
+    /// A thread for each of `cpus`: worker `i` is pinned to `cpus[i]`, the caller, thread 0, is not.
+    ///
+    /// # Errors
+    /// [`KernelError::Thread`] if there are none, or the system refuses a thread.
+    pub fn on(cpus: &[usize]) -> Result<Self, KernelError> {
+        Self::start_threads(cpus.len(), cpus.to_vec())
+    }
+
+    /// `threads - 1` workers, pinned unless `cpus` is empty.
+    fn start_threads(threads: usize, cpus: Vec<usize>) -> Result<Self, KernelError> {
         let error = |error: String| KernelError::Thread { threads, error };
         if threads == 0 {
             return Err(error("at least one is needed".into()));
         }
-        let cpus = topology::cpus_by_core();
         let shared = Arc::new(Shared {
             // More threads than processors: who spins keeps another from its work.
-            spin: if threads <= cpus.len() {
-                SPIN
-            } else {
+            spin: if cpus.is_empty() {
                 Duration::ZERO
+            } else {
+                SPIN
             },
             run: AtomicUsize::new(0),
             job: UnsafeCell::new(None),
@@ -104,12 +119,13 @@ impl Pool {
         let mut pool = Self {
             shared,
             workers: Vec::new(),
+            cpus,
             lent: None,
             running: Mutex::new(()),
         };
         for index in 1..threads {
             let shared = Arc::clone(&pool.shared);
-            let cpu = (threads <= cpus.len()).then(|| cpus[index]);
+            let cpu = pool.cpus.get(index).copied();
             let worker = thread::Builder::new()
                 .name(format!("sparamx-{index}"))
                 .spawn(move || work(&shared, index, cpu));
@@ -123,7 +139,7 @@ impl Pool {
     /// # Errors
     /// [`KernelError::Thread`] if `threads` is 0.
     pub fn of_lent(threads: usize, lender: Lender) -> Result<Self, KernelError> {
-        let mut pool = Self::new(threads.min(1))?;
+        let mut pool = Self::start_threads(threads.min(1), Vec::new())?;
         pool.lent = Some((threads, lender));
         Ok(pool)
     }
@@ -132,6 +148,43 @@ impl Pool {
     pub fn threads(&self) -> usize {
         self.lent
             .map_or(self.workers.len() + 1, |(threads, _)| threads)
+    }
+
+    /// Pins the calling thread to where thread 0 is to run, as the others are pinned; not if they are not.
+    pub fn pin_caller(&self) {
+        if let Some(&cpu) = self.cpus.first() {
+            // Without a pin the work is the same and a little slower, so a refusal is no error.
+            let _ = topology::pin_current_thread(cpu);
+        }
+    }
+
+    /// Calls `f` for each item; each thread takes the next that is left. Memory that `f` touches first lies where the pool's
+    /// threads read it fastest.
+    ///
+    /// # Errors
+    /// One of those that `f` gave; items that are left then are not taken.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn try_for_each<T: Send, E: Send>(
+        &self,
+        items: &mut [T],
+        f: impl Fn(&mut T) -> Result<(), E> + Sync,
+    ) -> Result<(), E> {
+        let (left, failed) = (Mutex::new(items.iter_mut()), Mutex::new(None));
+        self.run(&|_| {
+            while lock(&failed).is_none() {
+                let next = lock(&left).next();
+                let Some(item) = next else { return };
+                if let Err(error) = f(item) {
+                    lock(&failed).get_or_insert(error);
+                }
+            }
+        });
+        let failed = failed.into_inner();
+        failed
+            .unwrap_or_else(PoisonError::into_inner)
+            .map_or(Ok(()), Err)
     }
 
     /// Runs `job(i)` for each thread `i` and returns when all are done. Calls from several threads take turns.
@@ -427,6 +480,61 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn items_are_taken_once_until_one_fails() {
+        let pool = Pool::new(3).unwrap();
+        let mut items: Vec<u32> = (0..1000).collect();
+        let double = |item: &mut u32| {
+            *item *= 2;
+            Ok::<(), String>(())
+        };
+        pool.try_for_each(&mut items, double).unwrap();
+        assert!((0..1000).map(|i| 2 * i).eq(items.iter().copied()));
+        let refuse = |item: &mut u32| if *item == 8 { Err("eight") } else { Ok(()) };
+        assert_eq!(pool.try_for_each(&mut items, refuse), Err("eight"));
+    }
+
+    /// Where each thread of a pool runs.
+    #[cfg(target_os = "linux")]
+    fn places(pool: &Pool) -> Vec<i32> {
+        let places: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(-1)).collect();
+        // SAFETY: the call has no arguments and no memory.
+        pool.run(&|i| *lock(&places[i]) = unsafe { libc::sched_getcpu() });
+        places.iter().map(|place| *lock(place)).collect()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn pools_of_one_placement_do_not_share_processors() {
+        let all = topology::cpus_by_core();
+        let half = all.len() / 2;
+        let mut placement = Placement::all();
+        let cpus = [half, half].map(|threads| placement.take(threads).unwrap());
+        let on = |cpus: &[usize]| {
+            let pool = Pool::on(cpus).unwrap();
+            // In a thread of its own, which is pinned.
+            let places = thread::scope(|scope| {
+                let pinned = || {
+                    pool.pin_caller();
+                    places(&pool)
+                };
+                scope.spawn(pinned).join().unwrap()
+            });
+            assert!(
+                places
+                    .iter()
+                    .zip(cpus)
+                    .all(|(place, cpu)| *place == *cpu as i32)
+            );
+        };
+        if half > 0 {
+            cpus.iter().for_each(|cpus| on(cpus));
+            assert!(cpus[0].iter().all(|cpu| !cpus[1].contains(cpu)));
+        }
+        let reversed: Vec<usize> = all.into_iter().rev().collect();
+        on(&reversed);
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use sparamx_cpu::{Cpu, topology};
+use sparamx_cpu::Cpu;
 
 use crate::spec::KernelSpec;
 use crate::{KernelError, Pool, catalog};
 
-/// The CPU, a pool of threads and their scratch memory. One per process is enough, and more would fight for the cores.
+/// The CPU, a pool of threads and their scratch memory. Two in a process fight for the cores unless their pools are on CPUs of one
+/// [`Placement`](sparamx_cpu::topology::Placement).
 pub struct Runtime {
     cpu: Cpu,
     pool: Pool,
@@ -43,42 +44,38 @@ impl Scratch {
 }
 
 impl Runtime {
-    /// Starts a pool of `threads` threads, the caller counted. The environment variable `SPARAMX_KERNEL` forces one
-    /// kernel of the catalog, by name, wherever it can do the work.
+    /// Starts a pool of `threads` threads, the caller counted.
     ///
     /// # Errors
-    /// [`KernelError::Thread`] without threads, [`KernelError::UnknownKernel`] and [`KernelError::Unsuitable`] for a forced
-    /// kernel that does not exist or needs another CPU.
+    /// [`KernelError::Thread`] without threads.
     pub fn new(cpu: Cpu, threads: usize) -> Result<Self, KernelError> {
-        Self::with_pool(cpu, Pool::new(threads)?)
+        Ok(Self::with_pool(cpu, Pool::new(threads)?))
     }
 
     /// On the threads of `pool`.
-    ///
-    /// # Errors
-    /// As [`Runtime::new`], but for threads.
-    pub fn with_pool(cpu: Cpu, pool: Pool) -> Result<Self, KernelError> {
-        let forced = match std::env::var("SPARAMX_KERNEL") {
-            Ok(name) if !name.is_empty() => Some(catalog::by_name(&name)?.on(&cpu)?),
-            _ => None,
-        };
-        Ok(Self {
+    pub fn with_pool(cpu: Cpu, pool: Pool) -> Self {
+        Self {
             cpu,
             scratch: (0..pool.threads()).map(|_| Mutex::default()).collect(),
             pool,
             shared_scratch: Mutex::default(),
-            forced,
-        })
+            forced: None,
+        }
     }
 
-    /// Pins the calling thread to the first processor that this process may use, as the pool's threads are pinned to the
-    /// others. For programs whose main thread makes all calls; a library leaves its caller's threads alone.
+    /// Forces one kernel of the catalog, by name, wherever it can do the work.
+    ///
+    /// # Errors
+    /// [`KernelError::UnknownKernel`] and [`KernelError::Unsuitable`] for one that does not exist or needs another CPU.
+    pub fn with_kernel(mut self, name: &str) -> Result<Self, KernelError> {
+        self.forced = Some(catalog::by_name(name)?.on(&self.cpu)?);
+        Ok(self)
+    }
+
+    /// Pins the calling thread to the first CPU of the pool, as the pool's threads are pinned to the others. For programs whose
+    /// main thread makes all calls; a library leaves its caller's threads alone.
     pub fn pin_caller(&self) {
-        let cpus = topology::cpus_by_core();
-        if self.threads() <= cpus.len() {
-            // Without a pin the work is the same and a little slower, so a refusal is no error.
-            let _ = topology::pin_current_thread(cpus[0]);
-        }
+        self.pool.pin_caller();
     }
 
     /// The CPU.
@@ -96,7 +93,7 @@ impl Runtime {
         self.pool.threads()
     }
 
-    /// The kernel that `SPARAMX_KERNEL` forces.
+    /// The kernel that [`Runtime::with_kernel`] forced.
     pub fn forced_kernel(&self) -> Option<&'static KernelSpec> {
         self.forced
     }

@@ -7,11 +7,11 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use sparamx_cpu::topology::{self, CacheKind};
-use sparamx_cpu::{AmxState, Cpu, Isa, Report};
+use sparamx_cpu::{AmxState, Isa, Report};
 
 use crate::args::{Common, Threads};
 use crate::kernels::Choice;
-use crate::{kernels, output, units};
+use crate::{kernels, output, runtime, units};
 
 /// The variables that change what the program does.
 const VARIABLES: [&str; 9] = [
@@ -94,7 +94,7 @@ struct Variable {
 /// # Errors
 /// `SPARAMX_ISA` cannot be obeyed, or standard output cannot be written.
 pub fn run(args: &DoctorArgs, common: Common) -> Result<()> {
-    let cpu = Cpu::detect()?;
+    let cpu = runtime::cpu()?;
     let findings = examine(cpu.report(), args.threads.count());
     if common.json {
         output::json(&findings)

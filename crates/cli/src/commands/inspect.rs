@@ -49,7 +49,7 @@ pub struct InspectArgs {
 /// # Errors
 /// The model cannot be read, `SPARAMX_ISA` cannot be obeyed, or standard output cannot be written.
 pub fn run(args: &InspectArgs, common: Common) -> Result<()> {
-    let cpu = Cpu::detect()?;
+    let cpu = runtime::cpu()?;
     match &args.model {
         Some(model) => {
             runtime::loading_threads(args.threads)?;

@@ -5,6 +5,7 @@
 
 mod affinity;
 mod cgroup;
+mod placement;
 mod sysfs;
 
 use std::io;
@@ -13,6 +14,7 @@ use std::sync::OnceLock;
 
 use crate::{Machine, flags};
 
+pub use placement::Placement;
 pub use sysfs::{Cache, CacheKind, Node};
 
 const ROOT: &str = "/";

@@ -10,7 +10,6 @@
 use std::time::Instant;
 
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use sparamx_cpu::topology;
 use sparamx_format::{DenseBf16, DenseI4, DenseI8};
 use sparamx_kernels::linear::WeightFormat;
@@ -121,7 +120,7 @@ impl Model {
             })
         });
         if weight_bytes <= memory_bytes {
-            self.take_into_memory(&pool)?;
+            self.take_into_memory(rt)?;
         }
         let mut kinds = self.kinds();
         let all = kinds.iter().map(|kind| kind.linears.len()).sum();
@@ -146,15 +145,13 @@ impl Model {
         Ok(groups)
     }
 
-    /// Copies the weights that are windows of a file.
-    fn take_into_memory(&mut self, pool: &ThreadPool) -> Result<(), ModelError> {
+    /// Copies the weights that are windows of a file, by the threads that will read them.
+    fn take_into_memory(&mut self, rt: &Runtime) -> Result<(), ModelError> {
         let mut all: Vec<_> = self.projections_mut().collect();
-        pool.install(|| {
-            all.par_iter_mut().try_for_each(|projection| {
-                let weight = &mut projection.linear.weight;
-                *weight = weight.in_memory()?;
-                Ok(())
-            })
+        rt.pool().try_for_each(&mut all, |projection| {
+            let weight = &mut projection.linear.weight;
+            *weight = weight.in_memory()?;
+            Ok(())
         })
     }
 

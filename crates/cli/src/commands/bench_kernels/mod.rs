@@ -131,7 +131,7 @@ pub fn run(args: &BenchKernelsArgs, common: Common) -> Result<()> {
             "bench-kernels prints a table, CSV or JSON: use --format md, csv or json".to_owned()
         )),
     };
-    let plan = Plan::new(args, &Cpu::detect()?)?;
+    let plan = Plan::new(args, &runtime::cpu()?)?;
     plan.check_memory()?;
     // The loading threads start before this one is pinned: they would inherit the pin.
     runtime::loading_threads(args.threads)?;
