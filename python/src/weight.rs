@@ -106,8 +106,7 @@ impl Weight {
                         levels.iter().filter(|&&level| level == 0).count()
                     }
                 };
-                let weight =
-                    smallest(solved.rows, n, k).map_err(IntoPython::into_python)?;
+                let weight = smallest(solved.rows, n, k).map_err(IntoPython::into_python)?;
                 let note = solved.note.map(|note| note.to_string());
                 let sparsity = zeros as f64 / (n * k) as f64;
                 Ok((Weight::new(weight), sparsity, solved.error, note))
