@@ -1,6 +1,8 @@
 //! What detection asks of the machine, behind a trait so that tests can pretend to be another one.
 
-use crate::topology::Cache;
+use std::path::Path;
+
+use crate::topology::sysfs::{self, Cache};
 
 /// The processor and the kernel under us, as far as detection needs them. [`Machine`] is the real one.
 pub trait Os {
@@ -51,7 +53,7 @@ impl Os for Machine {
     }
 
     fn caches(&self) -> Vec<Cache> {
-        crate::topology::caches()
+        sysfs::caches(Path::new(sysfs::ROOT))
     }
 }
 

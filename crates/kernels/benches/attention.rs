@@ -247,18 +247,24 @@ fn decode(name: &str, params: &Params, depth: usize, runtimes: &[Runtime], memor
         }
     }
     let bandwidth = median(&mut bandwidth);
+    let bytes = seen.each_ref().map(|layer| layer(0).bytes());
     for (rt, seconds) in runtimes.iter().zip(&mut seconds) {
-        let dense = median(&mut seconds[0]);
-        for ((form, _), (layer, seconds)) in forms.iter().zip(seen.iter().zip(seconds)) {
-            let seconds = median(seconds);
-            let (us, rate) = (seconds * 1e6, layer(0).bytes() as f64 / seconds * 1e-9);
-            let isa = rt.cpu().isa();
-            println!(
-                "{name:<15} {isa:<7} decode at {depth:>5} {form:<10} {us:>8.0} us {rate:>6.1} GB/s, {:.2} of memory, {:.2} times dense",
-                rate / bandwidth,
-                dense / seconds
-            );
-        }
+        let what = format!("{name:<15} {:<7} decode at {depth:>5}", rt.cpu().isa());
+        print_forms(&what, seconds, bytes, bandwidth);
+    }
+}
+
+/// A line for each of [`FORMS`], the dense one first: `seconds` of a layer and its `bytes`.
+fn print_forms(what: &str, seconds: &mut [Vec<f64>], bytes: [usize; FORMS.len()], bandwidth: f64) {
+    let dense = median(&mut seconds[0]);
+    for ((form, _), (bytes, seconds)) in FORMS.iter().zip(bytes.into_iter().zip(seconds)) {
+        let seconds = median(seconds);
+        let (us, rate) = (seconds * 1e6, bytes as f64 / seconds * 1e-9);
+        println!(
+            "{what} {form:<10} {us:>8.0} us {rate:>6.1} GB/s, {:.2} of memory, {:.2} times dense",
+            rate / bandwidth,
+            dense / seconds
+        );
     }
 }
 

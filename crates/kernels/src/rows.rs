@@ -144,25 +144,9 @@ impl<'a> RowsMut<'a> {
         self.as_rows().row(i)
     }
 
-    /// Row `i`, to write.
-    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        assert!(i < self.rows, "row {i} of {}", self.rows);
-        &mut self.data[i * self.stride..][..self.cols]
-    }
-
     /// The same rows, to read.
     pub fn as_rows(&self) -> Rows<'_> {
         Rows {
-            data: self.data,
-            rows: self.rows,
-            cols: self.cols,
-            stride: self.stride,
-        }
-    }
-
-    /// The same rows, borrowed for a shorter time.
-    pub fn reborrow(&mut self) -> RowsMut<'_> {
-        RowsMut {
             data: self.data,
             rows: self.rows,
             cols: self.cols,

@@ -6,7 +6,7 @@
 mod affinity;
 mod cgroup;
 mod placement;
-mod sysfs;
+pub(crate) mod sysfs;
 
 use std::io;
 use std::path::Path;
@@ -15,9 +15,8 @@ use std::sync::OnceLock;
 use crate::{Machine, flags};
 
 pub use placement::Placement;
+use sysfs::ROOT;
 pub use sysfs::{Cache, CacheKind, Node};
-
-const ROOT: &str = "/";
 
 /// The logical CPUs that this process may run on, ascending; never empty. The answer is that of the first call in the
 /// process: a pool that pins the calling thread must not shrink the next pool.

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
+/// Where the files of the system are.
+pub(crate) const ROOT: &str = "/";
+
 /// CPU numbers from a file above this are taken for nonsense, so that a range cannot make us allocate without bound.
 const MAX_CPUS: usize = 16 * 1024;
 
@@ -84,7 +87,7 @@ pub(super) fn numa_nodes(root: &Path) -> Vec<Node> {
         .collect()
 }
 
-pub(super) fn caches(root: &Path) -> Vec<Cache> {
+pub(crate) fn caches(root: &Path) -> Vec<Cache> {
     let directory = root.join("sys/devices/system/cpu/cpu0/cache");
     let indices = (0..)
         .map(|i| directory.join(format!("index{i}")))

@@ -5,7 +5,8 @@ use sparamx_cpu::Cpu;
 use super::{PAGE_TOKENS, Page, PageShape};
 use crate::WeightFormat;
 use crate::linear::activation::Activation;
-use crate::linear::chunk::{Activations, Chunk, Out, Parts, Strips};
+use crate::linear::chunk::{Activations, Chunk, Parts, Strips};
+use crate::linear::out::Out;
 use crate::spec::KernelSpec;
 
 /// A page as the weight that it is.

@@ -6,6 +6,7 @@ pub(crate) mod activation;
 pub(crate) mod chunk;
 mod job;
 pub(crate) mod loops;
+pub(crate) mod out;
 pub(crate) mod portable;
 mod schedule;
 

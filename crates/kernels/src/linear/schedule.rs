@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use sparamx_cpu::Cpu;
 use sparamx_format::LINE_BYTES;
 
 use super::activation::{Activation, write_rows};
-use super::chunk::{Activations, Chunk, Out, Parts};
+use super::chunk::{Activations, Chunk, Parts};
 use super::job::LinearJob;
+use super::out::Out;
 use crate::spec::KernelSpec;
 use crate::{Rows, Runtime, Weight};
 
@@ -32,37 +34,12 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
     let cpu = *rt.cpu();
     let mut shared = rt.shared_scratch();
     let ready = Ready::new(rt, x, k_padded, kernels, &mut shared);
+    let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
     let calls: Vec<Parts<'_>> = jobs
         .iter_mut()
         .zip(kernels)
-        .map(|(job, kernel)| {
-            let (weight, y) = (&job.linear.weight, &mut job.y);
-            assert!(
-                cpu.features().contains(kernel.features) && kernel.weight == weight.format(),
-                "{} weights by {} on a CPU with {}",
-                weight.format(),
-                kernel.name,
-                cpu.features()
-            );
-            assert_eq!((y.rows(), y.cols()), (x.rows(), weight.n()), "shape of y");
-            Parts {
-                cpu,
-                x: ready.of(kernel.activation),
-                m: x.rows(),
-                k_padded: weight.k_padded(),
-                weight: weight.into(),
-                strips: 0..weight.strips(),
-                out: Out {
-                    stride: y.stride(),
-                    n: weight.n(),
-                    bias: job.linear.bias.as_deref(),
-                    ptr: y.as_mut_ptr(),
-                },
-                page: None,
-            }
-        })
+        .map(|(job, kernel)| parts(cpu, ready.of(kernel.activation), x.rows(), job, kernel))
         .collect();
-    let weights: Vec<&Weight> = jobs.iter().map(|job| &job.linear.weight).collect();
     let total: usize = weights.iter().map(|w| w.bytes()).sum();
     let parts = if total * x.rows() < PARALLEL_BYTES {
         1
@@ -76,11 +53,11 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
                 strips,
                 ..calls[i].clone()
             };
-            // SAFETY: weights are validated when they are made; y is borrowed for the call and of this shape (asserted above);
+            // SAFETY: weights are validated when they are made; y is borrowed for the call and of this shape (asserted by `parts`);
             // `share` gives each strip to one thread, so this one alone uses these columns of y.
             let chunk = unsafe { Chunk::new(part) };
             let scratch = scratch.bytes((kernels[i].scratch_bytes)(chunk.k_padded));
-            // SAFETY: the CPU has the kernel's features, asserted above.
+            // SAFETY: the CPU has the kernel's features, asserted by `parts`.
             unsafe { (kernels[i].run)(&chunk, scratch) };
         }
     };
@@ -88,6 +65,43 @@ pub(super) fn run(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>], kernels
         work(0)
     } else {
         rt.pool().run(&work)
+    }
+}
+
+/// All of a job, for `kernel`.
+///
+/// # Panics
+/// If the CPU lacks what the kernel needs, it reads other weights, or y has another shape.
+fn parts<'a>(
+    cpu: Cpu,
+    x: Activations<'a>,
+    m: usize,
+    job: &'a mut LinearJob<'_>,
+    kernel: &KernelSpec,
+) -> Parts<'a> {
+    let (weight, y) = (&job.linear.weight, &mut job.y);
+    assert!(
+        cpu.features().contains(kernel.features) && kernel.weight == weight.format(),
+        "{} weights by {} on a CPU with {}",
+        weight.format(),
+        kernel.name,
+        cpu.features()
+    );
+    assert_eq!((y.rows(), y.cols()), (m, weight.n()), "shape of y");
+    Parts {
+        cpu,
+        x,
+        m,
+        k_padded: weight.k_padded(),
+        weight: weight.into(),
+        strips: 0..weight.strips(),
+        out: Out {
+            stride: y.stride(),
+            n: weight.n(),
+            bias: job.linear.bias.as_deref(),
+            ptr: y.as_mut_ptr(),
+        },
+        page: None,
     }
 }
 

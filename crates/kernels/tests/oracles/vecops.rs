@@ -1,7 +1,7 @@
 //! Oracles of the operations on rows, in f64, and how far an f32 result may be from them.
 //!
-//! Bounds are first order in [`U`], with a factor 2 for the higher orders, as in [`sparamx_kernels::tolerance::sum_tolerance`]; the smallest normal
-//! number is added for results that underflow.
+//! Bounds are first order in [`U`], with a factor 2 for the higher orders, as in [`sparamx_kernels::tolerance::sum_tolerance`];
+//! the smallest normal number is added for results that underflow.
 
 /// Half the distance from 1 to the next f32: the relative error of one rounding.
 pub const U: f64 = f32::EPSILON as f64 / 2.0;
