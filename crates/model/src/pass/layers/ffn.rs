@@ -26,8 +26,8 @@ impl FfnBuffers {
     }
 }
 
-/// A feed-forward part. Another kind, such as experts, is a variant here with the same three functions: the layer around it does not
-/// know what is inside.
+/// A feed-forward part. Another kind, such as experts, is a variant here: the layer around it asks for its linear layers and for its
+/// result. Where the inputs of linear layers lie, [`super::Layer::input`] says.
 #[derive(Clone)]
 pub(crate) enum Ffn {
     Gated(Gated),

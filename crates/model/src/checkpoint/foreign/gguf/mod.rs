@@ -19,7 +19,7 @@ use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
 use crate::checkpoint::unneeded::{Kind, LATER_LAYERS, LeftOut, OTHER, PREDICTION};
 use crate::config::Described;
-use crate::families::parts;
+use crate::families::parts::{self, Part};
 use crate::families::plan::{self, TensorPlan};
 use crate::{Arch, Config, ModelError};
 use keys::Keys;
@@ -215,13 +215,13 @@ fn rotated_heads(config: &Config, name: &str) -> Option<usize> {
     if config.arch != Arch::Llama {
         return None;
     }
-    if name.contains(".self_attn.q_proj.") {
-        Some(config.num_attention_heads)
-    } else if name.contains(".self_attn.k_proj.") {
-        Some(config.num_key_value_heads)
-    } else {
-        None
-    }
+    let [q, k, _] = &parts::QKV;
+    let heads = [
+        (q, config.num_attention_heads),
+        (k, config.num_key_value_heads),
+    ];
+    let is = |(part, _): &(&Part, usize)| name.contains(&format!(".{}.", part.module));
+    heads.into_iter().find(is).map(|(_, heads)| heads)
 }
 
 /// The forms that are decoded.
