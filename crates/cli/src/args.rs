@@ -25,7 +25,7 @@ pub struct Common {
 /// How many threads compute.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Threads {
-    /// Threads [default: the physical cores this process may use]
+    /// Number of threads [default: the physical cores this process may use]
     #[arg(short, long, value_name = "N", value_parser = thread_count)]
     pub threads: Option<usize>,
 }
@@ -41,7 +41,7 @@ impl Threads {
 /// How much memory weights may take.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct Memory {
-    /// Memory for weights, such as 12G: packed ones that are faster expanded are expanded as far as it goes
+    /// Memory for weights, such as 12G: packed ones that are faster expanded are expanded within it
     /// [default: 70 % of what is available]
     #[arg(long = "memory", value_name = "SIZE", value_parser = units::parse_bytes)]
     pub memory_bytes: Option<u64>,

@@ -49,7 +49,7 @@ circle.dashed, path.dashed { fill: #ffffff; stroke-dasharray: none; }
 
 /// A chart.
 pub struct Chart {
-    /// Over all of it; also what a reader who cannot see it is told.
+    /// Over all of it; also the text for readers who cannot see it.
     pub title: String,
     /// How to read it, in a line under the legend.
     pub note: String,

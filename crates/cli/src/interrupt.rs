@@ -49,7 +49,7 @@ pub fn install() -> Result<()> {
     ctrlc::set_handler(|| receive(SIGINT)).context("cannot listen for Ctrl-C")
 }
 
-/// Whether whoever started the process wants a signal ignored, as `nohup` does.
+/// Whether the parent process wants a signal ignored, as `nohup` does.
 #[cfg(unix)]
 fn ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -75,7 +75,7 @@ fn receive(signal: i32) {
     std::process::exit(STATUS + signal);
 }
 
-/// Keeps the first signal from ending the process for as long as it lives; whoever holds it looks at [`asked`].
+/// Keeps the first signal from ending the process for as long as it lives; its holder looks at [`asked`].
 pub struct Watch(());
 
 /// Watches from now on.

@@ -18,7 +18,7 @@ pub struct KvArgs {
     sparsity: KvSparsity,
     #[command(flatten)]
     pages: KvPageArgs,
-    /// Memory for the KV cache, such as 2G: what a prompt leaves there serves later ones that begin alike
+    /// Memory for the KV cache, such as 2G: what a prompt leaves there serves later ones with the same prefix
     /// [default: half of what is available]
     #[arg(id = "kv_memory_bytes", long = "kv-memory", value_name = "SIZE", value_parser = units::parse_bytes)]
     memory_bytes: Option<u64>,
@@ -27,7 +27,7 @@ pub struct KvArgs {
 /// How old keys and values are kept, but for their sparsity.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct KvPageArgs {
-    /// Numbers of keys and values once they leave the window: bf16 or int8
+    /// Dtype of keys and values once they leave the window: bf16 or int8
     #[arg(long = "kv-type", value_name = "TYPE", default_value = "bf16", value_parser = precision)]
     pub precision: KvPrecision,
     #[command(flatten)]
@@ -58,7 +58,7 @@ pub struct KvSparsity {
     pub values: f64,
 }
 
-/// Reads the numbers of old keys and values.
+/// Reads the dtype of old keys and values.
 ///
 /// # Errors
 /// It is none of them.
@@ -134,7 +134,7 @@ impl KvArgs {
             .warn_of_useless(self.sparsity.mean() > 0.0, common);
     }
 
-    /// What the engine is told.
+    /// The options of the engine.
     pub fn options(&self) -> KvOptions {
         KvOptions {
             budget_bytes: self.memory_bytes,
@@ -144,12 +144,12 @@ impl KvArgs {
 }
 
 impl KvPageArgs {
-    /// What the engine is told, for one sparsity.
+    /// The options of the engine, for one sparsity.
     pub fn options(&self, sparsity: KvSparsity) -> KvOptions {
         self.of(sparsity, self.precision)
     }
 
-    /// The same with other numbers.
+    /// The same with another dtype.
     pub fn of(&self, sparsity: KvSparsity, precision: KvPrecision) -> KvOptions {
         let rule = self.rule.unwrap_or(KvRule::Query);
         self.kept.options(sparsity, precision, rule)
@@ -184,7 +184,7 @@ impl KvKeptArgs {
         self.sinks.unwrap_or(0)
     }
 
-    /// What the engine is told, with the rest.
+    /// The options of the engine, with the rest.
     pub fn options(&self, sparsity: KvSparsity, precision: KvPrecision, rule: KvRule) -> KvOptions {
         KvOptions {
             precision,

@@ -15,7 +15,7 @@ pub struct SamplingArgs {
     /// Randomness; 0 always takes the most probable token [default: the model's, or 0.8]
     #[arg(long, value_name = "T", value_parser = temperature)]
     temperature: Option<f32>,
-    /// Choose among so many of the most probable tokens; 0 among all [default: the model's, or 0]
+    /// Choose among the K most probable tokens; 0 means all [default: the model's, or 0]
     #[arg(long, value_name = "K", value_parser = args::whole::<usize>)]
     top_k: Option<usize>,
     /// Choose among the most probable tokens that together have this probability [default: the model's, or 0.95]
@@ -24,7 +24,7 @@ pub struct SamplingArgs {
     /// Leave out tokens with less than this share of the highest probability [default: the model's, or 0]
     #[arg(long, value_name = "P", value_parser = share)]
     min_p: Option<f32>,
-    /// Make tokens that are there already less probable; 1 does not [default: the model's, or 1]
+    /// Make tokens that are in the text already less probable; 1 changes nothing [default: the model's, or 1]
     #[arg(long, value_name = "R", value_parser = penalty)]
     repetition_penalty: Option<f32>,
     /// The same seed gives the same text [default: another one every time]

@@ -20,7 +20,7 @@ pub struct LayerErrors {
 }
 
 /// Compresses every linear layer of the decoder by itself in each of several ways, on the inputs that it has in the dense
-/// model, so that errors differ by the way alone; nothing is written. `progress` is told the decoder layers done and in all.
+/// model, so that errors differ by the way alone; nothing is written. `progress` gets the decoder layers done and in all.
 ///
 /// # Errors
 /// [`CompressError::AlreadyPacked`]; [`CompressError::NeedsCalibration`] without windows; tensors that cannot be read or solved;

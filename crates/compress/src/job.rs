@@ -199,7 +199,7 @@ impl<'a> Job<'a> {
         bytes <= self.options.single_file_bytes
     }
 
-    /// Whether a unit is written and its file as it was then. If it is not, whoever watches is told.
+    /// Whether a unit is written and its file as it was then. If it is not, the progress says so.
     fn is_done(&mut self, number: usize, output: &Output<'_>) -> Result<bool, CompressError> {
         let Some(unit) = self.state.units().get(number) else {
             return Ok(false);
@@ -278,7 +278,7 @@ impl<'a> Job<'a> {
         Ok(ready)
     }
 
-    /// Writes a unit and takes down that it is there.
+    /// Writes a unit and records it.
     fn write(
         &mut self,
         number: usize,

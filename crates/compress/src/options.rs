@@ -24,7 +24,7 @@ pub struct Options {
     pub skip: Vec<String>,
     /// Among which weights those to prune are looked for: see [`crate::layer::LayerSpec::scope`].
     pub scope: Scope,
-    /// The numbers to store compressed tensors in. Other matrices are bf16.
+    /// The dtype of compressed tensors. Other matrices are bf16.
     pub precision: Precision,
     /// How weights become int8 and int4.
     pub rounding: Rounding,

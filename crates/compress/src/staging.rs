@@ -23,7 +23,7 @@ const PID_BYTES: u64 = 20;
 /// file is in its way or that cannot be found out.
 pub fn check_output(target: &Path, resume: bool) -> Result<(), CompressError> {
     let root = root(&resolve(target)?);
-    // Whoever only looks shares the lock with others that look.
+    // A process that only looks shares the lock with others that look.
     if let Ok(lock) = File::open(root.join(LOCK))
         && matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock))
     {
@@ -76,7 +76,7 @@ impl Staging {
         if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
             return Err(busy(root, lock));
         }
-        // Only for the message of whoever comes second.
+        // Only for the message of the process that comes second.
         let pid = std::process::id();
         let _ = lock
             .set_len(0)
@@ -156,7 +156,7 @@ fn root(target: &Path) -> PathBuf {
     parent.join(format!(".{name}.partial"))
 }
 
-/// The error of whoever finds the folder locked, with the process that has it if that can be read.
+/// The error of a process that finds the folder locked, with the one that has it if that can be read.
 fn busy(partial: PathBuf, lock: File) -> CompressError {
     let mut text = String::new();
     // A process that was just started has not written it yet.

@@ -84,12 +84,12 @@ impl State {
         Some(bits.iter().map(|&bits| f64::from_bits(bits)).collect())
     }
 
-    /// Takes down the sparsity of each layer; with the next unit it is on the disk.
+    /// Records the sparsity of each layer; it is on the disk with the next unit.
     pub(crate) fn set_layer_sparsities(&mut self, sparsities: &[f64]) {
         self.layer_sparsities = Some(sparsities.iter().map(|s| s.to_bits()).collect());
     }
 
-    /// Takes down a unit whose file is written: the next one, or one in place of what was there.
+    /// Records a unit whose file is written: the next one, or one in place of what was there.
     ///
     /// # Errors
     /// [`CompressError::Io`]

@@ -1,7 +1,7 @@
 //! Requests to the hub and to where it redirects.
 //!
 //! Redirections are followed here and not by the HTTP library, so that the token is seen by the hub alone and the headers of each answer
-//! by us. A request runs on a thread of its own: whoever waits for it can be interrupted, whatever the network does.
+//! by us. A request runs on a thread of its own: its caller can be interrupted, whatever the network does.
 
 use std::env;
 use std::path::PathBuf;

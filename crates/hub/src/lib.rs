@@ -1,4 +1,4 @@
-//! Models from a Hugging Face hub, kept in the cache that other tools share. No terminal: who calls says what happens to
+//! Models from a Hugging Face hub, kept in the cache that other tools share. No terminal: the caller decides what to do with
 //! [`Progress`].
 //!
 //! The cache has the layout and the locks of the `huggingface_hub` library:
@@ -12,7 +12,7 @@
 //!
 //! A reference is written last, so that a snapshot that is found by name is complete.
 //!
-//! A hub, a mirror and whoever is in between are not trusted: each name from outside is checked before anything uses it
+//! A hub, a mirror and everything in between are not trusted: each name from outside is checked before anything uses it
 //! (`names`), nothing is written outside the cache (`cache`), and the token goes to the hub alone (`address`).
 #![forbid(unsafe_code)]
 

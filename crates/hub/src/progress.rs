@@ -1,4 +1,4 @@
-//! How whoever downloads is told about it.
+//! What a download reports.
 
 /// What a download has to say while it runs.
 pub trait Progress {

@@ -25,7 +25,7 @@ pub const TRIES: u32 = 5;
 const HEADWAY_BYTES: u64 = 1 << 20;
 /// A file that is no weights is no larger: what reads it would refuse it.
 const MOST_SMALL_BYTES: u64 = 128 << 20;
-/// Who is asked to wait for longer is better told.
+/// A hub that asks for a longer wait is reported instead.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A pause that a user would wonder about.
 const LONG_PAUSE: Duration = Duration::from_secs(2);

@@ -31,7 +31,7 @@ impl Request {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    /// Whether it is of this method, for a path that ends so.
+    /// Whether it is of this method, for a path with this end.
     pub fn is(&self, method: &str, path_end: &str) -> bool {
         self.method == method && self.path.ends_with(path_end)
     }
@@ -101,7 +101,7 @@ impl Reply {
         self
     }
 
-    /// With a body that comes so.
+    /// With a body that comes in this way.
     pub fn flow(mut self, flow: Flow) -> Reply {
         self.flow = flow;
         self
@@ -175,7 +175,7 @@ impl Server {
             .clone()
     }
 
-    /// How many requests there were of this method, for a path that ends so.
+    /// How many requests there were of this method, for a path with this end.
     pub fn count(&self, method: &str, path_end: &str) -> usize {
         self.requests()
             .iter()

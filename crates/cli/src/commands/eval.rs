@@ -25,7 +25,7 @@ questions that it gets right:
   acc         it takes the most probable choice
   acc_norm    it takes the most probable choice for its length, which is fairer where choices differ in length
   ±           the standard error: two figures closer than about twice that may differ by luck alone
-  chance      the share that drawing lots would get right
+  chance      the share that choosing at random gets right
 Compare a compressed model with the dense one it was made of on the same files. Prompts and rules are those of
 lm-evaluation-harness without examples (0-shot), so that the figures can be compared with published ones.
 

@@ -27,7 +27,7 @@ Examples:
   sparamx perplexity llama-8b-50 wiki.test.raw c4.txt stories.txt
   sparamx perplexity models/stories-5m-50 stories.txt --ctx 512 --json
 
-Perplexity says how well the model predicts the text: it is as unsure of each token as if it drew lots among so many. Lower is better.
+A perplexity of P says that the model is as unsure of each token as of a draw among P. Lower is better.
 Compare a compressed model with the dense one it was made of, on the same text and with the same --ctx: what the figure rises
 by is what compression costs. Models with different tokenizers are compared by bits per byte of text.
 

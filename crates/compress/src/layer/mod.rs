@@ -42,7 +42,7 @@ pub struct LayerSpec {
     pub pattern: Pattern,
     /// Among which weights the smallest are looked for, with [`Pattern::Unstructured`]; not of [`Method::Wanda`].
     pub scope: Scope,
-    /// The numbers of the result.
+    /// The dtype of the result.
     pub precision: Precision,
     /// Round every weight to its nearest level; otherwise the weights not yet rounded make up for the error of the others.
     pub rtn: bool,

@@ -94,7 +94,7 @@ impl<'a> Objective<'a> {
 
 /// The root of a share of squares; 0 of nothing, and of an error that is nothing but rounding.
 pub(super) fn relative(error: f64, total: f64) -> f64 {
-    // Not a number stays so.
+    // NaN stays NaN.
     if total <= 0.0 || error <= 0.0 {
         0.0
     } else {

@@ -64,7 +64,7 @@ struct Block<'a> {
     width: usize,
     /// `U_bb`, `[width, width]`.
     inverse: &'a [f64],
-    /// N:M among the columns, if the pass is to choose so.
+    /// N:M among the columns, if the pass chooses by groups.
     choose: Option<(usize, usize)>,
 }
 

@@ -64,7 +64,7 @@ impl Test {
 /// A way to keep keys and values.
 #[derive(Clone, Debug)]
 pub struct Kv {
-    /// What the engine is told.
+    /// The options of the engine.
     pub options: KvOptions,
     /// What they are once they leave the window.
     pub precision: KvPrecision,

@@ -52,7 +52,7 @@ pub struct BenchArgs {
     /// Measure a model of this shape with random weights
     #[arg(long, value_name = "NAME", value_parser = shape)]
     shape: Option<String>,
-    /// Only so many of its layers, with --shape
+    /// Use N of its layers only, with --shape
     #[arg(long, value_name = "N", conflicts_with = "model", value_parser = clap::value_parser!(u32).range(1..))]
     layers: Option<u32>,
     /// Break the time of a forward pass down by operation, sampling included
@@ -101,7 +101,7 @@ pub struct BenchArgs {
     kv_sparsity: Vec<KvSparsities>,
     #[command(flatten)]
     kv_pages: KvPageArgs,
-    /// Numbers of threads [default: the physical cores this process may use]
+    /// Thread counts [default: the physical cores this process may use]
     #[arg(short, long, value_name = "LIST", value_delimiter = ',', value_parser = threads)]
     threads: Vec<usize>,
     /// Rounds
@@ -238,11 +238,7 @@ const KV_WEIGHT_SPARSITY: f64 = 0.5;
 pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     args.check_options()?;
     let args = &args.completed();
-    if !common.quiet && args.kv_sparsity.iter().any(|value| value.0.len() > 1) {
-        output::complain("warning: --kv-sparsity takes K,V: separate settings by ; instead of ,");
-    }
-    let sparse = args.kv_sparsities().any(|sparsity| sparsity.mean() > 0.0);
-    args.kv_pages.warn_of_useless(sparse, common);
+    args.warn(common);
     let tests = args.tests()?;
     let format = args.format.choose(common)?;
     if args.profile && matches!(format, Format::Csv | Format::Svg) {
@@ -309,6 +305,17 @@ impl BenchArgs {
             ));
         }
         Ok(())
+    }
+
+    /// Says which separator settings have, where they have another, and which options change nothing.
+    fn warn(&self, common: Common) {
+        if !common.quiet && self.kv_sparsity.iter().any(|value| value.0.len() > 1) {
+            output::complain(
+                "warning: --kv-sparsity takes K,V: separate settings by ; instead of ,",
+            );
+        }
+        let sparse = self.kv_sparsities().any(|sparsity| sparsity.mean() > 0.0);
+        self.kv_pages.warn_of_useless(sparse, common);
     }
 
     /// With a shape if there is neither a model nor a shape, but keys and values are to be compared.

@@ -33,7 +33,7 @@ pub struct Row {
     pub shape: String,
     weights: &'static str,
     sparsity: f64,
-    /// Numbers of keys and values once they leave the window.
+    /// Dtype of keys and values once they leave the window.
     kv_type: String,
     /// Share of zeros in them, keys and values together.
     kv_sparsity: f64,

@@ -63,7 +63,7 @@ impl Report {
         }
     }
 
-    /// Takes down what was left out.
+    /// Records a kernel that was left out.
     pub fn skip(&mut self, skipped: Skipped) {
         self.skipped.push(skipped);
     }

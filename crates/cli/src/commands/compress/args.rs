@@ -62,7 +62,7 @@ pub struct CompressArgs {
     /// Tensors to leave as they are, by name
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub skip: Vec<String>,
-    /// Among which weights of a tensor those to prune are looked for, for magnitude and sparsegpt [default: tensor]
+    /// Which weights are compared with each other, for magnitude and sparsegpt [default: tensor]
     #[arg(long, value_name = "SCOPE", value_parser = args::one_of(&SCOPES, Scope::name))]
     scope: Option<Scope>,
     /// Refit the kept weights to the outputs of the dense model [default: auto]
@@ -73,7 +73,7 @@ pub struct CompressArgs {
         hide_default_value = true
     )]
     reconstruct: Reconstruct,
-    /// Numbers of the pruned tensors
+    /// Dtype of the pruned tensors
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     weights: Weights,
     /// Columns that share a scale, for int4: 32, 64 or 128 [default: 128]
@@ -87,7 +87,7 @@ pub struct CompressArgs {
     /// Prune and quantize the output head too
     #[arg(long)]
     include_lm_head: bool,
-    /// Go on from where a run with the same options was stopped
+    /// Continue a run with the same options that was stopped
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]
@@ -96,14 +96,14 @@ pub struct CompressArgs {
 
 /// Ways to choose the weights to prune.
 const METHODS: [(Method, &str); 3] = [
-    (Method::Magnitude, "The smallest go"),
+    (Method::Magnitude, "Prune the smallest"),
     (
         Method::Wanda,
-        "The smallest by weight times the norm of its input go, within each output row",
+        "Prune the smallest by weight times the norm of its input, within each output row",
     ),
     (
         Method::SparseGpt,
-        "Those go that the others can make up for best, and the others do",
+        "Prune those that the others can best make up for, and change the others accordingly",
     ),
 ];
 
@@ -121,7 +121,7 @@ const ROUNDINGS: [(Rounding, &str); 2] = [
     (Rounding::Nearest, "Each weight to the nearest"),
     (
         Rounding::Compensated,
-        "One column after the other, those to come making up for the error",
+        "Column by column, the later ones making up for the error",
     ),
 ];
 
@@ -253,7 +253,7 @@ fn check_prunes(options: &Options) -> Result<()> {
     }
 }
 
-/// The numbers asked for.
+/// The dtype asked for.
 fn precision(args: &CompressArgs) -> Result<Precision> {
     Ok(match (args.weights, args.group) {
         (Weights::Bf16, None) => Precision::Bf16,

@@ -51,7 +51,7 @@ pub struct KvReportArgs {
     #[arg(long = "kv-sparsities", value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity)]
     #[arg(default_value = "0.1,0.2,0.3,0.4,0.5,0.6,0.7")]
     sparsities: Vec<f64>,
-    /// Numbers of keys and values
+    /// Dtypes of keys and values
     #[arg(
         long = "kv-types",
         value_name = "LIST",

@@ -53,7 +53,7 @@ pub struct Row {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Names", into = "Names")]
 pub struct Setting {
-    /// The numbers.
+    /// The dtype.
     pub precision: KvPrecision,
     /// How elements are chosen; nothing if all are kept.
     pub rule: Option<KvRule>,

@@ -74,7 +74,7 @@ pub struct ReportArgs {
     /// Fractions of zeros
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "0,0.3,0.4,0.5,0.6,0.7", value_parser = args::sparsity)]
     sparsities: Vec<f64>,
-    /// Numbers of the weights
+    /// Dtypes of the weights
     #[arg(
         long,
         value_name = "LIST",

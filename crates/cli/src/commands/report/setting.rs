@@ -18,7 +18,7 @@ pub struct Way {
     pub refit: bool,
 }
 
-/// Numbers of weights.
+/// Dtype of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
@@ -37,7 +37,7 @@ pub struct Setting {
     pub way: Option<Way>,
     /// The share of zeros.
     pub sparsity: f64,
-    /// The numbers.
+    /// Their dtype.
     pub weights: Weights,
     /// How they come about; none for bf16.
     pub rounding: Option<Rounding>,
@@ -112,7 +112,7 @@ impl Way {
 }
 
 impl Setting {
-    /// What `compress` is told.
+    /// The options of `compress`.
     pub fn options(&self, group_elems: usize) -> Options {
         let method = self.way.map_or(Method::Magnitude, |way| way.method);
         Options {
@@ -129,7 +129,7 @@ impl Setting {
         }
     }
 
-    /// How the weights were made, without sparsity and numbers.
+    /// How the weights were made, without sparsity and dtype.
     pub fn how(&self) -> String {
         match (self.way, self.rounding) {
             (Some(way), _) => way.to_string(),

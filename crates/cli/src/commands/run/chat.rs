@@ -11,7 +11,7 @@ use super::talk::{Talk, say};
 use crate::{interrupt, output, sampling, terminal};
 
 const HELP: &str = "\
-/system TEXT      what the model is told before the conversation; without TEXT nothing
+/system TEXT      set the system prompt; without TEXT there is none
 /regenerate       another answer to the last message
 /clear            forget the conversation
 /set NAME VALUE   temperature, top_k, top_p, min_p, repetition_penalty, seed or max_tokens; without them show the values

@@ -42,7 +42,7 @@ pub struct RunArgs {
     /// Text to answer or continue; - reads it from standard input [default: chat]
     #[arg(value_name = "PROMPT", allow_hyphen_values = true, value_parser = word_or_text)]
     second: Option<String>,
-    /// The same, whatever it looks like
+    /// The prompt, whatever it looks like
     #[arg(
         short,
         long,
@@ -51,7 +51,7 @@ pub struct RunArgs {
         conflicts_with = "second"
     )]
     prompt: Option<String>,
-    /// What the model is told before the conversation
+    /// The system prompt: what the model reads before the conversation
     #[arg(
         long,
         value_name = "TEXT",
@@ -76,7 +76,7 @@ pub struct RunArgs {
     /// Variables for the chat template, such as '{"enable_thinking": false}'
     #[arg(long, value_name = "JSON", value_parser = variables, conflicts_with = "no_chat_template")]
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// Choose every token before running the next; the text is the same, only slower where it repeats itself
+    /// Generate without draft tokens: the same text, and slower where it repeats itself
     #[arg(long)]
     no_speculation: bool,
     #[command(flatten)]
@@ -96,13 +96,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 /// A single word that begins with `-` is a mistyped option.
 fn word_or_text(text: &str) -> Result<String, String> {
-    match text.starts_with('-') && text != "-" && !text.contains(char::is_whitespace) {
-        true => Err(
+    if text.starts_with('-') && text != "-" && !text.contains(char::is_whitespace) {
+        return Err(
             "there is no such option; a prompt that is a word with - before it goes after --prompt"
                 .to_owned(),
-        ),
-        false => Ok(text.to_owned()),
+        );
     }
+    Ok(text.to_owned())
 }
 
 fn variables(text: &str) -> Result<Map<String, Value>, String> {
