@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use sparamx_format::BothEnds;
 use sparamx_kernels::KernelError;
 use sparamx_model::ModelError;
 
@@ -53,7 +54,7 @@ pub enum EngineError {
     Template {
         /// The file it came from.
         path: PathBuf,
-        /// OneLine in the template, counted from 1; none when the template engine does not say.
+        /// The line in the template, counted from 1; none when the template engine does not say.
         line: Option<usize>,
         /// What the template engine, or the template itself, said.
         error: String,
@@ -183,7 +184,7 @@ impl fmt::Display for EngineError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { path, error } => write!(f, "{}: {error}", path.display()),
-            Self::Json { path, error } => write!(f, "{}: {}", path.display(), OneLine(error)),
+            Self::Json { path, error } => write!(f, "{}: {}", path.display(), BothEnds(error)),
             Self::NoTokenizer { dir } => write!(
                 f,
                 "{}: there is no tokenizer.json: take it from where the weights come from, or make it from \
@@ -191,16 +192,21 @@ impl fmt::Display for EngineError {
                 dir.display()
             ),
             Self::Tokenizer { path, error } => {
-                write!(f, "{}: not a tokenizer: {}", path.display(), OneLine(error))
+                write!(
+                    f,
+                    "{}: not a tokenizer: {}",
+                    path.display(),
+                    BothEnds(error)
+                )
             }
             Self::Template { path, line, error } => match line {
                 Some(line) => write!(
                     f,
                     "{}, line {line} of the template: {}",
                     path.display(),
-                    OneLine(error)
+                    BothEnds(error)
                 ),
-                None => write!(f, "{}: {}", path.display(), OneLine(error)),
+                None => write!(f, "{}: {}", path.display(), BothEnds(error)),
             },
             other => other.fmt_request(f),
         }
@@ -212,7 +218,7 @@ impl EngineError {
     fn fmt_request(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Coding { error } => {
-                write!(f, "the tokenizer fails on this text: {}", OneLine(error))
+                write!(f, "the tokenizer fails on this text: {}", BothEnds(error))
             }
             Self::Vocabulary {
                 id,
@@ -222,13 +228,13 @@ impl EngineError {
                 f,
                 "the text has the token '{}' with id {id}, and the model has ids below {vocab_size} only: leave it out, or \
                  take the tokenizer that belongs to the model",
-                OneLine(token)
+                BothEnds(token)
             ),
             Self::Parameter {
                 name,
                 value,
                 allowed,
-            } => write!(f, "{name} is {}, allowed is {allowed}", OneLine(value)),
+            } => write!(f, "{name} is {}, allowed is {allowed}", BothEnds(value)),
             Self::Logit { id, value } => write!(
                 f,
                 "the logit of token {id} is {value}: the weights are damaged or their values too large"
@@ -277,39 +283,10 @@ impl EngineError {
                 "{requests} requests run or wait, which is as many as are taken at a time: try again later"
             ),
             Self::Panicked { message } => {
-                write!(f, "a fault of the engine ended it: {}", OneLine(message))
+                write!(f, "a fault of the engine ended it: {}", BothEnds(message))
             }
             other => write!(f, "{other:?}"),
         }
-    }
-}
-
-/// Characters of a foreign text that go into a message, from its begin and from its end.
-const SHOWN_CHARS: (usize, usize) = (400, 100);
-
-/// A text from a file or another program as a part of a message: on one line, and cut if it is long. The end stays, because
-/// parsers name the place there.
-pub struct OneLine<'a>(
-    /// The text.
-    pub &'a str,
-);
-
-impl fmt::Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (first, last) = SHOWN_CHARS;
-        let count = self.0.chars().count();
-        for (index, char) in self.0.chars().enumerate() {
-            match char {
-                _ if count > first + last && (first..count - last).contains(&index) => {
-                    if index == first {
-                        f.write_str(" ... ")?;
-                    }
-                }
-                char if char.is_control() => write!(f, "{}", char.escape_default())?,
-                char => write!(f, "{char}")?,
-            }
-        }
-        Ok(())
     }
 }
 
@@ -321,21 +298,5 @@ impl std::error::Error for EngineError {
             Self::Kernel(e) => Some(e),
             _ => None,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn foreign_texts_take_one_line_and_keep_begin_and_end() {
-        assert_eq!(OneLine("é 🦀").to_string(), "é 🦀");
-        assert_eq!(OneLine("a\nb\t\u{1b}").to_string(), "a\\nb\\t\\u{1b}");
-        let long = format!("{}{}", "x".repeat(30_000), " at line 1 column 5");
-        let line = OneLine(&long).to_string();
-        assert_eq!(line.chars().count(), 400 + 5 + 100);
-        assert!(line.starts_with("xxx") && line.ends_with("x at line 1 column 5"));
-        assert_eq!(OneLine(&"é".repeat(500)).to_string(), "é".repeat(500));
     }
 }

@@ -60,7 +60,7 @@ pub use batch::{
 };
 pub use chat::{ChatTemplate, Message};
 pub use defaults::SamplingDefaults;
-pub use error::{EngineError, OneLine};
+pub use error::EngineError;
 pub use host::{Handle, Host, HostOptions, Outcome};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use logprobs::negative_log_likelihood;

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::Value;
+use sparamx_format::BothEnds;
 use sparamx_model::model_file;
 use tokenizers::AddedToken;
 
-use crate::error::OneLine;
 use crate::folder::{SpecialTokens, read_object, roles};
 use crate::foreign::guarded;
 use crate::room::LeastTokens;
@@ -228,7 +228,7 @@ fn special_ids(inner: &tokenizers::Tokenizer, named: &[AddedToken]) -> HashMap<u
 fn misnumbered(inner: &tokenizers::Tokenizer, numbered: &[(u32, AddedToken)]) -> Vec<String> {
     let wrong = |(id, token): &(u32, AddedToken)| {
         let got = inner.token_to_id(&token.content).filter(|got| got != id)?;
-        let token = OneLine(&token.content);
+        let token = BothEnds(&token.content);
         Some(format!(
             "the added token '{token}' has id {id} by the file beside tokenizer.json, and gets {got}"
         ))
@@ -250,7 +250,7 @@ fn out_of_reach(
         "tokenizer.json has tokens that are not among the {vocab_size} ids of the model ({}, the first is '{}' with id {id}): \
          texts that need them are refused",
         lost.count(),
-        OneLine(token),
+        BothEnds(token),
     ))
 }
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use sparamx_engine::{EngineError, OneLine};
+use sparamx_engine::EngineError;
+use sparamx_format::BothEnds;
 
 /// Errors of this crate.
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl fmt::Display for EvaluateError {
                 "the text has {tokens} tokens and at least {needed} are needed: the first of a window are not scored"
             ),
             Self::Question { path, line, error } => {
-                write!(f, "{}, line {line}: {}", path.display(), OneLine(error))
+                write!(f, "{}, line {line}: {}", path.display(), BothEnds(error))
             }
             Self::Choice {
                 question,

@@ -6,30 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-/// A text from a file, for a message: one line, cut where it is longer than anybody reads.
-#[derive(Clone, Copy, Debug)]
-pub struct Short<'a>(pub &'a str);
-
-impl Short<'_> {
-    /// Characters that are shown.
-    const LONGEST: usize = 200;
-}
-
-impl fmt::Display for Short<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, c) in self.0.chars().enumerate() {
-            if i == Self::LONGEST {
-                return f.write_str("...");
-            }
-            if c.is_control() {
-                write!(f, "{}", c.escape_debug())?;
-            } else {
-                write!(f, "{c}")?;
-            }
-        }
-        Ok(())
-    }
-}
+use crate::short::Short;
 
 /// One of the arrays of a packed weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,6 +24,7 @@ mod levels;
 pub mod lfs;
 mod scales;
 mod shape;
+mod short;
 mod storage;
 mod strip;
 pub mod words;
@@ -33,9 +34,10 @@ pub use bitmap_int::{SparseI4, SparseI8};
 pub use dense_bf16::DenseBf16;
 pub use dense_i4::DenseI4;
 pub use dense_i8::DenseI8;
-pub use error::{Field, FormatError, Short};
+pub use error::{Field, FormatError};
 pub use scales::{GROUP_ELEMS, Scales, bf16_scale};
 pub use shape::{BLOCK_K, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, SLACK_BYTES, STRIP_ROWS};
+pub use short::{BothEnds, Short};
 pub use storage::Storage;
 
 #[cfg(target_endian = "big")]
