@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use std::path::Path;
 
-use common::{difference, pieces, pieces_after, shared, vectors};
+use common::{difference, pieces, pieces_after, vectors};
 use serde_json::Value;
 use sparamx_engine::{ChatTemplate, EngineError, Message, Tokenizer};
+use sparamx_testkit::shared;
 
 fn load(folder: &str) -> Option<Arc<Tokenizer>> {
     let dir = shared(&format!("tokenizers/{folder}"))?;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use std::path::Path;
 
-use common::{difference, pieces_after, shared, vectors};
+use common::{difference, pieces_after, vectors};
 use serde_json::Value;
 use sparamx_engine::{ChatTemplate, Tokenizer};
+use sparamx_testkit::shared;
 
 /// Writes a GGUF file whose only tensor has a shape and no data.
 #[derive(Default)]

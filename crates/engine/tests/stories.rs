@@ -5,8 +5,9 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use common::{host, load, runtime, shared};
+use common::{host, load, runtime};
 use sparamx_engine::{EngineOptions, Event, GenerateParams, SamplingParams};
+use sparamx_testkit::shared;
 
 /// Checks that the greedy text of so many tokens after `prompt` has `want` in it: what a float64 forward pass makes
 /// (`tools/reference/story_goldens.py`).

@@ -1,8 +1,7 @@
-//! Small tokenizers in the two styles there are, and the folder of shared test data.
+//! Small tokenizers in the two styles there are, and what tests with models need.
 #![allow(dead_code)] // Each test binary uses a part.
 
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -10,22 +9,7 @@ use sparamx_cpu::Cpu;
 use sparamx_engine::{EngineOptions, Host, HostOptions, Loaded, Tokenizer};
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Config, LoadOptions, Model, Precision, RandomSpec};
-
-/// `path` in the folder of shared data beside the repository; none, said loudly, where a checkout stands alone.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let full = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../../shared/data")
-        .join(path);
-    if full.exists() {
-        return Some(full);
-    }
-    // Past the capture of the test harness, which would hide it.
-    let _ = writeln!(
-        std::io::stderr(),
-        "SKIPPED: ../shared/data/{path} is absent, nothing of it was tested"
-    );
-    None
-}
+use sparamx_testkit::shared;
 
 /// llama.cpp's 47 vectors for a vocabulary: texts, and their ids without BOS.
 pub fn vectors(name: &str) -> Vec<(String, Vec<u32>)> {
