@@ -12,7 +12,7 @@ use sparamx_model::{Checkpoint, Group, Model};
 use crate::args::{Common, Memory, Threads};
 use crate::{output, progress, runtime, units};
 
-/// Loads the model in a directory, and expands those weights that are faster so. The calling thread is to compute.
+/// Loads the model in a directory, and expands those weights that are faster expanded. The calling thread is to compute.
 ///
 /// # Errors
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.

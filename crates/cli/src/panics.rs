@@ -1,4 +1,4 @@
-//! Panics, which are faults of ours: kept quiet where somebody catches them, one line where nobody does.
+//! Panics, which are faults of ours: quiet where they are caught, one line where they are not.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};

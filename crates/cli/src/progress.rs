@@ -73,7 +73,7 @@ fn bar(
     let bar = ProgressBar::with_draw_target(Some(total), target)
         .with_style(style)
         .with_message(message);
-    // A line about nothing out of nothing helps nobody.
+    // A line about 0 of 0 is of no use.
     if total > 0 || output::fancy_stderr() {
         bar.tick();
     }
@@ -85,10 +85,10 @@ fn rate(state: &ProgressState, out: &mut dyn fmt::Write) {
     let _ = write!(out, "{:.1}/s", state.per_sec());
 }
 
-/// The time left, once there is something to tell it by.
+/// The time left, once it can be estimated.
 fn left(state: &ProgressState, out: &mut dyn fmt::Write) {
     if state.pos() > 0 {
-        // Nobody to tell if it fails.
+        // A failure here cannot be reported.
         let _ = write!(out, "{:#} left", HumanDuration(state.eta()));
     }
 }

@@ -176,7 +176,7 @@ impl<'a> Piece<'a> {
         Ok(Piece::Bf16(bits))
     }
 
-    /// Elements that are not zero. Of norms and biases nobody counts zeros.
+    /// Elements that are not zero. Zeros of norms and biases are not counted.
     fn nnz(&self, plan: &TensorPlan) -> u64 {
         match self {
             Piece::Bitmask(out) => out.nnz() as u64,

@@ -386,7 +386,7 @@ fn count(
         Content::Compact(compact) if compact.is_sparse() => (&mut counts.packed, compact.nnz),
         Content::Compact(compact) => (&mut counts.quantized, compact.nnz),
         Content::Bf16(bits) => (&mut counts.dense, non_zero(bits)),
-        // Of norms and biases nobody counts zeros.
+        // Zeros of norms and biases are not counted.
         Content::Raw(..) => (&mut counts.dense, plan.elements() as usize),
     };
     let zeros = plan.elements() - nnz as u64;

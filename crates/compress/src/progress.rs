@@ -37,7 +37,7 @@ pub enum Step<'a> {
     Tensor {
         /// Its name.
         name: &'a str,
-        /// The error of its output, where calibration tells it: see [`crate::layer::Outcome::error`].
+        /// The error of its output, where calibration measures it: see [`crate::layer::Outcome::error`].
         error: Option<f64>,
         /// What a user should know about it.
         note: Option<Note>,

@@ -28,7 +28,7 @@ pub enum Int4 {
     Dense,
     /// -8 to -1 and 1 to 7, and 0 for zeros: for packed weights, which do not store zeros. A weight that is not zero never gets
     /// level 0. Packed weights could have a level of 8 as well; without it they can be expanded to dense int4 weights, bit for bit, on
-    /// CPUs that are faster so. What it costs is a step for weights as large as the largest and of the other sign.
+    /// CPUs where that is faster. What it costs is a step for weights as large as the largest and of the other sign.
     Sparse,
 }
 

@@ -15,8 +15,8 @@ const OUT: &str = "out";
 /// More than the digits of any process id.
 const PID_BYTES: u64 = 20;
 
-/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty, nobody writes it, and `resume` is set if
-/// something unfinished is there.
+/// Says whether [`crate::compress`] may write to a folder: it does not exist, or is empty, no other process writes it, and `resume`
+/// is set if something unfinished is there.
 ///
 /// # Errors
 /// [`CompressError::OutputExists`], [`CompressError::Busy`], [`CompressError::Unfinished`], or [`CompressError::CannotMake`] if a
@@ -121,7 +121,7 @@ impl Staging {
     /// Gives the output its name.
     ///
     /// # Errors
-    /// [`CompressError::OutputExists`] if somebody was faster, or [`CompressError::Io`].
+    /// [`CompressError::OutputExists`] if another process was faster, or [`CompressError::Io`].
     pub(crate) fn publish(mut self) -> Result<PathBuf, CompressError> {
         fs::rename(self.out(), &self.target).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty
@@ -141,7 +141,7 @@ impl Drop for Staging {
         if self.keep {
             return;
         }
-        // There is nobody to tell if this fails, and the error that led here matters more.
+        // A failure here cannot be reported, and the error that led here matters more.
         let _ = fs::remove_dir_all(&self.root);
         if let Some(parent) = &self.made_parent {
             let _ = remove_empty(parent, self.target.parent());
@@ -325,7 +325,7 @@ mod tests {
         let target = root.path().join("new");
         let staging = Staging::new(&target, false).expect("a staging folder");
         fs::write(staging.out().join("file"), "text").expect("a file");
-        // Nothing is recorded as done: a stop has lost nothing, and nobody needs to ask.
+        // Nothing is recorded as done: a stop has lost nothing, so nothing is refused.
         staging.keep();
         let staging = Staging::new(&target, false).expect("a staging folder");
         let mut state = State::open(staging.root(), &serde_json::json!({"a": "b"})).expect("new");

@@ -81,7 +81,7 @@ impl<'a> Repo<'a> {
         Ok(path)
     }
 
-    /// Waits until nobody else writes this blob, as `huggingface_hub` does; `waiting` is called again and again meanwhile.
+    /// Waits until no other process writes this blob, as `huggingface_hub` does; `waiting` is called again and again meanwhile.
     pub fn lock(
         &self,
         etag: &str,

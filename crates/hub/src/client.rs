@@ -18,7 +18,7 @@ use crate::address::{self, Origin};
 use crate::error::Fault;
 use crate::settings::Settings;
 
-/// How often somebody who waits looks for an interruption.
+/// How often a wait looks for an interruption.
 pub const GLANCE: Duration = Duration::from_millis(50);
 const MAX_REDIRECTS: usize = 10;
 /// Longer than the advice of any hub that works; what asks for more gets no second try.

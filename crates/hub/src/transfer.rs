@@ -197,7 +197,7 @@ impl Download<'_> {
         if !resumed || meta.bytes != Some(part.bytes) {
             self.append(part, name, meta)?;
         }
-        // On file systems whose locks do nothing somebody else may have written, the same bytes to the same places.
+        // On file systems without working locks another process may have written, the same bytes to the same places.
         if part.file.metadata()?.len() != part.bytes {
             return Err(Fault::Restart);
         }

@@ -13,7 +13,7 @@ use crate::args::{self, Common, UsageError};
 use crate::texts::Text;
 use crate::{output, units};
 
-/// The text if nobody names one: from "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), "Pride and Prejudice" (Jane
+/// The text by default: from "Alice's Adventures in Wonderland" (Lewis Carroll, 1865), "Pride and Prejudice" (Jane
 /// Austen, 1813), "Frankenstein" (Mary Shelley, 1831) and "Moby-Dick" (Herman Melville, 1851), about 48 KB of each, with line
 /// breaks between paragraphs only. All four are in the public domain.
 const SAMPLE: &str = include_str!("sample.txt");

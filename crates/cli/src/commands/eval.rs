@@ -47,7 +47,7 @@ pub struct EvalArgs {
     /// Files of questions, one in JSON a line
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// The task of all files, where their fields do not tell
+    /// The task of all files, where their fields do not show it
     #[arg(long, value_name = "NAME")]
     task: Option<Task>,
     /// Take the first N questions of each file

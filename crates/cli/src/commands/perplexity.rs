@@ -14,7 +14,7 @@ use crate::kv::KvArgs;
 use crate::texts::Text;
 use crate::{loading, output, progress, source, units};
 
-/// The window if nobody says, where the model's context is larger.
+/// The default window, where the model's context is larger.
 const DEFAULT_WINDOW: usize = 2048;
 /// The first token of a window is not scored, so one alone would score nothing.
 const MIN_WINDOW: usize = 2;

@@ -16,7 +16,7 @@ const DAMPENING: f64 = 0.01;
 /// The largest share that is tried where a smaller one is too little.
 const LARGEST_DAMPENING: f64 = 1e4;
 
-/// Compresses the rows `weights`, row-major `[n, k]` and finite, of one layer. A weight that is zero stays so. Without moments
+/// Compresses the rows `weights`, row-major `[n, k]` and finite, of one layer. A weight that is zero stays zero. Without moments
 /// weights are rounded to nearest.
 ///
 /// # Errors

@@ -101,7 +101,7 @@ pub struct Bench {
     pub settings: Vec<Setting>,
     /// Seconds that every combination took, round by round.
     pub seconds: Vec<Vec<f64>>,
-    /// What the operations of every combination took, round by round; nothing if nobody wants to know.
+    /// What the operations of every combination took, round by round; empty without `--profile`.
     pub passes: Vec<Vec<Passes>>,
     /// Read bandwidth in GB/s for every number of threads, round by round.
     pub bandwidth: Vec<Vec<f64>>,

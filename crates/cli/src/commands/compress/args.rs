@@ -13,7 +13,7 @@ use crate::args::{self, Threads, UsageError};
 use crate::calibration::CalibrationArgs;
 use crate::texts;
 
-/// Columns of a group if nobody says.
+/// Columns of a group by default.
 const DEFAULT_GROUP: usize = 128;
 
 /// Options of `compress`.

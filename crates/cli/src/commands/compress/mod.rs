@@ -27,7 +27,7 @@ pub fn run(args: &CompressArgs, common: Common) -> Result<()> {
     runtime::loading_threads(args.threads)?;
     let checkpoint = loading::open(&source::resolve(&args.model, common)?, common)?;
     let start = Instant::now();
-    // A packed model is refused before anybody looks for a tokenizer.
+    // A packed model is refused before its tokenizer is read.
     let needed = options.needs_calibration().is_some() && checkpoint.config().packed.is_none();
     let sample = needed
         .then(|| sample(args, &options, &checkpoint, common))

@@ -58,7 +58,7 @@ pub struct Text {
     pub calibration_tokens: usize,
 }
 
-/// A file by its name, and its size to tell it from another of that name.
+/// A file by its name, and its size, as another file may have the same name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct File {
     /// Its name without the folder.
