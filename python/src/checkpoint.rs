@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
-use sparamx_compress::weights;
+use sparamx_format as format;
 use sparamx_format::container::{self, TensorFile, TensorOut};
 
 use crate::IntoPython;
@@ -68,7 +68,7 @@ impl Checkpoint {
         py.detach(|| {
             let read = || {
                 let [n, k] = found.shape;
-                weights::read(&self.file, name, n, k)?.in_memory()
+                format::Weight::read(&self.file, name, n, k)?.in_memory()
             };
             let weight = threads.work.install(read);
             weight.map(Weight::new).map_err(IntoPython::into_python)
@@ -94,7 +94,7 @@ pub(crate) fn write_checkpoint(
         tensors.push(TensorOut::new(name, dtype, shape, data));
     }
     for (name, weight) in &packed {
-        tensors.extend(weights::tensors(name, &weight.get().layer.weight));
+        tensors.extend(weight.get().layer.weight.tensors(name));
     }
     py.detach(|| container::write(path, &tensors, &metadata))
         .map_err(IntoPython::into_python)

@@ -3,9 +3,9 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use sparamx_compress::layer::{LayerSpec, Method, Pattern, Solved, solve};
-use sparamx_compress::{Scope, smallest, weights};
-use sparamx_format::Scales;
+use sparamx_compress::{Scope, smallest};
 use sparamx_format::container::TensorOut;
+use sparamx_format::{self as format, Scales};
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, linear};
 use sparamx_model::Precision;
 
@@ -28,7 +28,7 @@ pub(crate) type Part = (String, &'static str, Vec<usize>, usize);
 type Outcome = (Weight, f64, f64, Option<String>);
 
 impl Weight {
-    pub fn new(weight: sparamx_kernels::Weight) -> Self {
+    pub fn new(weight: format::Weight) -> Self {
         let layer = Linear { weight, bias: None };
         Self { layer }
     }
@@ -74,21 +74,16 @@ impl Weight {
                 )));
             }
         };
-        let precision = match numbers {
-            "bf16" => Precision::Bf16,
-            "int8" => Precision::Int8,
-            "int4" => Precision::Int4 { group_elems: group },
-            other => {
-                return Err(PyValueError::new_err(format!(
-                    "no numbers are called {other}"
-                )));
-            }
+        let Ok(element) = numbers.parse() else {
+            return Err(PyValueError::new_err(format!(
+                "no numbers are called {numbers}"
+            )));
         };
         let spec = LayerSpec {
             method,
             pattern: Pattern::Unstructured(sparsity),
             scope: Scope::Tensor,
-            precision,
+            precision: Precision::new(element, group),
             rtn: method == Method::Magnitude && !reconstruct,
             reconstruct,
         };
@@ -137,7 +132,7 @@ impl Weight {
         py.detach(|| {
             let weight = threads
                 .work
-                .install(|| weights::from_tensors(n, k, &tensors));
+                .install(|| format::Weight::from_tensors(n, k, &tensors));
             weight.map(Self::new).map_err(IntoPython::into_python)
         })
     }
@@ -145,7 +140,7 @@ impl Weight {
     /// The tensors of the weight as files have them. The addresses are good for as long as the weight lives; nobody may write
     /// there.
     fn parts(&self) -> PyResult<Vec<Part>> {
-        let tensors = weights::tensors("", &self.layer.weight);
+        let tensors = self.layer.weight.tensors("");
         let part = |tensor: TensorOut<'_>| {
             let dtype = memory::torch_name(tensor.dtype())?;
             let address = tensor.data().as_ptr().expose_provenance();
@@ -180,17 +175,9 @@ impl Weight {
     /// Columns that share a scale, where there is not one a row.
     #[getter]
     fn group_size(&self) -> Option<usize> {
-        use sparamx_kernels::Weight as W;
-        let scales = match &self.layer.weight {
-            W::DenseI8(w) => w.scales(),
-            W::SparseI8(w) => w.scales(),
-            W::DenseI4(w) => w.scales(),
-            W::SparseI4(w) => w.scales(),
-            W::DenseBf16(_) | W::SparseBf16(_) => return None,
-        };
-        match scales {
-            Scales::Row(_) => None,
-            Scales::Group { elems, .. } => Some(*elems),
+        match self.layer.weight.scales() {
+            Some(Scales::Group { elems, .. }) => Some(*elems),
+            Some(Scales::Row(_)) | None => None,
         }
     }
 
@@ -203,30 +190,20 @@ impl Weight {
     /// Elements that are not zero.
     #[getter]
     fn nnz(&self) -> usize {
-        use sparamx_kernels::Weight as W;
-        let count = |zero: usize| self.n() * self.k() - zero;
-        match &self.layer.weight {
-            W::SparseBf16(w) => w.nnz(),
-            W::SparseI8(w) => w.nnz(),
-            W::SparseI4(w) => w.nnz(),
-            // The padding is zero too.
-            W::DenseBf16(w) => w.lines().iter().filter(|&&bits| bits != 0).count(),
-            W::DenseI8(w) => w.lines().iter().filter(|&&level| level != 0).count(),
-            W::DenseI4(w) => count(w.to_rows().iter().filter(|&&level| level == 0).count()),
-        }
+        self.layer.weight.nnz()
     }
 
     /// Writes all elements, row-major, as numbers of the dtype with that code, to address `out`.
     fn unpack(&self, py: Python<'_>, out: usize, dtype: u8) -> PyResult<()> {
         let dtype = Float::from_code(dtype)?;
         py.detach(|| {
-            let row = dense_rows(&self.layer.weight)?;
-            let mut numbers = vec![0.0; self.k()];
             let bytes = if dtype == Float::F32 { 4 } else { 2 };
-            for i in 0..self.n() {
-                row(i, &mut numbers);
+            let mut at = out;
+            for s in 0..self.layer.weight.strips() {
+                let rows = self.layer.weight.strip_to_f32(s);
                 // SAFETY: `unpack` of _ops.py makes a new tensor [n, k] of that dtype, which nobody else uses.
-                unsafe { dtype.write(&numbers, out + i * self.k() * bytes) };
+                unsafe { dtype.write(&rows, at) };
+                at += rows.len() * bytes;
             }
             Ok(())
         })
@@ -305,37 +282,4 @@ impl Weight {
             Ok(())
         })
     }
-}
-
-/// Writes row `i` of a weight.
-type Row<'a> = Box<dyn Fn(usize, &mut [f32]) + 'a>;
-
-/// The rows of a weight.
-fn dense_rows(weight: &sparamx_kernels::Weight) -> PyResult<Row<'_>> {
-    use sparamx_format::{DenseBf16, DenseI8};
-    use sparamx_kernels::Weight as W;
-    fn bf16<'a>(w: impl std::ops::Deref<Target = DenseBf16> + 'a) -> Row<'a> {
-        Box::new(move |i, out| {
-            let mut bits = vec![0; out.len()];
-            w.row(i, &mut bits);
-            for (out, bits) in out.iter_mut().zip(bits) {
-                *out = f32::from_bits(u32::from(bits) << 16);
-            }
-        })
-    }
-    let error = IntoPython::into_python;
-    Ok(match weight {
-        W::DenseBf16(w) => bf16(w),
-        W::SparseBf16(w) => bf16(Box::new(DenseBf16::from_sparse(w).map_err(error)?)),
-        W::DenseI8(w) => Box::new(|i, out| w.row(i, out)),
-        W::SparseI8(w) => {
-            let dense = DenseI8::from_sparse(w).map_err(error)?;
-            Box::new(move |i, out| dense.row(i, out))
-        }
-        W::DenseI4(w) => Box::new(|i, out| w.row(i, out)),
-        W::SparseI4(w) => {
-            let dense = DenseI8::from_sparse_i4(w).map_err(error)?;
-            Box::new(move |i, out| dense.row(i, out))
-        }
-    })
 }

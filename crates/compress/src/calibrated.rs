@@ -11,6 +11,7 @@ use std::path::Path;
 
 use half::bf16;
 use rayon::prelude::*;
+use sparamx_format::Weight;
 use sparamx_format::container::TensorFile;
 use sparamx_kernels::{Rows, Runtime};
 use sparamx_model::plan::{Role, TensorPlan};
@@ -19,7 +20,7 @@ use sparamx_model::{Checkpoint, DecoderLayer, DecoderWorkspace, ModelError, head
 use crate::compact::{Compact, Content};
 use crate::layer::{self, LayerSpec, Moments, Note, Pattern};
 use crate::progress::{Reporter, Step};
-use crate::{CompressError, Options, Rounding, weights};
+use crate::{CompressError, Options, Rounding};
 
 /// Rows that moments are added up from at a time: enough for products of matrices.
 const ROWS: usize = 512;
@@ -168,7 +169,7 @@ impl<'a> Calibrator<'a> {
             let tensor = &self.checkpoint.plan()[tensor];
             let [n, k] = matrix(tensor);
             let module = tensor.module().expect("it is in a layer");
-            pruned.set_weight(module, weights::read(&file, &tensor.name, n, k)?);
+            pruned.set_weight(module, Weight::read(&file, &tensor.name, n, k)?);
         }
         self.advance(&pruned, &dense, reporter)
     }

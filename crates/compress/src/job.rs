@@ -383,8 +383,8 @@ fn count(
     // A negative zero is a zero too.
     let non_zero = |bits: &[u16]| bits.iter().filter(|&&bits| bits & 0x7fff != 0).count();
     let (totals, nnz) = match &ready.content {
-        Content::Compact(compact) if compact.is_sparse() => (&mut counts.packed, compact.nnz),
-        Content::Compact(compact) => (&mut counts.quantized, compact.nnz),
+        Content::Compact(compact) if compact.is_sparse() => (&mut counts.packed, compact.nnz()),
+        Content::Compact(compact) => (&mut counts.quantized, compact.nnz()),
         Content::Bf16(bits) => (&mut counts.dense, non_zero(bits)),
         // Zeros of norms and biases are not counted.
         Content::Raw(..) => (&mut counts.dense, plan.elements() as usize),

@@ -28,7 +28,6 @@ mod report;
 mod select;
 mod staging;
 mod state;
-pub mod weights;
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -8,8 +8,7 @@ use serde_json::Value;
 use sparamx_compress::layer::Pattern;
 use sparamx_compress::quantize::{self, Int4};
 use sparamx_compress::{CompressError, Options, Report, Scope, compress, prune, zeros_for};
-use sparamx_format::container::PackedFormat;
-use sparamx_kernels::Weight;
+use sparamx_format::{Elements, WeightFormat};
 use sparamx_model::plan::Role;
 use sparamx_model::{Checkpoint, Precision};
 use sparamx_testkit::content;
@@ -106,13 +105,12 @@ fn every_weight_is_what_pruning_makes_of_it() {
 const INT4: Precision = Precision::Int4 { group_elems: 32 };
 
 /// The levels of a quantized weight, row-major, and how they are stored.
-fn levels(checkpoint: &Checkpoint, name: &str) -> (PackedFormat, Vec<i8>) {
-    match checkpoint.packed(name).expect("readable") {
-        Some(Weight::SparseI8(weight)) => (PackedFormat::SparseI8, weight.decode()),
-        Some(Weight::DenseI8(weight)) => (PackedFormat::DenseI8, weight.to_rows()),
-        Some(Weight::SparseI4(weight)) => (PackedFormat::SparseI4, weight.decode()),
-        Some(Weight::DenseI4(weight)) => (PackedFormat::DenseI4, weight.to_rows()),
-        _ => panic!("{name} is not quantized"),
+fn levels(checkpoint: &Checkpoint, name: &str) -> (WeightFormat, Vec<i8>) {
+    let weight = checkpoint.packed(name).expect("readable");
+    let weight = weight.unwrap_or_else(|| panic!("{name} is not packed"));
+    match weight.decode() {
+        Elements::Levels(levels, _) => (weight.format(), levels),
+        Elements::Bf16(_) => panic!("{name} is not quantized"),
     }
 }
 
@@ -142,8 +140,8 @@ fn every_quantized_weight_is_pruned_and_rounded() {
                 prune(&mut bits, k, sparsity, Scope::Tensor);
                 let (format, found) = levels(&small, &tensor.name);
                 let wanted = match format {
-                    PackedFormat::SparseI4 => quantize::int4(&bits, k, 32, Int4::Sparse),
-                    PackedFormat::DenseI4 => quantize::int4(&bits, k, 32, Int4::Dense),
+                    WeightFormat::SparseI4 => quantize::int4(&bits, k, 32, Int4::Sparse),
+                    WeightFormat::DenseI4 => quantize::int4(&bits, k, 32, Int4::Dense),
                     _ => quantize::int8(&bits, k),
                 };
                 assert!(

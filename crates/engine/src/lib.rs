@@ -66,7 +66,7 @@ pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use logprobs::negative_log_likelihood;
 pub use open::{Loaded, Opening};
 pub use sampler::{LogitsProcessor, Sampler, SamplingParams};
-pub use sparamx_kernels::attention::{Precision as KvPrecision, PruneRule as KvRule};
+pub use sparamx_kernels::attention::{PageDtype as KvPrecision, PruneRule as KvRule};
 pub use stop::{Passed, StopMatcher};
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;

@@ -6,11 +6,12 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, model, runtime, shared};
+use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, model, runtime};
 use sparamx_engine::{PagedCache, Tokenizer};
 use sparamx_evaluate::{EvaluateError, Prediction, Scoring, perplexity};
 use sparamx_kernels::Runtime;
 use sparamx_model::{Input, Model, Want, Workspace};
+use sparamx_testkit::shared;
 
 fn tokenizer() -> Arc<Tokenizer> {
     common::tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)

@@ -27,20 +27,20 @@ fn bf16(n: usize, k: usize) {
     let rows = rows(n * k);
     let sparse = SparseBf16::pack(&rows, n, k).expect("finite rows");
     assert!(sparse.decode() == rows, "decode gives the rows back");
-    let (_folder, file) = written(&container::sparse_bf16_tensors("w", &sparse));
-    let mapped = container::sparse_bf16(&file, "w", n, k).expect("a valid file");
+    let (_folder, file) = written(&sparse.tensors("w"));
+    let mapped = SparseBf16::read(&file, "w", n, k).expect("a valid file");
     assert!(
         mapped.values() == sparse.values(),
         "the file holds the values"
     );
     let report = Report {
         dense_bytes: 2 * n * k,
-        packed_bytes: sparse.packed_bytes(),
+        packed_bytes: sparse.bytes(),
     };
     report.title(&format!("[{n}, {k}] bf16"), sparse.density());
     report.row("pack", || SparseBf16::pack(&rows, n, k));
     report.row("validate, mapped file", || {
-        container::sparse_bf16(&file, "w", n, k)
+        SparseBf16::read(&file, "w", n, k)
     });
     report.row("decode to rows", || sparse.decode());
     report.row("expand to dense lines", || DenseBf16::from_sparse(&sparse));
@@ -52,21 +52,19 @@ fn int8(n: usize, k: usize) {
     let scales = Scales::row(&vec![0.01; n], n).expect("finite scales");
     let sparse = SparseI8::pack(&rows, n, k, scales.clone()).expect("no level of -128");
     assert!(sparse.decode() == rows, "decode gives the rows back");
-    let (_folder, file) = written(&container::sparse_i8_tensors("w", &sparse));
-    let dense = DenseI8::from_sparse(&sparse).expect("enough memory");
-    let (_folder, dense_file) = written(&container::dense_i8_tensors("w", &dense));
+    let (_folder, file) = written(&sparse.tensors("w"));
+    let dense = DenseI8::from_rows(&rows, n, k, scales.clone()).expect("enough memory");
+    let (_folder, dense_file) = written(&dense.tensors("w"));
     let report = Report {
         dense_bytes: n * k,
-        packed_bytes: sparse.packed_bytes(),
+        packed_bytes: sparse.bytes(),
     };
     report.title(&format!("[{n}, {k}] int8"), sparse.density());
     let pack = || SparseI8::pack(&rows, n, k, scales.clone());
     report.row("pack", pack);
-    report.row("validate, mapped file", || {
-        container::sparse_i8(&file, "w", n, k)
-    });
+    report.row("validate, mapped file", || SparseI8::read(&file, "w", n, k));
     report.row("validate dense file", || {
-        container::dense_i8(&dense_file, "w", n, k)
+        DenseI8::read(&dense_file, "w", n, k)
     });
     report.row("decode to rows", || sparse.decode());
     report.row("expand to dense lines", || DenseI8::from_sparse(&sparse));
@@ -80,19 +78,17 @@ fn int4(n: usize, k: usize) {
     let scales = Scales::group(&vec![0.01; groups], n, k, 128).expect("finite scales");
     let sparse = SparseI4::pack(&rows, n, k, scales.clone()).expect("levels of 3 bits");
     assert!(sparse.decode() == rows, "decode gives the rows back");
-    let (_folder, file) = written(&container::sparse_i4_tensors("w", &sparse));
+    let (_folder, file) = written(&sparse.tensors("w"));
     let report = Report {
         dense_bytes: n * k / 2,
-        packed_bytes: sparse.packed_bytes(),
+        packed_bytes: sparse.bytes(),
     };
     report.title(&format!("[{n}, {k}] int4"), sparse.density());
     let pack = || SparseI4::pack(&rows, n, k, scales.clone());
     report.row("pack", pack);
-    report.row("validate, mapped file", || {
-        container::sparse_i4(&file, "w", n, k)
-    });
+    report.row("validate, mapped file", || SparseI4::read(&file, "w", n, k));
     report.row("decode to rows", || sparse.decode());
-    report.row("expand to int8 lines", || DenseI8::from_sparse_i4(&sparse));
+    report.row("expand to int8 lines", || DenseI8::from_sparse(&sparse));
     let from_rows = || DenseI4::from_rows(&rows, n, k, scales.clone());
     report.row("rows to dense lines", from_rows);
 }

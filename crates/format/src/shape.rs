@@ -37,9 +37,15 @@ pub(crate) struct Geometry {
 
 impl Geometry {
     /// # Errors
-    /// [`FormatError::EmptyShape`] if a size is 0, [`FormatError::ShapeTooLarge`] if the padded weight does not
-    /// fit the address space.
-    pub fn new(n: usize, k: usize, line_elems: usize) -> Result<Self, FormatError> {
+    /// [`FormatError::TooManyColumns`] if there are more than `most_k` columns, [`FormatError::EmptyShape`] if a size is 0,
+    /// [`FormatError::ShapeTooLarge`] if the padded weight does not fit the address space.
+    pub fn new(n: usize, k: usize, line_elems: usize, most_k: usize) -> Result<Self, FormatError> {
+        if k > most_k {
+            return Err(FormatError::TooManyColumns {
+                found: k,
+                most: most_k,
+            });
+        }
         if n == 0 || k == 0 {
             return Err(FormatError::EmptyShape { n, k });
         }
@@ -74,13 +80,7 @@ impl Geometry {
     /// # Errors
     /// As [`Geometry::new`].
     pub fn for_levels(n: usize, k: usize) -> Result<Self, FormatError> {
-        if k > MOST_LEVELS_K {
-            return Err(FormatError::TooManyColumns {
-                found: k,
-                most: MOST_LEVELS_K,
-            });
-        }
-        Self::new(n, k, LINE_ELEMS_I8)
+        Self::new(n, k, LINE_ELEMS_I8, MOST_LEVELS_K)
     }
 
     /// Elements of one strip, padding included.
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn sizes_are_padded_to_strips_and_tiles() {
-        let shape = Geometry::new(17, 513, LINE_ELEMS_BF16).unwrap();
+        let shape = Geometry::new(17, 513, LINE_ELEMS_BF16, usize::MAX).unwrap();
         assert_eq!(
             shape,
             Geometry {
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn wide_lines_pad_k_to_64() {
-        let shape = Geometry::new(16, 65, 64).unwrap();
+        let shape = Geometry::new(16, 65, 64, usize::MAX).unwrap();
         assert_eq!((shape.k_padded, shape.lines_per_strip), (128, 32));
         assert_eq!(shape.lines_per_block, 128);
     }
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn empty_shape() {
         for (n, k) in [(0, 1), (1, 0), (0, 0)] {
-            let error = Geometry::new(n, k, LINE_ELEMS_BF16).unwrap_err();
+            let error = Geometry::new(n, k, LINE_ELEMS_BF16, usize::MAX).unwrap_err();
             assert!(matches!(error, FormatError::EmptyShape { .. }), "{error}");
         }
     }
@@ -172,7 +172,7 @@ mod tests {
             (1 << 40, 1 << 40),
             (1 << 31, 1 << 31),
         ] {
-            let error = Geometry::new(n, k, LINE_ELEMS_BF16).unwrap_err();
+            let error = Geometry::new(n, k, LINE_ELEMS_BF16, usize::MAX).unwrap_err();
             assert!(
                 matches!(error, FormatError::ShapeTooLarge { .. }),
                 "{error}"

@@ -6,8 +6,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::rows;
-use sparamx_format::container::{self, Dtype, PackedFormat, PackedWeight, TensorFile, TensorOut};
-use sparamx_format::{FormatError, SparseBf16};
+use sparamx_format::container::{self, Dtype, PackedWeight, TensorFile, TensorOut};
+use sparamx_format::{FormatError, SparseBf16, WeightFormat};
 
 /// Opens what `write` made of the tensors, in a folder that lives as long as the result.
 fn written(tensors: &[TensorOut<'_>]) -> (tempfile::TempDir, TensorFile) {
@@ -28,7 +28,7 @@ fn packed_weights_are_used_from_the_map() {
         .collect();
     let tensors: Vec<_> = weights
         .iter()
-        .flat_map(|(name, weight, _)| container::sparse_bf16_tensors(name, weight))
+        .flat_map(|(name, weight, _)| weight.tensors(name))
         .collect();
     let (_folder, file) = written(&tensors);
     let found = container::packed_weights(&file).unwrap();
@@ -40,12 +40,12 @@ fn packed_weights_are_used_from_the_map() {
             format,
             group_elems,
         } = found;
-        assert_eq!((name, *format), (expected, PackedFormat::SparseBf16));
+        assert_eq!((name, *format), (expected, WeightFormat::SparseBf16));
         assert_eq!(*group_elems, None);
-        let read = container::sparse_bf16(&file, name, *n, *k).unwrap();
+        let read = SparseBf16::read(&file, name, *n, *k).unwrap();
         assert_eq!(&read.decode(), rows);
         assert_eq!(read.nnz(), weight.nnz());
-        assert_eq!(read.packed_bytes(), weight.packed_bytes());
+        assert_eq!(read.bytes(), weight.bytes());
         let in_file = file.tensor(&format!("{name}.values")).unwrap().bytes;
         assert_eq!(
             read.values().as_ptr().addr(),
@@ -60,8 +60,8 @@ fn packed_weights_are_used_from_the_map() {
 fn a_view_outlives_the_file_and_the_handle() {
     let expected = rows(40, 100, 0.5, 2);
     let weight = SparseBf16::pack(&expected, 40, 100).unwrap();
-    let (folder, file) = written(&container::sparse_bf16_tensors("w", &weight));
-    let read = container::sparse_bf16(&file, "w", 40, 100).unwrap();
+    let (folder, file) = written(&weight.tensors("w"));
+    let read = SparseBf16::read(&file, "w", 40, 100).unwrap();
     drop(file);
     drop(folder);
     assert_eq!(read.decode(), expected);
@@ -79,7 +79,7 @@ fn whole_lines_come_first_and_everything_that_can_be_is_aligned() {
         TensorOut::new("scalar", Dtype::F64, vec![], &data[..8]),
         TensorOut::new("empty", Dtype::F32, vec![0, 9], &[]),
     ];
-    tensors.extend(container::sparse_bf16_tensors("w", &weight));
+    tensors.extend(weight.tensors("w"));
     let (_folder, file) = written(&tensors);
     assert_eq!(
         file.names(),
@@ -212,7 +212,7 @@ fn a_bad_weight_is_named_with_its_file() {
     let weight = SparseBf16::pack(&[0x3f80; 4], 2, 2).unwrap();
     let mut values = weight.values().to_vec();
     values[1] = 0x7fc0;
-    let good = container::sparse_bf16_tensors("model.layers.3.mlp.up_proj.weight", &weight);
+    let good = weight.tensors("model.layers.3.mlp.up_proj.weight");
     let (_folder, good) = written(&good);
     let tensors: Vec<_> = good
         .names()
@@ -236,8 +236,7 @@ fn a_bad_weight_is_named_with_its_file() {
     )
     .unwrap();
     let file = TensorFile::open(&path).unwrap();
-    let error =
-        container::sparse_bf16(&file, "model.layers.3.mlp.up_proj.weight", 2, 2).unwrap_err();
+    let error = SparseBf16::read(&file, "model.layers.3.mlp.up_proj.weight", 2, 2).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!(

@@ -28,7 +28,7 @@ fn file_bytes(tensors: &[TensorOut<'_>], metadata: &[(&str, &str)]) -> Vec<u8> {
 fn sample() -> Vec<u8> {
     let weight = SparseBf16::pack(&rows(N, K, 0.5, 1), N, K).unwrap();
     let dense = [1u8; 128];
-    let mut tensors = container::sparse_bf16_tensors("w", &weight);
+    let mut tensors = weight.tensors("w");
     tensors.push(TensorOut::new("odd", Dtype::F32, vec![5], &dense[..20]));
     tensors.push(TensorOut::new("dense", Dtype::BF16, vec![8, 8], &dense));
     file_bytes(&tensors, &[("format", "pt")])
@@ -40,9 +40,7 @@ fn read_all(bytes: &[u8]) -> Result<usize, FormatError> {
     let mut elements = 0;
     for packed in container::packed_weights(&file)? {
         let [n, k] = packed.shape;
-        elements += container::sparse_bf16(&file, &packed.name, n, k)?
-            .decode()
-            .len();
+        elements += SparseBf16::read(&file, &packed.name, n, k)?.decode().len();
     }
     for name in file.names() {
         elements += file.tensor(&name).unwrap().bytes.len();
@@ -319,7 +317,7 @@ fn unchanged(
 /// The error of reading the rebuilt weight as `[N, K]`.
 fn weight_error(bytes: &[u8]) -> (String, FormatError) {
     let file = TensorFile::from_bytes(bytes).unwrap();
-    let error = container::sparse_bf16(&file, "w", N, K).unwrap_err();
+    let error = SparseBf16::read(&file, "w", N, K).unwrap_err();
     (error.to_string(), cause(error))
 }
 
@@ -448,7 +446,7 @@ fn a_model_that_agrees_with_a_wrong_logical_shape() {
     ] {
         let bytes = rebuilt(unchanged, Some(&format!("[{n}, {k}]")));
         let file = TensorFile::from_bytes(&bytes).unwrap();
-        let error = cause(container::sparse_bf16(&file, "w", n, k).unwrap_err());
+        let error = cause(SparseBf16::read(&file, "w", n, k).unwrap_err());
         match (n, k) {
             (19, 70) | (20, 69) => assert!(matches!(error, FormatError::Padding { .. }), "{error}"),
             (0, _) | (_, 0) => assert!(matches!(error, FormatError::EmptyShape { .. }), "{error}"),

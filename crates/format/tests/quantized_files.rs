@@ -6,17 +6,19 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::{levels, scale_values};
-use sparamx_format::container::{self, Dtype, PackedFormat, TensorFile, TensorOut};
-use sparamx_format::{DenseI4, DenseI8, FormatError, Scales, SparseI4, SparseI8};
+use sparamx_format::container::{self, Dtype, TensorFile, TensorOut};
+use sparamx_format::{
+    DenseI4, DenseI8, FormatError, Scales, SparseBf16, SparseI4, SparseI8, WeightFormat,
+};
 
 /// Two strips; one row more than a strip, one column more than a tile and a group, and an odd number of levels.
 const N: usize = 17;
 const K: usize = 65;
-const FORMATS: [PackedFormat; 4] = [
-    PackedFormat::SparseI8,
-    PackedFormat::DenseI8,
-    PackedFormat::SparseI4,
-    PackedFormat::DenseI4,
+const FORMATS: [WeightFormat; 4] = [
+    WeightFormat::SparseI8,
+    WeightFormat::DenseI8,
+    WeightFormat::SparseI4,
+    WeightFormat::DenseI4,
 ];
 
 fn row_scales() -> Scales {
@@ -28,33 +30,33 @@ fn group_scales(elems: usize) -> Scales {
 }
 
 /// The levels that the sample file holds in this format.
-fn sample_levels(format: PackedFormat) -> Vec<i8> {
+fn sample_levels(format: WeightFormat) -> Vec<i8> {
     match format {
-        PackedFormat::SparseI8 | PackedFormat::DenseI8 => levels(N, K, 0.5, -127, 127, 3),
-        PackedFormat::SparseI4 => levels(N, K, 0.5, -8, 8, 4),
+        WeightFormat::SparseI8 | WeightFormat::DenseI8 => levels(N, K, 0.5, -127, 127, 3),
+        WeightFormat::SparseI4 => levels(N, K, 0.5, -8, 8, 4),
         _ => levels(N, K, 0.9, -8, 7, 5),
     }
 }
 
 /// A file with weight `w` in this format.
-fn sample(format: PackedFormat) -> Vec<u8> {
+fn sample(format: WeightFormat) -> Vec<u8> {
     let levels = sample_levels(format);
     match format {
-        PackedFormat::SparseI8 => {
+        WeightFormat::SparseI8 => {
             let weight = SparseI8::pack(&levels, N, K, row_scales()).unwrap();
-            file_bytes(&container::sparse_i8_tensors("w", &weight), &[])
+            file_bytes(&weight.tensors("w"), &[])
         }
-        PackedFormat::DenseI8 => {
+        WeightFormat::DenseI8 => {
             let weight = DenseI8::from_rows(&levels, N, K, row_scales()).unwrap();
-            file_bytes(&container::dense_i8_tensors("w", &weight), &[])
+            file_bytes(&weight.tensors("w"), &[])
         }
-        PackedFormat::SparseI4 => {
+        WeightFormat::SparseI4 => {
             let weight = SparseI4::pack(&levels, N, K, group_scales(32)).unwrap();
-            file_bytes(&container::sparse_i4_tensors("w", &weight), &[])
+            file_bytes(&weight.tensors("w"), &[])
         }
         _ => {
             let weight = DenseI4::from_rows(&levels, N, K, group_scales(64)).unwrap();
-            file_bytes(&container::dense_i4_tensors("w", &weight), &[])
+            file_bytes(&weight.tensors("w"), &[])
         }
     }
 }
@@ -71,29 +73,29 @@ fn file_bytes(tensors: &[TensorOut<'_>], metadata: &[(String, String)]) -> Vec<u
 /// Levels of weight `w`, read in `format` as `[n, k]`, and its scales.
 fn read_as(
     file: &TensorFile,
-    format: PackedFormat,
+    format: WeightFormat,
     n: usize,
     k: usize,
 ) -> Result<(Vec<i8>, Scales), FormatError> {
     Ok(match format {
-        PackedFormat::SparseI8 => {
-            let weight = container::sparse_i8(file, "w", n, k)?;
+        WeightFormat::SparseI8 => {
+            let weight = SparseI8::read(file, "w", n, k)?;
             (weight.decode(), weight.scales().clone())
         }
-        PackedFormat::DenseI8 => {
-            let weight = container::dense_i8(file, "w", n, k)?;
-            (weight.to_rows(), weight.scales().clone())
-        }
-        PackedFormat::SparseI4 => {
-            let weight = container::sparse_i4(file, "w", n, k)?;
+        WeightFormat::DenseI8 => {
+            let weight = DenseI8::read(file, "w", n, k)?;
             (weight.decode(), weight.scales().clone())
         }
-        PackedFormat::DenseI4 => {
-            let weight = container::dense_i4(file, "w", n, k)?;
-            (weight.to_rows(), weight.scales().clone())
+        WeightFormat::SparseI4 => {
+            let weight = SparseI4::read(file, "w", n, k)?;
+            (weight.decode(), weight.scales().clone())
         }
-        PackedFormat::SparseBf16 => {
-            container::sparse_bf16(file, "w", n, k)?;
+        WeightFormat::DenseI4 => {
+            let weight = DenseI4::read(file, "w", n, k)?;
+            (weight.decode(), weight.scales().clone())
+        }
+        WeightFormat::SparseBf16 | WeightFormat::DenseBf16 => {
+            SparseBf16::read(file, "w", n, k)?;
             unreachable!("the samples hold no bf16 weight")
         }
     })
@@ -139,7 +141,7 @@ struct Part {
 
 /// The sample of a format with other tensors and entries of `__metadata__`.
 fn rebuilt(
-    format: PackedFormat,
+    format: WeightFormat,
     change: impl FnOnce(&mut Vec<Part>, &mut BTreeMap<String, String>),
 ) -> Vec<u8> {
     let bytes = sample(format);
@@ -166,7 +168,7 @@ fn rebuilt(
 }
 
 /// The error of reading weight `w` of a file in a format.
-fn error_as(bytes: &[u8], format: PackedFormat) -> (String, FormatError) {
+fn error_as(bytes: &[u8], format: WeightFormat) -> (String, FormatError) {
     let file = TensorFile::from_bytes(bytes).unwrap();
     let error = read_as(&file, format, N, K).unwrap_err();
     (error.to_string(), cause(error))
@@ -185,8 +187,8 @@ fn a_weight_is_read_back_from_the_map() {
         assert_eq!(packed.as_ref(), Some(&weights[0]));
         assert_eq!((weights[0].shape, weights[0].format), ([N, K], format));
         let (expected_group, expected_scales) = match format {
-            PackedFormat::SparseI4 => (Some(32), group_scales(32)),
-            PackedFormat::DenseI4 => (Some(64), group_scales(64)),
+            WeightFormat::SparseI4 => (Some(32), group_scales(32)),
+            WeightFormat::DenseI4 => (Some(64), group_scales(64)),
             _ => (None, row_scales()),
         };
         assert_eq!(weights[0].group_elems, expected_group);
@@ -198,9 +200,9 @@ fn a_weight_is_read_back_from_the_map() {
             }
         }
     }
-    let bytes = sample(PackedFormat::SparseI8);
+    let bytes = sample(WeightFormat::SparseI8);
     let file = TensorFile::from_bytes(&bytes).unwrap();
-    let weight = container::sparse_i8(&file, "w", N, K).unwrap();
+    let weight = SparseI8::read(&file, "w", N, K).unwrap();
     let values = file.tensor("w.values").unwrap().bytes;
     assert_eq!(weight.values().as_ptr().addr(), values.as_ptr().addr());
     assert_eq!(container::packed_weight(&file, "v").unwrap(), None);
@@ -210,11 +212,11 @@ fn a_weight_is_read_back_from_the_map() {
 fn dense_int8_with_groups_is_written_and_read() {
     let levels = levels(N, K, 0.5, -8, 8, 3);
     let weight = DenseI8::from_rows(&levels, N, K, group_scales(128)).unwrap();
-    let bytes = file_bytes(&container::dense_i8_tensors("w", &weight), &[]);
+    let bytes = file_bytes(&weight.tensors("w"), &[]);
     let file = TensorFile::from_bytes(&bytes).unwrap();
     let packed = container::packed_weight(&file, "w").unwrap().unwrap();
     assert_eq!(packed.group_elems, Some(128));
-    let again = container::dense_i8(&file, "w", N, K).unwrap();
+    let again = DenseI8::read(&file, "w", N, K).unwrap();
     let (mut a, mut b) = (vec![0.0; K], vec![1.0; K]);
     for i in 0..N {
         weight.row(i, &mut a);
@@ -251,7 +253,7 @@ fn every_flipped_bit_is_refused_or_changes_the_weight() {
                     // In the last block of a strip nothing tells a code of 0 from padding.
                     let may_be_accepted = tensor.ends_with("values")
                         || tensor.ends_with("scale")
-                        || (tensor, format) == ("w.mask", PackedFormat::SparseI4);
+                        || (tensor, format) == ("w.mask", WeightFormat::SparseI4);
                     assert!(may_be_accepted, "{format:?} {tensor}");
                     let same_scales = (0..2).all(|s| {
                         (0..scales.groups()).all(|g| scales.strip(s, g) == old_scales.strip(s, g))
@@ -283,9 +285,9 @@ fn any_flipped_bit_of_the_header_ends_well() {
 #[test]
 fn values_that_may_not_be_stored() {
     for (format, level) in [
-        (PackedFormat::SparseI8, 0),
-        (PackedFormat::SparseI8, -128),
-        (PackedFormat::DenseI8, -128),
+        (WeightFormat::SparseI8, 0),
+        (WeightFormat::SparseI8, -128),
+        (WeightFormat::DenseI8, -128),
     ] {
         let mut bytes = sample(format);
         let range = range_of(&bytes, "w.values");
@@ -299,7 +301,7 @@ fn values_that_may_not_be_stored() {
 #[test]
 fn scales_that_may_not_be_stored() {
     for format in FORMATS {
-        let row = matches!(format, PackedFormat::SparseI8 | PackedFormat::DenseI8);
+        let row = matches!(format, WeightFormat::SparseI8 | WeightFormat::DenseI8);
         let size = if row { 4 } else { 2 };
         for (value, what) in [
             (f32::NAN, "bad"),
@@ -332,8 +334,8 @@ fn scales_that_may_not_be_stored() {
 fn padding_of_levels_and_of_groups() {
     // Byte offsets of: column 65 of row 0, row 1 of strip 1, each in the first line that has it.
     for (format, places) in [
-        (PackedFormat::DenseI8, [16 * 64 + 1, 32 * 64 + 4]),
-        (PackedFormat::DenseI4, [8 * 64 + 1, 16 * 64 + 4]),
+        (WeightFormat::DenseI8, [16 * 64 + 1, 32 * 64 + 4]),
+        (WeightFormat::DenseI4, [8 * 64 + 1, 16 * 64 + 4]),
     ] {
         for place in places {
             let mut bytes = sample(format);
@@ -347,10 +349,10 @@ fn padding_of_levels_and_of_groups() {
         }
     }
     // Group 3 of 4 holds columns 96 to 127, all padding.
-    let mut bytes = sample(PackedFormat::SparseI4);
+    let mut bytes = sample(WeightFormat::SparseI4);
     let range = range_of(&bytes, "w.scale");
     bytes[range.start + 2 * 3 * 16] = 1;
-    let (text, error) = error_as(&bytes, PackedFormat::SparseI4);
+    let (text, error) = error_as(&bytes, WeightFormat::SparseI4);
     assert!(
         matches!(error, FormatError::Padding { index: 48, .. }),
         "{text}"
@@ -362,7 +364,7 @@ fn the_other_half_of_the_last_byte_is_padding() {
     let levels = [1i8, 0, 2, 3];
     let scales = Scales::group(&[1.0], 1, 4, 32).unwrap();
     let weight = SparseI4::pack(&levels, 1, 4, scales).unwrap();
-    let mut bytes = file_bytes(&container::sparse_i4_tensors("w", &weight), &[]);
+    let mut bytes = file_bytes(&weight.tensors("w"), &[]);
     let range = range_of(&bytes, "w.values");
     assert_eq!(bytes[range.start..range.start + 2], [0x98, 0x0a]);
     bytes[range.start + 1] = 0x1a;
@@ -375,7 +377,7 @@ fn the_other_half_of_the_last_byte_is_padding() {
 
 #[test]
 fn values_of_another_length() {
-    for format in [PackedFormat::SparseI8, PackedFormat::SparseI4] {
+    for format in [WeightFormat::SparseI8, WeightFormat::SparseI4] {
         let full = range_of(&sample(format), "w.values").len();
         for bytes in [0, 63, 64, full - 64, full + 64] {
             let bytes = rebuilt(format, |parts, _| {
@@ -463,13 +465,13 @@ fn descriptions_that_are_missing_unknown_or_contradict() {
             matches!(error, E::WeightFormat { .. } | E::Description { .. }),
             "{text}"
         );
-        let (text, error) = error_as(&bytes, PackedFormat::SparseBf16);
+        let (text, error) = error_as(&bytes, WeightFormat::SparseBf16);
         assert!(
             matches!(error, E::Dtype { .. } | E::Description { .. }),
             "{text}"
         );
     }
-    use PackedFormat as P;
+    use WeightFormat as P;
     for (format, group) in [
         (P::SparseI8, Some("32")),
         (P::SparseI4, None),
@@ -500,7 +502,7 @@ fn descriptions_that_are_missing_unknown_or_contradict() {
 
 #[test]
 fn a_reader_of_another_format_is_told() {
-    let all = [&[PackedFormat::SparseBf16], &FORMATS[..]].concat();
+    let all = [&[WeightFormat::SparseBf16], &FORMATS[..]].concat();
     for format in FORMATS {
         let bytes = sample(format);
         for &other in all.iter().filter(|&&other| other != format) {

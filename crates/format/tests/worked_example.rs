@@ -68,7 +68,7 @@ fn packing_gives_the_documented_arrays() {
         bytemuck::cast_slice::<_, u8>(packed.values()),
         bytes("hex values")
     );
-    for tensor in container::sparse_bf16_tensors(NAME, &packed) {
+    for tensor in packed.tensors(NAME) {
         let suffix = tensor.name().strip_prefix("up.weight.").unwrap();
         let block = if suffix == "mask" { "masks" } else { suffix };
         assert_eq!(
@@ -106,7 +106,7 @@ fn a_file_has_the_documented_bytes() {
     let packed = SparseBf16::pack(&rows, n, k).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
-    let tensors = container::sparse_bf16_tensors(NAME, &packed);
+    let tensors = packed.tensors(NAME);
     container::write(&path, &tensors, &Default::default()).unwrap();
 
     let file = std::fs::read(&path).unwrap();
@@ -132,7 +132,7 @@ fn a_file_has_the_documented_bytes() {
         .concat()
     );
 
-    let read = container::sparse_bf16(&TensorFile::open(&path).unwrap(), NAME, n, k).unwrap();
+    let read = SparseBf16::read(&TensorFile::open(&path).unwrap(), NAME, n, k).unwrap();
     assert_eq!(read.decode(), rows);
 }
 
@@ -147,7 +147,7 @@ fn int8_has_the_documented_bytes() {
     let scale = padded_bytes("int8 scale", 64, 0);
     let lines = padded_bytes("int8 dense", 1024, 0);
     check_file(
-        &container::sparse_i8_tensors(NAME, &packed),
+        &packed.tensors(NAME),
         &[
             ("mask", &mask),
             ("values", &values),
@@ -157,7 +157,7 @@ fn int8_has_the_documented_bytes() {
         &[("format", "int8"), ("shape", "[2, 8]")],
     );
     check_file(
-        &container::dense_i8_tensors(NAME, &dense),
+        &dense.tensors(NAME),
         &[("values", &lines), ("scale", &scale)],
         &[("format", "int8"), ("shape", "[2, 8]")],
     );
@@ -176,7 +176,7 @@ fn int4_has_the_documented_bytes() {
     let scale = padded_bytes("int4 scale", 64, 0);
     let lines = padded_bytes("int4 dense", 512, 0x88);
     check_file(
-        &container::sparse_i4_tensors(NAME, &packed),
+        &packed.tensors(NAME),
         &[
             ("mask", &mask),
             ("values", &values),
@@ -186,7 +186,7 @@ fn int4_has_the_documented_bytes() {
         &[("format", "int4"), ("group", "32"), ("shape", "[2, 8]")],
     );
     check_file(
-        &container::dense_i4_tensors(NAME, &dense),
+        &dense.tensors(NAME),
         &[("values", &lines), ("scale", &scale)],
         &[("format", "int4"), ("group", "32"), ("shape", "[2, 8]")],
     );

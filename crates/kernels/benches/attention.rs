@@ -15,7 +15,7 @@ use oracles::attention::{Query, attention as oracle};
 use sparamx_cpu::{Cpu, Isa, topology};
 use sparamx_format::Storage;
 use sparamx_kernels::attention::{
-    KvPages, PAGE_TOKENS, PackedPages, Packing, Page, PageShape, Params, Precision, PruneRule,
+    KvPages, PAGE_TOKENS, PackedPages, Packing, Page, PageDtype, PageShape, Params, PruneRule,
     Task, attention, read_key, read_value,
 };
 use sparamx_kernels::bandwidth::Bandwidth;
@@ -38,13 +38,13 @@ const MODELS: [(&str, usize, usize, usize); 3] = [
 ];
 
 /// How pages are packed, and what share of keys and values is left out.
-const FORMS: [(&str, Option<(Precision, f32)>); 6] = [
+const FORMS: [(&str, Option<(PageDtype, f32)>); 6] = [
     ("dense", None),
-    ("30 %", Some((Precision::Bf16, 0.3))),
-    ("50 %", Some((Precision::Bf16, 0.5))),
-    ("70 %", Some((Precision::Bf16, 0.7))),
-    ("int8", Some((Precision::Int8, 0.0))),
-    ("int8 50 %", Some((Precision::Int8, 0.5))),
+    ("30 %", Some((PageDtype::Bf16, 0.3))),
+    ("50 %", Some((PageDtype::Bf16, 0.5))),
+    ("70 %", Some((PageDtype::Bf16, 0.7))),
+    ("int8", Some((PageDtype::Int8, 0.0))),
+    ("int8 50 %", Some((PageDtype::Int8, 0.5))),
 ];
 
 fn main() {
@@ -128,7 +128,7 @@ impl Layers {
     }
 
     /// All pages packed.
-    fn pack(&self, cpu: &Cpu, precision: Precision, sparsity: f32) -> PackedPages {
+    fn pack(&self, cpu: &Cpu, precision: PageDtype, sparsity: f32) -> PackedPages {
         let rule = PruneRule::Magnitude;
         let packing = Packing::new(self.shape, precision, sparsity, sparsity, rule);
         let pairs = self.lines.len() / self.pair_elems();
@@ -173,9 +173,9 @@ impl Pages<'_> {
 }
 
 impl KvPages for Pages<'_> {
-    fn precision(&self) -> Precision {
+    fn precision(&self) -> PageDtype {
         self.packed
-            .map_or(Precision::Bf16, |packed| packed.packing().precision)
+            .map_or(PageDtype::Bf16, |packed| packed.packing().precision)
     }
 
     fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_> {
@@ -322,7 +322,7 @@ fn check(rt: &Runtime, params: &Params, kv: Pages<'_>, position: usize, q: &[f32
         match kv.key(0, page, query_page) {
             Page::Dense(lines) => read_key(lines, kv.layers.shape, slot, key),
             Page::Packed(packed) => {
-                int8[at] = (kv.precision() == Precision::Int8).then_some(page);
+                int8[at] = (kv.precision() == PageDtype::Int8).then_some(page);
                 packed.read_key(slot, key);
             }
         }

@@ -9,7 +9,7 @@ use oracles::attention::{Query, attention as oracle};
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_format::DenseBf16;
 use sparamx_kernels::attention::{
-    KvPages, PAGE_TOKENS, PackedPages, Packing, Page, PageShape, Params, Precision, PruneRule,
+    KvPages, PAGE_TOKENS, PackedPages, Packing, Page, PageDtype, PageShape, Params, PruneRule,
     Task, attention, read_key, read_value, write_key, write_value,
 };
 use sparamx_kernels::catalog::select;
@@ -36,10 +36,10 @@ fn is_packed(page: usize, query_page: usize) -> bool {
 }
 
 impl KvPages for Pages {
-    fn precision(&self) -> Precision {
+    fn precision(&self) -> PageDtype {
         self.packed
             .as_ref()
-            .map_or(Precision::Bf16, |packed| packed.packing().precision)
+            .map_or(PageDtype::Bf16, |packed| packed.packing().precision)
     }
 
     fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_> {
@@ -144,7 +144,7 @@ impl Pages {
                 Page::Dense(lines) => read_value(lines, self.shape, slot, value),
                 Page::Packed(page) => page.read_value(slot, value),
             }
-            let levels = self.precision() == Precision::Int8 && is_packed(page, query_page);
+            let levels = self.precision() == PageDtype::Int8 && is_packed(page, query_page);
             int8.push(levels.then_some(page));
         }
         (keys, values, int8)
@@ -178,7 +178,7 @@ impl Case {
 
     fn packed(
         mut self,
-        precision: Precision,
+        precision: PageDtype,
         [key_sparsity, value_sparsity]: [f32; 2],
         rule: PruneRule,
     ) -> Self {
@@ -402,7 +402,7 @@ fn packed_cases() -> Vec<Case> {
             [1.0, 1.0],
         ]
     };
-    for precision in [Precision::Bf16, Precision::Int8] {
+    for precision in [PageDtype::Bf16, PageDtype::Int8] {
         for (i, &dim) in dims.iter().enumerate() {
             for (j, &sparsity) in sparsities.iter().enumerate() {
                 let case = Case::new(4, 1, dim, &[(1, 63), (1, 200), (4, 446), (1, 640)]);
@@ -429,7 +429,7 @@ fn attention_over_packed_pages_agrees_with_the_oracle() {
         sharp.params.scale = 1e3;
         check(
             &rt,
-            &sharp.packed(Precision::Int8, [0.5; 2], PruneRule::Query),
+            &sharp.packed(PageDtype::Int8, [0.5; 2], PruneRule::Query),
         );
     });
 }
@@ -458,12 +458,12 @@ fn any_number_of_threads_gives_the_same_bits() {
         Case::new(4, 2, 64, &[(90, 500)]),
         Case::new(2, 2, 64, &[(3, long)]).window(1000),
         Case::new(4, 1, 64, &[(90, 700), (1, long)]).packed(
-            Precision::Bf16,
+            PageDtype::Bf16,
             [0.5, 0.3],
             PruneRule::Magnitude,
         ),
         Case::new(4, 1, 64, &[(90, 700), (1, long)]).packed(
-            Precision::Int8,
+            PageDtype::Int8,
             [0.5, 0.0],
             PruneRule::Token,
         ),
@@ -491,9 +491,9 @@ fn a_row_has_the_same_bits_in_any_company() {
         Case::new(3, 1, 64, &[(tokens, 500)]).window(70),
         // The oldest page changes inside a block, and another chunk follows.
         Case::new(3, 1, 64, &[(tokens, 720)]).window(600),
-        Case::new(4, 1, 64, &[(tokens, 620)]).packed(Precision::Bf16, [0.5, 0.3], PruneRule::Token),
+        Case::new(4, 1, 64, &[(tokens, 620)]).packed(PageDtype::Bf16, [0.5, 0.3], PruneRule::Token),
         Case::new(3, 1, 64, &[(tokens, 620)]).window(400).packed(
-            Precision::Int8,
+            PageDtype::Int8,
             [0.3, 0.0],
             PruneRule::Token,
         ),

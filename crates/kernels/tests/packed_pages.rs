@@ -8,7 +8,7 @@ use common::cpus;
 use half::bf16;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_kernels::attention::{
-    PAGE_TOKENS, PackedPages, Packing, Page, PageShape, Precision, PruneRule, add_magnitudes,
+    PAGE_TOKENS, PackedPages, Packing, Page, PageDtype, PageShape, PruneRule, add_magnitudes,
     read_key, read_value, write_key, write_value,
 };
 use sparamx_testkit::{Random, activations};
@@ -151,7 +151,7 @@ fn what_matters_most_stays() {
         let query = activations(1, head_dim, &mut random);
         for (rule, precision) in PruneRule::ALL
             .into_iter()
-            .flat_map(|rule| [Precision::Bf16, Precision::Int8].map(|precision| (rule, precision)))
+            .flat_map(|rule| [PageDtype::Bf16, PageDtype::Int8].map(|precision| (rule, precision)))
         {
             let shape = PageShape { head_dim };
             let packing = Packing::new(shape, precision, key_sparsity, value_sparsity, rule);
@@ -159,8 +159,8 @@ fn what_matters_most_stays() {
                 [(&keys, packing.key_dims), (&values, packing.value_dims)].map(|(rows, dims)| {
                     let pruned = rows.pruned(rule, dims, &query);
                     match precision {
-                        Precision::Bf16 => pruned,
-                        Precision::Int8 => rows.to_levels(pruned),
+                        PageDtype::Bf16 => pruned,
+                        PageDtype::Int8 => rows.to_levels(pruned),
                     }
                 });
             for cpu in cpus(&Isa::ALL) {
@@ -203,16 +203,16 @@ fn a_page_takes_the_bytes_that_its_packing_says() {
         Packing::new(shape, precision, sparsity, sparsity, PruneRule::Magnitude).pair_bytes()
     };
     let all = PAGE_TOKENS * 128;
-    assert_eq!(bytes(Precision::Bf16, 0.0), 2 * all * 2);
+    assert_eq!(bytes(PageDtype::Bf16, 0.0), 2 * all * 2);
     // Where strips begin, masks, values, slack.
-    assert_eq!(bytes(Precision::Bf16, 0.5), 2 * (64 + all / 8 + all + 64));
+    assert_eq!(bytes(PageDtype::Bf16, 0.5), 2 * (64 + all / 8 + all + 64));
     // Scales of 64 tokens and 128 dimensions, levels.
-    assert_eq!(bytes(Precision::Int8, 0.0), 4 * (64 + 128) + 2 * all);
+    assert_eq!(bytes(PageDtype::Int8, 0.0), 4 * (64 + 128) + 2 * all);
     assert_eq!(
-        bytes(Precision::Int8, 0.5),
+        bytes(PageDtype::Int8, 0.5),
         4 * (64 + 128) + 2 * (64 + all / 8 + all / 2 + 64)
     );
-    let packing = Packing::new(shape, Precision::Int8, 0.5, 0.7, PruneRule::Query);
+    let packing = Packing::new(shape, PageDtype::Int8, 0.5, 0.7, PruneRule::Query);
     assert_eq!((packing.key_dims, packing.value_dims), (64, 38));
     let pages = PackedPages::new(packing, 7).unwrap();
     assert_eq!(
@@ -220,14 +220,14 @@ fn a_page_takes_the_bytes_that_its_packing_says() {
         (7, 7 * packing.pair_bytes())
     );
     assert!(packing.needs_query() && !packing.is_identity());
-    assert!(Packing::new(shape, Precision::Bf16, 0.0, 0.0, PruneRule::Query).is_identity());
+    assert!(Packing::new(shape, PageDtype::Bf16, 0.0, 0.0, PruneRule::Query).is_identity());
     assert!(PackedPages::new(packing, usize::MAX).is_err());
 }
 
 /// Before anything was packed all elements are zero.
 #[test]
 fn new_pages_hold_zeros() {
-    for precision in [Precision::Bf16, Precision::Int8] {
+    for precision in [PageDtype::Bf16, PageDtype::Int8] {
         let shape = PageShape { head_dim: 40 };
         let packing = Packing::new(shape, precision, 0.5, 0.0, PruneRule::Magnitude);
         let pages = PackedPages::new(packing, 1).unwrap();
@@ -248,8 +248,8 @@ fn pages_with_nan_and_infinity_are_packed() {
     let shape = PageShape { head_dim: 32 };
     let cpu = Cpu::detect().unwrap();
     for (precision, rule) in [
-        (Precision::Bf16, PruneRule::Query),
-        (Precision::Int8, PruneRule::Token),
+        (PageDtype::Bf16, PruneRule::Query),
+        (PageDtype::Int8, PruneRule::Token),
     ] {
         let packing = Packing::new(shape, precision, 0.5, 0.5, rule);
         let mut page = vec![0x3f80; shape.key_elems()];
@@ -275,7 +275,7 @@ fn pages_with_nan_and_infinity_are_packed() {
 #[should_panic(expected = "query magnitudes")]
 fn a_rule_that_needs_queries_gets_them() {
     let shape = PageShape { head_dim: 8 };
-    let packing = Packing::new(shape, Precision::Bf16, 0.5, 0.0, PruneRule::Query);
+    let packing = Packing::new(shape, PageDtype::Bf16, 0.5, 0.0, PruneRule::Query);
     let (key, value) = (vec![0; shape.key_elems()], vec![0; shape.value_elems()]);
     let mut pages = PackedPages::new(packing, 1).unwrap();
     let mut pair = pages.pairs_mut().next().unwrap();

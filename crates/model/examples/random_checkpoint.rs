@@ -12,7 +12,6 @@ use std::path::Path;
 
 use serde_json::{Map, json};
 use sparamx_format::container::{self, Dtype, TensorOut};
-use sparamx_kernels::Weight;
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::plan::{self, TensorPlan};
 use sparamx_model::{random_weight, shapes};
@@ -59,10 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn elements(tensor: &TensorPlan, seed: u64) -> Result<Vec<u16>, Box<dyn Error>> {
     const ONE: u16 = 0x3f80;
     match tensor.shape[..] {
-        [n, k] => match random_weight(WeightFormat::DenseBf16, n, k, 0.0, seed)? {
-            Weight::DenseBf16(weight) => Ok(weight.to_rows()),
-            _ => unreachable!("dense bf16 was asked for"),
-        },
+        [n, k] => {
+            let weight = random_weight(WeightFormat::DenseBf16, n, k, 0.0, seed)?;
+            Ok(weight.bits().expect("bf16 was asked for"))
+        }
         _ if tensor.name.ends_with(".bias") => Ok(vec![0; tensor.shape[0]]),
         _ => Ok(vec![ONE; tensor.shape[0]]),
     }

@@ -16,6 +16,7 @@ mod memory;
 mod pass;
 
 pub use checkpoint::convert::RawRows;
+pub use checkpoint::encoding::Encoding;
 pub use checkpoint::files::{model_file, model_file_names, model_json};
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::small_file::read_small_file;

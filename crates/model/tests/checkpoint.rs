@@ -9,7 +9,8 @@ use common::{Files, Tensor, runtime, write_packed, write_tensors};
 use half::f16;
 use safetensors::Dtype;
 use serde_json::json;
-use sparamx_format::container::{PackedFormat, TensorFile};
+use sparamx_format::WeightFormat;
+use sparamx_format::container::TensorFile;
 use sparamx_model::{Checkpoint, Inexact, LoadOptions, Model, ModelError};
 
 const Q_PROJ: &str = "model.layers.1.self_attn.q_proj.weight";
@@ -360,7 +361,7 @@ fn packed_and_dense_tensors_mix() {
             .iter()
             .find(|t| t.name == tensor.name)
             .unwrap();
-        let packed_bf16 = Some(PackedFormat::SparseBf16);
+        let packed_bf16 = Some(WeightFormat::SparseBf16);
         let expected = packed_bf16.filter(|_| plan.role.may_be_packed());
         assert_eq!(tensor.packed, expected, "{tensor:?}");
         assert_eq!(

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::{runtime, write_tensors};
 use serde_json::{Value, json};
-use sparamx_format::container::PackedFormat;
+use sparamx_format::WeightFormat;
 use sparamx_kernels::Weight;
 use sparamx_model::{Checkpoint, LoadOptions, Model, ModelError};
 
@@ -108,30 +108,30 @@ fn what_kernels_can_hold_stays_levels_and_what_gains_stays_sparse() {
         ("dense", None, "dense"),
         (
             "bitmask-24",
-            Some(PackedFormat::SparseBf16),
+            Some(WeightFormat::SparseBf16),
             "sparse-bitmask",
         ),
         (
             "bitmask-gen1",
-            Some(PackedFormat::SparseBf16),
+            Some(WeightFormat::SparseBf16),
             "sparse-bitmask",
         ),
         (
             "bitmask-gen2",
-            Some(PackedFormat::SparseBf16),
+            Some(WeightFormat::SparseBf16),
             "sparse-bitmask",
         ),
         ("int8", None, "int-quantized"),
-        ("int8-exact", Some(PackedFormat::DenseI8), "int-quantized"),
+        ("int8-exact", Some(WeightFormat::DenseI8), "int-quantized"),
         (
             "int8-bitmask",
-            Some(PackedFormat::SparseI8),
+            Some(WeightFormat::SparseI8),
             "sparse-bitmask",
         ),
-        ("int8-packed", Some(PackedFormat::DenseI8), "pack-quantized"),
-        ("int4", Some(PackedFormat::DenseI4), "pack-quantized"),
+        ("int8-packed", Some(WeightFormat::DenseI8), "pack-quantized"),
+        ("int4", Some(WeightFormat::DenseI4), "pack-quantized"),
         ("int4-asymmetric", None, "pack-quantized"),
-        ("int4-index", Some(PackedFormat::DenseI4), "pack-quantized"),
+        ("int4-index", Some(WeightFormat::DenseI4), "pack-quantized"),
     ] {
         let checkpoint = open(name);
         let info = |wanted: &str| {
@@ -141,7 +141,11 @@ fn what_kernels_can_hold_stays_levels_and_what_gains_stays_sparse() {
                 .unwrap()
         };
         let q_proj = info(Q_PROJ);
-        assert_eq!((q_proj.packed, q_proj.encoding), (form, encoding), "{name}");
+        assert_eq!(
+            (q_proj.packed, q_proj.encoding.name()),
+            (form, encoding),
+            "{name}"
+        );
         // The head has no zeros, so a bitmask of it gains nothing.
         assert_eq!(info("lm_head").packed, None, "{name}");
     }
@@ -168,19 +172,9 @@ fn what_became_bf16_is_said() {
 
 /// All elements of a weight of levels.
 fn elements(weight: Weight) -> Vec<f32> {
-    let (n, k) = (weight.n(), weight.k());
-    let mut elements = vec![0f32; n * k];
-    let rows = elements.chunks_mut(k).enumerate();
-    match weight {
-        Weight::DenseI8(weight) => rows.for_each(|(i, row)| weight.row(i, row)),
-        Weight::DenseI4(weight) => rows.for_each(|(i, row)| weight.row(i, row)),
-        Weight::SparseI8(weight) => {
-            let weight = sparamx_format::DenseI8::from_sparse(&weight).unwrap();
-            rows.for_each(|(i, row)| weight.row(i, row));
-        }
-        other => panic!("{:?}", other.format()),
-    }
-    elements
+    assert!(weight.scales().is_some(), "{:?}", weight.format());
+    let strips = 0..weight.strips();
+    strips.flat_map(|s| weight.strip_to_f32(s)).collect()
 }
 
 /// Levels times scales, rounded, are what the rows say.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use common::runtime;
 use serde_json::Value;
-use sparamx_format::container::PackedFormat;
+use sparamx_format::WeightFormat;
 use sparamx_model::{Arch, Checkpoint, LoadOptions, Model, ModelError, RopeScaling, model_file};
 
 fn fixture(name: &str) -> PathBuf {
@@ -121,16 +121,16 @@ fn levels_with_scales_of_bf16_stay_levels() {
             .unwrap()
     };
     for (module, dtype, form) in [
-        ("up_proj", "Q4_0", Some(PackedFormat::DenseI4)),
-        ("down_proj", "Q8_0", Some(PackedFormat::DenseI8)),
+        ("up_proj", "Q4_0", Some(WeightFormat::DenseI4)),
+        ("down_proj", "Q8_0", Some(WeightFormat::DenseI8)),
         ("gate_proj", "Q4_0", None),
-        ("q_proj", "Q8_0", Some(PackedFormat::DenseI8)),
+        ("q_proj", "Q8_0", Some(WeightFormat::DenseI8)),
         ("v_proj", "BF16", None),
         ("embed_tokens", "F16", None),
     ] {
         let info = info(module);
         assert_eq!(
-            (info.dtype.as_str(), info.packed, info.encoding),
+            (info.dtype.as_str(), info.packed, info.encoding.name()),
             (dtype, form, "gguf"),
             "{module}"
         );

@@ -7,10 +7,10 @@ use clap::Args;
 use serde::Serialize;
 use sparamx_cpu::Cpu;
 use sparamx_cpu::topology::available_memory_bytes;
-use sparamx_format::container::PackedFormat;
+use sparamx_format::WeightFormat;
 use sparamx_kernels::catalog::{self, KernelSpec};
 use sparamx_model::plan::{Role, TensorPlan};
-use sparamx_model::{Checkpoint, Group, Model, TensorInfo};
+use sparamx_model::{Checkpoint, Encoding, Group, Model, TensorInfo};
 
 use crate::args::{Common, Memory, Threads};
 use crate::kernels::Choice;
@@ -70,7 +70,7 @@ fn plan(checkpoint: &Checkpoint, args: &InspectArgs, common: Common) -> Result<V
     let available = args.memory.memory_bytes.or_else(available_memory_bytes);
     let packed = checkpoint
         .tensors()
-        .any(|tensor| tensor.packed.is_some_and(PackedFormat::is_sparse));
+        .any(|tensor| tensor.packed.is_some_and(WeightFormat::is_sparse));
     if !packed {
         return Ok(Vec::new());
     }
@@ -199,7 +199,7 @@ impl Listing {
             let zero = plan.elements() - checkpoint.nnz(&info.name)? as u64;
             bar.inc(info.bytes);
             zeros[0] += zero;
-            if info.packed.is_some_and(PackedFormat::is_sparse) {
+            if info.packed.is_some_and(WeightFormat::is_sparse) {
                 zeros[1] += zero;
                 packed_elements += plan.elements();
             }
@@ -297,8 +297,6 @@ impl Totals {
     }
 }
 
-/// What the forms are called that say nothing about zeros or levels.
-const DENSE: &str = "dense";
 /// A model with this share of zeros, none of them packed, would gain by packing.
 const MANY_ZEROS: f64 = 0.1;
 
@@ -311,11 +309,11 @@ impl TensorLine {
             name: info.name,
             shape: info.shape,
             dtype: info.dtype,
-            format: info.encoding,
-            packed: info.packed.is_some_and(PackedFormat::is_sparse),
+            format: info.encoding.name(),
+            packed: info.packed.is_some_and(WeightFormat::is_sparse),
             sparsity: share(zeros, plan.elements()),
             // What a packed or quantized one would take as bf16.
-            bytes_dense: if info.packed.is_some() || info.encoding != DENSE {
+            bytes_dense: if info.packed.is_some() || info.encoding != Encoding::Dense {
                 plan.elements() * 2
             } else {
                 info.bytes

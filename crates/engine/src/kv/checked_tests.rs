@@ -293,7 +293,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn options() -> impl Strategy<Value = KvOptions> {
     let sparsity = prop_oneof![Just(0.0), Just(0.5), 0.0..0.95f32];
     let forms = (
-        prop_oneof![Just(Precision::Bf16), Just(Precision::Int8)],
+        prop_oneof![Just(PageDtype::Bf16), Just(PageDtype::Int8)],
         sparsity.clone(),
         sparsity,
         prop_oneof![Just(0), Just(64), Just(100)],
@@ -450,7 +450,7 @@ proptest! {
 fn packing(window: usize, sinks: usize) -> KvOptions {
     KvOptions {
         budget_bytes: Some(100 << 20),
-        precision: Precision::Bf16,
+        precision: PageDtype::Bf16,
         key_sparsity: 0.5,
         value_sparsity: 0.5,
         window,

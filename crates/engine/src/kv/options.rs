@@ -1,6 +1,6 @@
 //! What a cache may take, and how its pages are kept.
 
-use sparamx_kernels::attention::{PAGE_TOKENS, Packing, PageShape, Precision, PruneRule};
+use sparamx_kernels::attention::{PAGE_TOKENS, Packing, PageDtype, PageShape, PruneRule};
 
 use crate::EngineError;
 
@@ -17,7 +17,7 @@ pub struct KvOptions {
     /// available when the pool is made.
     pub budget_bytes: Option<u64>,
     /// The dtype of packed pages.
-    pub precision: Precision,
+    pub precision: PageDtype,
     /// Share of the elements of a packed key page that are left out, from 0 to below 1.
     pub key_sparsity: f32,
     /// Share of the elements of a packed value page that are left out, from 0 to below 1.
@@ -36,7 +36,7 @@ impl Default for KvOptions {
     fn default() -> Self {
         Self {
             budget_bytes: None,
-            precision: Precision::Bf16,
+            precision: PageDtype::Bf16,
             key_sparsity: 0.0,
             value_sparsity: 0.0,
             window: PAGE_TOKENS,
@@ -49,7 +49,7 @@ impl Default for KvOptions {
 impl KvOptions {
     /// Whether pages are packed at all.
     pub fn packs(&self) -> bool {
-        self.precision != Precision::Bf16 || self.key_sparsity > 0.0 || self.value_sparsity > 0.0
+        self.precision != PageDtype::Bf16 || self.key_sparsity > 0.0 || self.value_sparsity > 0.0
     }
 
     /// Bits that an element of a key or value takes once its page is packed: masks, scales and padding included.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, PackedPages, Page, Precision};
+use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, PackedPages, Page, PageDtype};
 use sparamx_kernels::{Rows, Runtime};
 use sparamx_model::{Config, KvCache, ModelError};
 
@@ -471,9 +471,9 @@ impl LayerPages<'_> {
 }
 
 impl KvPages for LayerPages<'_> {
-    fn precision(&self) -> Precision {
+    fn precision(&self) -> PageDtype {
         let packing = self.forms.packing;
-        packing.map_or(Precision::Bf16, |packing| packing.precision)
+        packing.map_or(PageDtype::Bf16, |packing| packing.precision)
     }
 
     fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_> {

@@ -5,8 +5,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile};
-use sparamx_format::{DenseI4, DenseI8, FormatError, SparseBf16, SparseI4, SparseI8};
+use sparamx_format::container::{self, PackedWeight, TensorFile};
+use sparamx_format::{Elements, FormatError, Weight};
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = read_all(bytes);
@@ -29,41 +29,19 @@ fn read_all(bytes: &[u8]) -> Result<(), FormatError> {
 /// A weight that passes every check is what packing makes of its elements, bit for bit.
 fn check(file: &TensorFile, packed: &PackedWeight) -> Result<(), FormatError> {
     let (name, [n, k]) = (&packed.name, packed.shape);
-    match packed.format {
-        PackedFormat::SparseBf16 => {
-            let weight = container::sparse_bf16(file, name, n, k)?;
-            let again = SparseBf16::pack(&weight.decode(), n, k)?;
-            assert_eq!(weight.nnz(), again.nnz());
-            assert!(weight.masks() == again.masks());
-            assert!(weight.values() == again.values());
-            assert!(weight.offsets() == again.offsets());
+    let weight = Weight::read(file, name, n, k)?;
+    assert_eq!(weight.format(), packed.format);
+    let again = match weight.decode() {
+        Elements::Bf16(bits) => Weight::of_bits(&bits, n, k, true)?,
+        Elements::Levels(levels, scales) => {
+            Weight::of_levels(packed.format, &levels, n, k, scales)?
         }
-        PackedFormat::SparseI8 => {
-            let weight = container::sparse_i8(file, name, n, k)?;
-            let again = SparseI8::pack(&weight.decode(), n, k, weight.scales().clone())?;
-            assert_eq!(weight.nnz(), again.nnz());
-            assert!(weight.masks() == again.masks());
-            assert!(weight.values() == again.values());
-            assert!(weight.offsets() == again.offsets());
-        }
-        PackedFormat::SparseI4 => {
-            let weight = container::sparse_i4(file, name, n, k)?;
-            let again = SparseI4::pack(&weight.decode(), n, k, weight.scales().clone())?;
-            assert_eq!(weight.nnz(), again.nnz());
-            assert!(weight.masks() == again.masks());
-            assert!(weight.values() == again.values());
-            assert!(weight.offsets() == again.offsets());
-        }
-        PackedFormat::DenseI8 => {
-            let weight = container::dense_i8(file, name, n, k)?;
-            let again = DenseI8::from_rows(&weight.to_rows(), n, k, weight.scales().clone())?;
-            assert!(weight.lines() == again.lines());
-        }
-        PackedFormat::DenseI4 => {
-            let weight = container::dense_i4(file, name, n, k)?;
-            let again = DenseI4::from_rows(&weight.to_rows(), n, k, weight.scales().clone())?;
-            assert!(weight.lines() == again.lines());
-        }
+    };
+    assert_eq!(weight.nnz(), again.nnz());
+    let (tensors, made) = (weight.tensors(name), again.tensors(name));
+    assert_eq!(tensors.len(), made.len());
+    for (tensor, made) in tensors.iter().zip(&made) {
+        assert!(tensor.data() == made.data(), "{}", made.name());
     }
     Ok(())
 }

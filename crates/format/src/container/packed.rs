@@ -5,55 +5,24 @@ use safetensors::Dtype;
 
 use super::read::TensorFile;
 use super::write::TensorOut;
-use crate::shape::{Geometry, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS};
-use crate::{DenseI4, DenseI8, FormatError, Scales, SparseBf16, SparseI4, SparseI8, Storage};
+use crate::dense::Dense;
+use crate::element::{Bf16, Element, Mask, Quantized, WeightScales, geometry};
+use crate::shape::{Geometry, STRIP_ROWS};
+use crate::sparse::Sparse;
+use crate::{ElementKind, FormatError, GROUP_ELEMS, Scales, Storage, WeightFormat};
 
-const MASK: &str = ".mask";
-const VALUES: &str = ".values";
-const OFFSETS: &str = ".offsets";
-const SCALE: &str = ".scale";
+pub(super) const MASK: &str = ".mask";
+pub(super) const VALUES: &str = ".values";
+pub(super) const OFFSETS: &str = ".offsets";
+pub(super) const SCALE: &str = ".scale";
 /// Suffix of the `__metadata__` key that holds the logical shape.
 const SHAPE: &str = ".shape";
-/// Suffix of the key that holds the number format, absent for bf16.
+/// Suffix of the key that holds the dtype, absent for bf16.
 const FORMAT: &str = ".format";
 /// Suffix of the key that holds the columns of a group, absent where there is one scale a row.
 const GROUP: &str = ".group";
 /// What the group can be.
 const GROUPS: &str = "32, 64 or 128";
-
-/// How a weight that is not a plain tensor is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PackedFormat {
-    /// [`SparseBf16`].
-    SparseBf16,
-    /// [`SparseI8`].
-    SparseI8,
-    /// [`DenseI8`].
-    DenseI8,
-    /// [`SparseI4`].
-    SparseI4,
-    /// [`DenseI4`].
-    DenseI4,
-}
-
-impl PackedFormat {
-    /// Whether zeros are left out.
-    pub fn is_sparse(self) -> bool {
-        use PackedFormat::{SparseBf16, SparseI4, SparseI8};
-        matches!(self, SparseBf16 | SparseI8 | SparseI4)
-    }
-
-    /// The name, for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            PackedFormat::SparseBf16 => "packed bf16",
-            PackedFormat::SparseI8 => "packed int8",
-            PackedFormat::DenseI8 => "dense int8",
-            PackedFormat::SparseI4 => "packed int4",
-            PackedFormat::DenseI4 => "dense int4",
-        }
-    }
-}
 
 /// What a file says about one of its packed weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +32,7 @@ pub struct PackedWeight {
     /// Logical shape, `[n, k]`.
     pub shape: [usize; 2],
     /// How it is stored.
-    pub format: PackedFormat,
+    pub format: WeightFormat,
     /// Columns that share a scale, where there is not one scale a row.
     pub group_elems: Option<usize>,
 }
@@ -71,7 +40,7 @@ pub struct PackedWeight {
 /// The packed weights of `file`, in file order.
 ///
 /// # Errors
-/// If a packed weight has no logical shape, or a number format or group that are not known.
+/// If a packed weight has no logical shape, or a dtype or group that are not known.
 pub fn packed_weights(file: &TensorFile) -> Result<Vec<PackedWeight>, FormatError> {
     file.names()
         .iter()
@@ -103,9 +72,9 @@ pub fn packed_weight(file: &TensorFile, name: &str) -> Result<Option<PackedWeigh
 fn describe(file: &TensorFile, name: &str) -> Result<PackedWeight, FormatError> {
     let format = format(file, name)?;
     let group_elems = group_elems(file, name)?;
-    let contradiction = match (format, group_elems) {
-        (PackedFormat::SparseBf16 | PackedFormat::SparseI8, Some(_)) => Some("no group"),
-        (PackedFormat::SparseI4 | PackedFormat::DenseI4, None) => Some(GROUPS),
+    let contradiction = match (format.element(), group_elems) {
+        (ElementKind::Bf16 | ElementKind::Int8, Some(_)) if format.is_sparse() => Some("no group"),
+        (ElementKind::Int4, None) => Some(GROUPS),
         _ => None,
     };
     if let Some(expected) = contradiction {
@@ -123,66 +92,44 @@ fn describe(file: &TensorFile, name: &str) -> Result<PackedWeight, FormatError> 
     })
 }
 
-/// The tensors of packed weight `name`, ready for [`super::write()`], which also records the logical shape.
-pub fn sparse_bf16_tensors<'a>(name: &str, weight: &'a SparseBf16) -> Vec<TensorOut<'a>> {
-    let lines = [weight.strips(), weight.lines_per_strip()];
-    let (values, offsets) = (weight.values(), weight.padded_offsets());
-    let masks = tensor(name, MASK, Dtype::U32, &lines, weight.masks());
-    vec![
-        with_shape(masks, name, weight.n(), weight.k()),
-        tensor(name, VALUES, Dtype::BF16, &[values.len()], values),
-        tensor(name, OFFSETS, Dtype::U64, &[offsets.len()], offsets),
-    ]
+impl<E: Element> Sparse<E> {
+    /// The tensors of the weight in a file, called `name`, for [`super::write()`], which also records shape and dtype.
+    pub fn tensors(&self, name: &str) -> Vec<TensorOut<'_>> {
+        let lines = [self.strips(), self.lines_per_strip()];
+        let (values, offsets) = (self.values(), self.padded_offsets());
+        let masks = tensor(name, MASK, E::Mask::DTYPE, &lines, self.masks());
+        let scales = self.scale_set().get();
+        let mut tensors = vec![
+            described::<E>(masks, name, self.geometry(), scales),
+            tensor(name, VALUES, E::UNIT_DTYPE, &[values.len()], values),
+            tensor(name, OFFSETS, Dtype::U64, &[offsets.len()], offsets),
+        ];
+        tensors.extend(scales.map(|scales| scale_tensor(name, scales)));
+        tensors
+    }
 }
 
-/// The tensors of packed weight `name`, ready for [`super::write()`], which also records its shape and format.
-pub fn sparse_i8_tensors<'a>(name: &str, weight: &'a SparseI8) -> Vec<TensorOut<'a>> {
-    let lines = [weight.strips(), weight.lines_per_strip()];
-    let (values, offsets) = (weight.values(), weight.padded_offsets());
-    let masks = tensor(name, MASK, Dtype::U64, &lines, weight.masks());
-    let masks = with_format(masks, name, "int8", weight.scales());
-    vec![
-        with_shape(masks, name, weight.n(), weight.k()),
-        tensor(name, VALUES, Dtype::I8, &[values.len()], values),
-        tensor(name, OFFSETS, Dtype::U64, &[offsets.len()], offsets),
-        scale_tensor(name, weight.scales()),
-    ]
+impl<E: Quantized> Dense<E> {
+    /// The tensors of the weight in a file, called `name`, for [`super::write()`], which also records shape and dtype.
+    pub fn tensors(&self, name: &str) -> Vec<TensorOut<'_>> {
+        let values = tensor(
+            name,
+            VALUES,
+            E::UNIT_DTYPE,
+            &dense_shape::<E>(self.geometry()),
+            self.lines(),
+        );
+        vec![
+            described::<E>(values, name, self.geometry(), Some(self.scales())),
+            scale_tensor(name, self.scales()),
+        ]
+    }
 }
 
-/// The tensors of packed weight `name`, ready for [`super::write()`], which also records its shape and format.
-pub fn sparse_i4_tensors<'a>(name: &str, weight: &'a SparseI4) -> Vec<TensorOut<'a>> {
-    let lines = [weight.strips(), weight.lines_per_strip()];
-    let (values, offsets) = (weight.values(), weight.padded_offsets());
-    let masks = tensor(name, MASK, Dtype::U64, &lines, weight.masks());
-    let masks = with_format(masks, name, "int4", weight.scales());
-    vec![
-        with_shape(masks, name, weight.n(), weight.k()),
-        tensor(name, VALUES, Dtype::U8, &[values.len()], values),
-        tensor(name, OFFSETS, Dtype::U64, &[offsets.len()], offsets),
-        scale_tensor(name, weight.scales()),
-    ]
-}
-
-/// The tensors of dense weight `name`, ready for [`super::write()`], which also records its shape and format.
-pub fn dense_i8_tensors<'a>(name: &str, weight: &'a DenseI8) -> Vec<TensorOut<'a>> {
-    let shape = [weight.strips(), weight.lines_per_strip(), LINE_ELEMS_I8];
-    let values = tensor(name, VALUES, Dtype::I8, &shape, weight.lines());
-    let values = with_format(values, name, "int8", weight.scales());
-    vec![
-        with_shape(values, name, weight.n(), weight.k()),
-        scale_tensor(name, weight.scales()),
-    ]
-}
-
-/// The tensors of dense weight `name`, ready for [`super::write()`], which also records its shape and format.
-pub fn dense_i4_tensors<'a>(name: &str, weight: &'a DenseI4) -> Vec<TensorOut<'a>> {
-    let shape = [weight.strips(), weight.lines_per_strip() / 2, LINE_BYTES];
-    let values = tensor(name, VALUES, Dtype::U8, &shape, weight.lines());
-    let values = with_format(values, name, "int4", weight.scales());
-    vec![
-        with_shape(values, name, weight.n(), weight.k()),
-        scale_tensor(name, weight.scales()),
-    ]
+/// The shape of the values of a dense weight: 64 bytes in the innermost dimension.
+fn dense_shape<E: Element>(geometry: &Geometry) -> [usize; 3] {
+    let lines = geometry.lines_per_strip / E::PER_UNIT;
+    [geometry.strips, lines, E::LINE_UNITS]
 }
 
 fn tensor<'a, T: Pod>(
@@ -206,17 +153,19 @@ fn scale_tensor<'a>(name: &str, scales: &'a Scales) -> TensorOut<'a> {
     }
 }
 
-fn with_shape<'a>(tensor: TensorOut<'a>, name: &str, n: usize, k: usize) -> TensorOut<'a> {
-    tensor.with_metadata(format!("{name}{SHAPE}"), format!("[{n}, {k}]"))
-}
-
-fn with_format<'a>(
+/// With what the file's header says about the weight.
+fn described<'a, E: Element>(
     tensor: TensorOut<'a>,
     name: &str,
-    format: &str,
-    scales: &Scales,
+    geometry: &Geometry,
+    scales: Option<&Scales>,
 ) -> TensorOut<'a> {
-    let tensor = tensor.with_metadata(format!("{name}{FORMAT}"), format.to_string());
+    let Geometry { n, k, .. } = geometry;
+    let tensor = tensor.with_metadata(format!("{name}{SHAPE}"), format!("[{n}, {k}]"));
+    let Some(scales) = scales else {
+        return tensor;
+    };
+    let tensor = tensor.with_metadata(format!("{name}{FORMAT}"), E::KIND.to_string());
     match scales {
         Scales::Row(_) => tensor,
         Scales::Group { elems, .. } => {
@@ -225,87 +174,65 @@ fn with_format<'a>(
     }
 }
 
-/// Packed weight `name` of `file` as an `[n, k]` weight, straight from the map where it is aligned. Every byte of
-/// it is checked, which reads all of it.
-///
-/// # Errors
-/// If one of its tensors is missing or has another type or size than the shape asks for, if the file records
-/// another shape or format, or if the content fails [`SparseBf16::from_parts`].
-pub fn sparse_bf16(
-    file: &TensorFile,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<SparseBf16, FormatError> {
-    let weight = Reader::new(file, name, Geometry::new(n, k, LINE_ELEMS_BF16))?;
-    weight.check(PackedFormat::SparseBf16)?;
-    let values = weight.array(VALUES, Dtype::BF16, None)?;
-    let masks = weight.masks(Dtype::U32)?;
-    let offsets = weight.offsets()?;
-    SparseBf16::from_parts(n, k, masks, values, offsets).map_err(|e| weight.error(e))
+impl Sparse<Bf16> {
+    /// Packed weight `name` of `file` as an `[n, k]` weight, straight from the map where it is aligned. Every byte of
+    /// it is checked, which reads all of it.
+    ///
+    /// # Errors
+    /// If one of its tensors is missing or has another type or size than the shape asks for, if the file records
+    /// another shape or format, or if the content fails [`Sparse::from_parts`].
+    pub fn read(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Self, FormatError> {
+        let weight = Reader::of_sparse::<Bf16>(file, name, n, k)?;
+        let (masks, values, offsets) = weight.sparse_parts::<Bf16>()?;
+        Self::from_parts(n, k, masks, values, offsets).map_err(|e| weight.error(e))
+    }
 }
 
-/// As [`sparse_bf16`], for a packed int8 weight.
-///
-/// # Errors
-/// As [`sparse_bf16`].
-pub fn sparse_i8(
-    file: &TensorFile,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<SparseI8, FormatError> {
-    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
-    weight.check(PackedFormat::SparseI8)?;
-    let values = weight.array(VALUES, Dtype::I8, None)?;
-    let masks = weight.masks(Dtype::U64)?;
-    let (offsets, scales) = (weight.offsets()?, weight.scales()?);
-    SparseI8::from_parts(n, k, masks, values, offsets, scales).map_err(|e| weight.error(e))
+impl<E: Quantized> Sparse<E> {
+    /// Packed weight `name` of `file` as an `[n, k]` weight, straight from the map where it is aligned. Every byte of
+    /// it is checked, which reads all of it.
+    ///
+    /// # Errors
+    /// If one of its tensors is missing or has another type or size than the shape asks for, if the file records
+    /// another shape or format, or if the content fails [`Sparse::from_parts`].
+    pub fn read(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Self, FormatError> {
+        let weight = Reader::of_sparse::<E>(file, name, n, k)?;
+        let (masks, values, offsets) = weight.sparse_parts::<E>()?;
+        let scales = weight.scales()?;
+        Self::from_parts(n, k, masks, values, offsets, scales).map_err(|e| weight.error(e))
+    }
 }
 
-/// As [`sparse_bf16`], for a packed int4 weight.
-///
-/// # Errors
-/// As [`sparse_bf16`].
-pub fn sparse_i4(
-    file: &TensorFile,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<SparseI4, FormatError> {
-    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
-    weight.check(PackedFormat::SparseI4)?;
-    let values = weight.array(VALUES, Dtype::U8, None)?;
-    let masks = weight.masks(Dtype::U64)?;
-    let (offsets, scales) = (weight.offsets()?, weight.scales()?);
-    SparseI4::from_parts(n, k, masks, values, offsets, scales).map_err(|e| weight.error(e))
+impl Dense<Bf16> {
+    /// The plain tensor `name` of `file` as an `[n, k]` weight.
+    ///
+    /// # Errors
+    /// If it is missing or has elements of another size, or fails [`Dense::from_rows`].
+    pub fn read(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Self, FormatError> {
+        Self::from_rows(&file.storage::<u16>(name)?, n, k)
+    }
 }
 
-/// As [`sparse_bf16`], for a dense int8 weight.
-///
-/// # Errors
-/// As [`sparse_bf16`].
-pub fn dense_i8(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<DenseI8, FormatError> {
-    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
-    weight.check(PackedFormat::DenseI8)?;
-    let lines = weight.geometry.lines_per_strip;
-    let shape = [weight.geometry.strips, lines, LINE_ELEMS_I8];
-    let values = weight.array(VALUES, Dtype::I8, Some(&shape))?;
-    DenseI8::from_parts(n, k, values, weight.scales()?).map_err(|e| weight.error(e))
+impl<E: Quantized> Dense<E> {
+    /// As [`Sparse::read`], for a dense weight.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn read(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<Self, FormatError> {
+        let weight = Reader::new(file, name, geometry::<E>(n, k))?;
+        weight.check(WeightFormat::new(E::KIND, false))?;
+        let shape = dense_shape::<E>(&weight.geometry);
+        let values = weight.array(VALUES, E::UNIT_DTYPE, Some(&shape))?;
+        Self::from_parts(n, k, values, weight.scales()?).map_err(|e| weight.error(e))
+    }
 }
 
-/// As [`sparse_bf16`], for a dense int4 weight.
-///
-/// # Errors
-/// As [`sparse_bf16`].
-pub fn dense_i4(file: &TensorFile, name: &str, n: usize, k: usize) -> Result<DenseI4, FormatError> {
-    let weight = Reader::new(file, name, Geometry::for_levels(n, k))?;
-    weight.check(PackedFormat::DenseI4)?;
-    let pairs = weight.geometry.lines_per_strip / 2;
-    let shape = [weight.geometry.strips, pairs, LINE_BYTES];
-    let values = weight.array(VALUES, Dtype::U8, Some(&shape))?;
-    DenseI4::from_parts(n, k, values, weight.scales()?).map_err(|e| weight.error(e))
-}
+/// Masks, values and offsets of a packed weight.
+type SparseParts<E> = (
+    Storage<<E as Element>::Mask>,
+    Storage<<E as Element>::Unit>,
+    Storage<u64>,
+);
 
 /// A weight that is being read.
 struct Reader<'a> {
@@ -328,6 +255,18 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A packed weight; the file says that it is one, and of this shape.
+    fn of_sparse<E: Element>(
+        file: &'a TensorFile,
+        name: &'a str,
+        n: usize,
+        k: usize,
+    ) -> Result<Self, FormatError> {
+        let weight = Self::new(file, name, geometry::<E>(n, k))?;
+        weight.check(WeightFormat::new(E::KIND, true))?;
+        Ok(weight)
+    }
+
     /// Says which weight of which file the error is about.
     fn error(&self, error: FormatError) -> FormatError {
         error.in_tensor(self.name).in_file(self.file.path())
@@ -335,7 +274,7 @@ impl<'a> Reader<'a> {
 
     /// Checks that the file records the logical shape and format asked for. Comes before the shapes of tensors that
     /// follow from it, because it names the cause of a difference.
-    fn check(&self, expected: PackedFormat) -> Result<(), FormatError> {
+    fn check(&self, expected: WeightFormat) -> Result<(), FormatError> {
         let values = format!("{}{VALUES}", self.name);
         if self.file.tensor(&values).is_none() {
             let error = FormatError::MissingTensor { tensor: values };
@@ -344,8 +283,8 @@ impl<'a> Reader<'a> {
         let described = describe(self.file, self.name).map_err(|e| self.error(e))?;
         if described.format != expected {
             return Err(self.error(FormatError::WeightFormat {
-                expected: expected.name(),
-                found: described.format.name(),
+                expected: expected.name_in_files(),
+                found: described.format.name_in_files(),
             }));
         }
         let (expected, found) = ([self.geometry.n, self.geometry.k], described.shape);
@@ -355,14 +294,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    fn masks<T: Pod>(&self, dtype: Dtype) -> Result<Storage<T>, FormatError> {
-        let shape = [self.geometry.strips, self.geometry.lines_per_strip];
-        self.array(MASK, dtype, Some(&shape))
-    }
-
-    fn offsets(&self) -> Result<Storage<u64>, FormatError> {
-        let shape = [self.geometry.offset_count_padded()];
-        self.array(OFFSETS, Dtype::U64, Some(&shape))
+    fn sparse_parts<E: Element>(&self) -> Result<SparseParts<E>, FormatError> {
+        let lines = [self.geometry.strips, self.geometry.lines_per_strip];
+        let offsets = [self.geometry.offset_count_padded()];
+        let values = self.array(VALUES, E::UNIT_DTYPE, None)?;
+        let masks = self.array(MASK, E::Mask::DTYPE, Some(&lines))?;
+        let offsets = self.array(OFFSETS, Dtype::U64, Some(&offsets))?;
+        Ok((masks, values, offsets))
     }
 
     /// Group scales if the file records a group, else row scales.
@@ -419,19 +357,19 @@ fn logical_shape(file: &TensorFile, name: &str) -> Result<[usize; 2], FormatErro
     serde_json::from_str(text).map_err(|_| FormatError::MissingShape { key })
 }
 
-/// The format by the number format that the file records and by whether there are masks.
-fn format(file: &TensorFile, name: &str) -> Result<PackedFormat, FormatError> {
+/// The format by the dtype that the file records and by whether there are masks.
+fn format(file: &TensorFile, name: &str) -> Result<WeightFormat, FormatError> {
     let key = format!("{name}{FORMAT}");
     let has = |suffix: &str| file.tensor(&format!("{name}{suffix}")).is_some();
-    // Offsets without masks are a packed weight that lacks a tensor.
-    let packed = has(MASK) || has(OFFSETS);
-    match (file.metadata(&key), packed) {
-        (None, _) => Ok(PackedFormat::SparseBf16),
-        (Some("int8"), true) => Ok(PackedFormat::SparseI8),
-        (Some("int8"), false) => Ok(PackedFormat::DenseI8),
-        (Some("int4"), true) => Ok(PackedFormat::SparseI4),
-        (Some("int4"), false) => Ok(PackedFormat::DenseI4),
-        (Some(found), _) => Err(FormatError::Description {
+    let Some(found) = file.metadata(&key) else {
+        return Ok(WeightFormat::SparseBf16);
+    };
+    match found.parse() {
+        // Offsets without masks are a packed weight that lacks a tensor.
+        Ok(element) if element != ElementKind::Bf16 => {
+            Ok(WeightFormat::new(element, has(MASK) || has(OFFSETS)))
+        }
+        _ => Err(FormatError::Description {
             key,
             found: found.to_string(),
             expected: "int8 or int4",
@@ -442,15 +380,15 @@ fn format(file: &TensorFile, name: &str) -> Result<PackedFormat, FormatError> {
 /// The columns of a group that the file records, if it does.
 fn group_elems(file: &TensorFile, name: &str) -> Result<Option<usize>, FormatError> {
     let key = format!("{name}{GROUP}");
-    match file.metadata(&key) {
-        None => Ok(None),
-        Some("32") => Ok(Some(32)),
-        Some("64") => Ok(Some(64)),
-        Some("128") => Ok(Some(128)),
-        Some(found) => Err(FormatError::Description {
-            key,
-            found: found.to_string(),
-            expected: GROUPS,
-        }),
-    }
+    let Some(found) = file.metadata(&key) else {
+        return Ok(None);
+    };
+    let known = GROUP_ELEMS
+        .into_iter()
+        .find(|elems| elems.to_string() == found);
+    known.map(Some).ok_or_else(|| FormatError::Description {
+        key,
+        found: found.to_string(),
+        expected: GROUPS,
+    })
 }

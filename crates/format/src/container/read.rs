@@ -11,7 +11,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{HEADER_LENGTH_BYTES, MAX_HEADER_BYTES};
+use super::header::{HEADER_LENGTH_BYTES, MAX_HEADER_BYTES};
 use crate::storage::Region;
 use crate::{FormatError, Storage, lfs};
 

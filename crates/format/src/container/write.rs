@@ -8,7 +8,7 @@ use std::path::Path;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::{HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, tensor_bytes};
+use super::header::{HEADER_LENGTH_BYTES, MAX_HEADER_BYTES, tensor_bytes};
 use crate::FormatError;
 use crate::shape::LINE_BYTES;
 

@@ -26,9 +26,10 @@ mod plan;
 mod prune;
 mod state;
 
-pub use packed::{PackedPage, PackedPages, PackedPair, Packing, Precision};
+pub use packed::{PackedPage, PackedPages, PackedPair, Packing};
 pub use page::{PAGE_TOKENS, PageShape, read_key, read_value, write_key, write_value};
 pub use prune::{PruneRule, add_magnitudes};
+pub use sparamx_format::page::PageDtype;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -83,8 +84,8 @@ pub enum Page<'a> {
 /// (`query_page`): a row's result must not depend on when it is computed.
 pub trait KvPages: Sync {
     /// What the elements of its packed pages are, if it has any.
-    fn precision(&self) -> Precision {
-        Precision::Bf16
+    fn precision(&self) -> PageDtype {
+        PageDtype::Bf16
     }
     /// Page `page` of the keys of kv head `kv_head`, as queries of page `query_page` see it.
     fn key(&self, kv_head: usize, page: usize, query_page: usize) -> Page<'_>;

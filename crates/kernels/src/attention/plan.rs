@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use sparamx_format::LINE_BYTES;
+use sparamx_format::page::PageDtype;
 
 use super::multiply::{key_k, operand_bytes};
-use super::packed::Precision;
 use super::{PAGE_TOKENS, PageShape, Params, Task};
 use crate::catalog::select;
 use crate::linear::activation::Activation;
@@ -77,7 +77,7 @@ impl<'a> Plan<'a> {
         let (group, threads) = (params.heads / params.kv_heads, rt.threads());
         let formats: &[WeightFormat] = match tasks
             .iter()
-            .any(|task| task.kv.precision() == Precision::Int8)
+            .any(|task| task.kv.precision() == PageDtype::Int8)
         {
             true => &PAGE_FORMATS,
             false => &PAGE_FORMATS[..2],

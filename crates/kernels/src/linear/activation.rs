@@ -2,7 +2,7 @@
 
 use half::bf16;
 use sparamx_cpu::Cpu;
-use sparamx_format::LINE_BYTES;
+use sparamx_format::{LINE_BYTES, Quantizer};
 
 /// How a kernel wants its activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,48 +111,10 @@ pub(crate) fn write_rows<'r>(
         kind.write_row(row, k_padded, out);
     }
 }
-
-/// How a row is quantized, see [`Activation::I8`]. A row with a NaN or an infinity gets a scale that is not finite, and so does
-/// everything made of it.
-#[derive(Clone, Copy)]
-pub(crate) struct Quantizer {
-    inverse: f32,
-    /// What a level must be multiplied by.
-    pub scale: f32,
-}
-
-impl Quantizer {
-    fn new(row: &[f32]) -> Self {
-        // Magnitudes compare as their bits do, NaN above all; the comparison of signed integers is there on every x86-64.
-        let bits = row.iter().map(|v| (v.to_bits() & 0x7fff_ffff) as i32);
-        Self::of(f32::from_bits(bits.fold(0, i32::max) as u32))
-    }
-
-    /// For numbers of which `most` is the largest magnitude.
-    pub fn of(most: f32) -> Self {
-        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-        // A magnitude below 2^-142 has no finite inverse; it is nothing beside any other activation.
-        let scale = if inverse.is_finite() {
-            most / 127.0
-        } else {
-            0.0
-        };
-        Self { inverse, scale }
-    }
-
-    /// Adding 1.5 * 2^23 leaves no bits below 1, so the sum is rounded as the unit says, to nearest, ties to even; the integer
-    /// is then in the low bits. A call of `round_ties_even` per element would be a function call on plain x86-64.
-    #[inline(always)]
-    pub fn level(&self, v: f32) -> i8 {
-        const ROUND: f32 = 12_582_912.0;
-        (v * self.inverse + ROUND).to_bits() as i8
-    }
-}
-
 /// [`Activation::I8`]
 #[inline(always)]
 fn quantize_row(row: &[f32], k_padded: usize, out: &mut [u8]) {
-    let quantizer = Quantizer::new(row);
+    let quantizer = Quantizer::of_row(row);
     let (elements, rest) = out.split_at_mut(k_padded);
     elements[row.len()..].fill(0);
     for (q, &v) in elements.iter_mut().zip(row) {
@@ -169,7 +131,7 @@ fn quantize_row(row: &[f32], k_padded: usize, out: &mut [u8]) {
 
 /// [`Activation::I16`]
 fn quantize_row_wide(row: &[f32], k_padded: usize, out: &mut [u8]) {
-    let quantizer = Quantizer::new(row);
+    let quantizer = Quantizer::of_row(row);
     let (elements, rest) = out.split_at_mut(2 * k_padded);
     let elements = bytemuck::cast_slice_mut::<u8, i16>(elements);
     elements[row.len()..].fill(0);

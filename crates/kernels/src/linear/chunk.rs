@@ -6,11 +6,12 @@ use std::ops::{Deref, Range};
 use sparamx_cpu::Cpu;
 #[cfg(target_arch = "x86_64")]
 use sparamx_cpu::{Amx, AmxInt8};
-use sparamx_format::{LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales};
+use sparamx_format::element::{Bf16, Int4, Int8};
+use sparamx_format::page::PageView;
+use sparamx_format::{LINE_ELEMS_BF16, LINE_ELEMS_I8, STRIP_ROWS, Scales, SparseView, Weight};
 
 use super::activation::{Activation, SUM_K};
 use super::out::Out;
-use crate::Weight;
 
 /// Activations ready for a kernel: row `i` starts `i * stride` elements after the first byte and holds K elements rounded up to
 /// what the weight has; those beyond K are finite (the weight is zero there). int8 rows go on as [`Activation::row_bytes`] says.
@@ -38,35 +39,15 @@ pub(crate) enum Strips<'a> {
     /// All lines of all strips.
     DenseBf16(&'a [u16]),
     /// Packed.
-    SparseBf16(PackedStrips<'a, u32, u16>),
+    SparseBf16(SparseView<'a, Bf16>),
     /// int8, all elements.
     DenseI8(&'a [i8], ScalesView<'a>),
     /// int8, packed.
-    SparseI8(PackedStrips<'a, u64, i8>, ScalesView<'a>),
+    SparseI8(SparseView<'a, Int8>, ScalesView<'a>),
     /// int4, all elements, two to a byte.
     DenseI4(&'a [u8], ScalesView<'a>),
     /// int4, packed, two values to a byte.
-    SparseI4(PackedStrips<'a, u64, u8>, ScalesView<'a>),
-}
-
-/// Masks and values of packed strips. Kernels trust them (see [`Chunk`], *values*): the bits of a strip's masks are no more than
-/// the values from its start on, of which the last 64 bytes are slack.
-#[derive(Clone, Copy)]
-pub(crate) struct PackedStrips<'a, M, V> {
-    /// Equally many for each strip.
-    pub masks: &'a [M],
-    pub values: &'a [V],
-    /// Where the values of strip `s` begin: element `s * starts_step`.
-    pub starts: &'a [u64],
-    pub starts_step: usize,
-}
-
-impl<'a, M, V> PackedStrips<'a, M, V> {
-    /// The masks of strip `s`, which has `lines` lines, and its values, `per_element` to an element of `values`, from the first on.
-    fn strip(&self, s: usize, lines: usize, per_element: usize) -> (&'a [M], &'a [V]) {
-        let start = self.starts[s * self.starts_step] as usize / per_element;
-        (&self.masks[s * lines..][..lines], &self.values[start..])
-    }
+    SparseI4(SparseView<'a, Int4>, ScalesView<'a>),
 }
 
 impl Strips<'_> {
@@ -82,9 +63,11 @@ impl Strips<'_> {
             Strips::DenseI4(pairs, scales) => {
                 all(pairs.len(), elems / 2).min(scales.count(k_padded))
             }
-            Strips::SparseI8(PackedStrips { masks, .. }, scales)
-            | Strips::SparseI4(PackedStrips { masks, .. }, scales) => {
-                all(masks.len(), int_lines).min(scales.count(k_padded))
+            Strips::SparseI8(packed, scales) => {
+                all(packed.masks.len(), int_lines).min(scales.count(k_padded))
+            }
+            Strips::SparseI4(packed, scales) => {
+                all(packed.masks.len(), int_lines).min(scales.count(k_padded))
             }
         }
     }
@@ -137,24 +120,24 @@ impl<'a> From<&'a Scales> for ScalesView<'a> {
 
 impl<'a> From<&'a Weight> for Strips<'a> {
     fn from(weight: &'a Weight) -> Self {
-        /// The formats' types share these methods but no trait.
-        macro_rules! packed {
-            ($w:ident) => {
-                PackedStrips {
-                    masks: $w.masks(),
-                    values: $w.values(),
-                    starts: $w.offsets(),
-                    starts_step: $w.blocks_per_strip(),
-                }
-            };
-        }
         match weight {
             Weight::DenseBf16(w) => Strips::DenseBf16(w.lines()),
-            Weight::SparseBf16(w) => Strips::SparseBf16(packed!(w)),
+            Weight::SparseBf16(w) => Strips::SparseBf16(w.view()),
             Weight::DenseI8(w) => Strips::DenseI8(w.lines(), w.scales().into()),
-            Weight::SparseI8(w) => Strips::SparseI8(packed!(w), w.scales().into()),
+            Weight::SparseI8(w) => Strips::SparseI8(w.view(), w.scales().into()),
             Weight::DenseI4(w) => Strips::DenseI4(w.lines(), w.scales().into()),
-            Weight::SparseI4(w) => Strips::SparseI4(packed!(w), w.scales().into()),
+            Weight::SparseI4(w) => Strips::SparseI4(w.view(), w.scales().into()),
+        }
+    }
+}
+
+impl<'a> From<PageView<'a>> for Strips<'a> {
+    fn from(page: PageView<'a>) -> Self {
+        match page {
+            PageView::DenseBf16(lines) => Strips::DenseBf16(lines),
+            PageView::SparseBf16(packed) => Strips::SparseBf16(packed),
+            PageView::DenseI8(lines, scales) => Strips::DenseI8(lines, ScalesView::Row(scales)),
+            PageView::SparseI8(packed, scales) => Strips::SparseI8(packed, ScalesView::Row(scales)),
         }
     }
 }
@@ -204,7 +187,8 @@ impl<'a> Chunk<'a> {
     /// Checks *rows*, *lines* and that *outputs* begin below N.
     ///
     /// # Safety
-    /// *values*: packed strips are as [`PackedStrips`] says. *outputs*: `out` points to M rows of N columns, `out.stride` elements
+    /// *values*: the bits of the masks of a packed strip are no more than the values from its start on, of which the last
+    /// 64 bytes are slack. *outputs*: `out` points to M rows of N columns, `out.stride` elements
     /// apart, and while the chunk lives nobody else uses the columns of `strips`.
     ///
     /// # Panics
@@ -294,7 +278,7 @@ impl<'a> Chunk<'a> {
     /// If the weight is not packed or has no such strip.
     pub fn sparse_strip(&self, s: usize) -> (&'a [u32], &'a [u16]) {
         match self.weight {
-            Strips::SparseBf16(packed) => packed.strip(s, self.lines(), 1),
+            Strips::SparseBf16(packed) => packed.strip(s, self.lines()),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
@@ -319,7 +303,7 @@ impl<'a> Chunk<'a> {
     /// As [`sparse_strip`](Self::sparse_strip).
     pub fn sparse_i8_strip(&self, s: usize) -> (&'a [u64], &'a [i8]) {
         match self.weight {
-            Strips::SparseI8(packed, _) => packed.strip(s, self.int_lines(), 1),
+            Strips::SparseI8(packed, _) => packed.strip(s, self.int_lines()),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }
@@ -345,7 +329,7 @@ impl<'a> Chunk<'a> {
     /// As [`sparse_strip`](Self::sparse_strip).
     pub fn sparse_i4_strip(&self, s: usize) -> (&'a [u64], &'a [u8]) {
         match self.weight {
-            Strips::SparseI4(packed, _) => packed.strip(s, self.int_lines(), 2),
+            Strips::SparseI4(packed, _) => packed.strip(s, self.int_lines()),
             _ => panic!("{WRONG_FORMAT}"),
         }
     }

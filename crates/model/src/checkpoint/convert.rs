@@ -5,9 +5,8 @@ use std::path::Path;
 
 use half::{bf16, f16};
 use rayon::prelude::*;
-use sparamx_format::DenseI8;
 use sparamx_format::container::{Dtype, TensorView};
-use sparamx_kernels::Weight;
+use sparamx_format::{STRIP_ROWS, Weight};
 
 use crate::ModelError;
 
@@ -37,21 +36,11 @@ pub(crate) fn expand(
     name: &str,
 ) -> Result<RawRows<'static>, ModelError> {
     let (n, k) = (weight.n(), weight.k());
-    let (bits, inexact) = match weight {
-        Weight::DenseBf16(weight) => (weight.to_rows(), 0),
-        Weight::SparseBf16(weight) => (weight.decode(), 0),
-        Weight::DenseI8(weight) => round_rows(n, k, |i, out| weight.row(i, out)),
-        Weight::DenseI4(weight) => round_rows(n, k, |i, out| weight.row(i, out)),
-        Weight::SparseI8(weight) => {
-            let dense = DenseI8::from_sparse(weight)?;
-            round_rows(n, k, |i, out| dense.row(i, out))
-        }
-        Weight::SparseI4(weight) => {
-            let dense = DenseI8::from_sparse_i4(weight)?;
-            round_rows(n, k, |i, out| dense.row(i, out))
-        }
+    let rounded = match weight.bits() {
+        Some(bits) => (bits, 0),
+        None => round_strips(weight),
     };
-    finite_rows(path, name, n, k, (bits, inexact))
+    finite_rows(path, name, n, k, rounded)
 }
 
 /// Rows from their bits and how many were rounded. `path` and `name` are for messages.
@@ -82,25 +71,22 @@ pub(crate) fn finite_rows(
     })
 }
 
-/// `n` rows of `k` that `row` gives, in bf16, and how many elements changed.
-fn round_rows(n: usize, k: usize, row: impl Fn(usize, &mut [f32]) + Sync) -> (Vec<u16>, usize) {
+/// The rows of a weight in bf16, and how many elements changed.
+fn round_strips(weight: &Weight) -> (Vec<u16>, usize) {
+    let (n, k) = (weight.n(), weight.k());
     let mut bits = vec![0u16; n * k];
     let inexact = bits
-        .par_chunks_mut(k)
+        .par_chunks_mut(STRIP_ROWS * k)
         .enumerate()
-        .map_init(
-            || vec![0f32; k],
-            |values, (i, bits)| {
-                row(i, values);
-                let mut inexact = 0;
-                for (bits, &value) in bits.iter_mut().zip(values.iter()) {
-                    let rounded = bf16::from_f32(value);
-                    *bits = rounded.to_bits();
-                    inexact += usize::from(rounded.to_f32() != value);
-                }
-                inexact
-            },
-        )
+        .map(|(s, bits)| {
+            let mut inexact = 0;
+            for (bits, value) in bits.iter_mut().zip(weight.strip_to_f32(s)) {
+                let rounded = bf16::from_f32(value);
+                *bits = rounded.to_bits();
+                inexact += usize::from(rounded.to_f32() != value);
+            }
+            inexact
+        })
         .sum();
     (bits, inexact)
 }

@@ -6,6 +6,7 @@
 //! `config.json` and reads no matrices.
 
 pub(crate) mod convert;
+pub(crate) mod encoding;
 pub(crate) mod files;
 pub(crate) mod foreign;
 mod own;
@@ -16,14 +17,14 @@ pub(crate) mod unneeded;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use sparamx_format::container::{PackedFormat, TensorFile, TensorView};
-use sparamx_kernels::Weight;
-use sparamx_kernels::linear::WeightFormat;
+use sparamx_format::container::{TensorFile, TensorView};
+use sparamx_format::{Weight, WeightFormat};
 
 use self::convert::{RawRows, Source};
+use self::encoding::Encoding;
 use self::foreign::compressed_tensors;
 use self::foreign::gguf::{Found as InGguf, Gguf};
-use self::own::{PACKED, read_packed};
+use self::own::PACKED;
 use self::shards::Shards;
 use self::stored::{At, Stored, Tensors, missing};
 use self::unneeded::LeftOut;
@@ -55,9 +56,9 @@ pub struct TensorInfo {
     /// Element type, as safetensors names it; `I4` for int4, for which it has no name.
     pub dtype: String,
     /// The form in which linear layers have a packed or quantized weight; `None` for one that they have in bf16.
-    pub packed: Option<PackedFormat>,
-    /// What the form in the file is called, for messages: `dense` for a plain tensor, `strip16` for one packed by this program.
-    pub encoding: &'static str,
+    pub packed: Option<WeightFormat>,
+    /// The form in the file.
+    pub encoding: Encoding,
     /// Bytes in the file.
     pub bytes: u64,
 }
@@ -65,14 +66,7 @@ pub struct TensorInfo {
 impl TensorInfo {
     /// The form in which a matrix is multiplied.
     pub fn weight_format(&self) -> WeightFormat {
-        match self.packed {
-            None => WeightFormat::DenseBf16,
-            Some(PackedFormat::SparseBf16) => WeightFormat::SparseBf16,
-            Some(PackedFormat::SparseI8) => WeightFormat::SparseI8,
-            Some(PackedFormat::DenseI8) => WeightFormat::DenseI8,
-            Some(PackedFormat::SparseI4) => WeightFormat::SparseI4,
-            Some(PackedFormat::DenseI4) => WeightFormat::DenseI4,
-        }
+        self.packed.unwrap_or(WeightFormat::DenseBf16)
     }
 }
 
@@ -187,9 +181,9 @@ impl Checkpoint {
         let i = self.index(name)?;
         match &self.stored[i] {
             Stored::Plain(_) | Stored::Vector(_) => self.source(name)?.rows(n, k),
-            Stored::Packed(at, format) => {
+            Stored::Packed(at, _) => {
                 let (path, file) = &self.files[at.file];
-                convert::expand(&read_packed(file, *format, &at.name, n, k)?, path, name)
+                convert::expand(&Weight::read(file, &at.name, n, k)?, path, name)
             }
             Stored::Foreign(foreign) => foreign.rows(&self.plan[i]),
         }
@@ -211,9 +205,9 @@ impl Checkpoint {
         let i = self.index(name)?;
         match &self.stored[i] {
             Stored::Plain(_) | Stored::Vector(_) => Ok(None),
-            Stored::Packed(at, format) => {
+            Stored::Packed(at, _) => {
                 let (n, k) = self.matrix(name)?;
-                read_packed(&self.files[at.file].1, *format, &at.name, n, k).map(Some)
+                Ok(Some(Weight::read(&self.files[at.file].1, &at.name, n, k)?))
             }
             Stored::Foreign(foreign) => foreign.weight(&self.plan[i]),
         }
@@ -242,19 +236,14 @@ impl Checkpoint {
         if self.matrix(name).is_err() {
             return Ok(self.vector(name)?.iter().filter(|&&v| v != 0.0).count());
         }
-        let non_zero = |levels: Vec<i8>| levels.iter().filter(|&&level| level != 0).count();
-        Ok(match self.packed(name)? {
-            Some(Weight::SparseBf16(weight)) => weight.nnz(),
-            Some(Weight::SparseI8(weight)) => weight.nnz(),
-            Some(Weight::SparseI4(weight)) => weight.nnz(),
-            Some(Weight::DenseI8(weight)) => non_zero(weight.to_rows()),
-            Some(Weight::DenseI4(weight)) => non_zero(weight.to_rows()),
-            Some(Weight::DenseBf16(_)) | None => {
+        match self.packed(name)? {
+            Some(weight) => Ok(weight.nnz()),
+            None => {
                 let rows = self.raw_rows(name)?;
                 // All bits but the sign: -0.0 is a zero.
-                rows.bits.iter().filter(|&&bits| bits & 0x7fff != 0).count()
+                Ok(rows.bits.iter().filter(|&&bits| bits & 0x7fff != 0).count())
             }
-        })
+        }
     }
 
     /// A norm or a bias, or a plain matrix, as it is in the file.
@@ -330,25 +319,21 @@ impl Checkpoint {
             Stored::Plain(at) => {
                 let view = self.files[at.file].1.tensor(&at.name);
                 let dtype = view.map(|view| format!("{:?}", view.dtype));
-                (dtype.unwrap_or_default(), None, "dense", bytes(at, &[""]))
+                (
+                    dtype.unwrap_or_default(),
+                    None,
+                    Encoding::Dense,
+                    bytes(at, &[""]),
+                )
             }
             Stored::Packed(at, format) => {
-                let dtype = match format {
-                    PackedFormat::SparseBf16 => "BF16",
-                    PackedFormat::SparseI8 | PackedFormat::DenseI8 => "I8",
-                    PackedFormat::SparseI4 | PackedFormat::DenseI4 => "I4",
-                };
                 let encoding = if format.is_sparse() {
-                    "strip16"
+                    Encoding::Strip16
                 } else {
-                    "dense"
+                    Encoding::Dense
                 };
-                (
-                    dtype.to_owned(),
-                    Some(*format),
-                    encoding,
-                    bytes(at, &PACKED),
-                )
+                let dtype = format.element().dtype_name().to_owned();
+                (dtype, Some(*format), encoding, bytes(at, &PACKED))
             }
             Stored::Foreign(foreign) => (
                 foreign.dtype.clone(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use sparamx_format::container::{self, PackedFormat, PackedWeight, TensorFile};
-use sparamx_kernels::Weight;
+use sparamx_format::container::{self, PackedWeight, TensorFile};
+use sparamx_format::{ElementKind, WeightFormat};
 
 use super::shards::Shards;
 use super::stored::{At, Stored, Tensors, missing};
@@ -64,7 +64,7 @@ impl<'a> Named<'a> {
         config: &Config,
         tensor: &TensorPlan,
         found: &Found,
-    ) -> Result<Option<PackedFormat>, ModelError> {
+    ) -> Result<Option<WeightFormat>, ModelError> {
         let (path, file) = &self.shards.files[found.at.file];
         let name = &found.at.name;
         if found.packed {
@@ -91,7 +91,7 @@ impl<'a> Named<'a> {
         name: &str,
         path: &Path,
         file: &TensorFile,
-    ) -> Result<PackedFormat, ModelError> {
+    ) -> Result<WeightFormat, ModelError> {
         let part = |suffix| format!("{name}{suffix}");
         let Some(expected) = config.packed.filter(|_| tensor.role.may_be_packed()) else {
             let masks = file.tensor(&part(MASK)).is_some();
@@ -168,31 +168,12 @@ fn packed_weight<'n>(shards: &Shards, name: &'n str, file: usize) -> Option<&'n 
     packed.then_some(weight)
 }
 
-/// A weight that this program packed.
-pub(super) fn read_packed(
-    file: &TensorFile,
-    format: PackedFormat,
-    name: &str,
-    n: usize,
-    k: usize,
-) -> Result<Weight, ModelError> {
-    Ok(match format {
-        PackedFormat::SparseBf16 => Weight::SparseBf16(container::sparse_bf16(file, name, n, k)?),
-        PackedFormat::SparseI8 => Weight::SparseI8(container::sparse_i8(file, name, n, k)?),
-        PackedFormat::DenseI8 => Weight::DenseI8(container::dense_i8(file, name, n, k)?),
-        PackedFormat::SparseI4 => Weight::SparseI4(container::sparse_i4(file, name, n, k)?),
-        PackedFormat::DenseI4 => Weight::DenseI4(container::dense_i4(file, name, n, k)?),
-    })
-}
-
 /// The dtype of a packed weight, by the words of the configuration.
 fn precision(packed: &PackedWeight) -> Precision {
-    match (packed.format, packed.group_elems) {
-        (PackedFormat::SparseBf16, _) => Precision::Bf16,
-        (PackedFormat::SparseI4 | PackedFormat::DenseI4, Some(group_elems)) => {
-            Precision::Int4 { group_elems }
-        }
+    match (packed.format.element(), packed.group_elems) {
+        (ElementKind::Bf16, _) => Precision::Bf16,
+        (ElementKind::Int4, Some(group_elems)) => Precision::Int4 { group_elems },
         // int4 has groups: a file that says otherwise was refused.
-        _ => Precision::Int8,
+        (ElementKind::Int8 | ElementKind::Int4, _) => Precision::Int8,
     }
 }

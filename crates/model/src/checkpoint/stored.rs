@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sparamx_format::container::PackedFormat;
+use sparamx_format::WeightFormat;
 
 use super::foreign::{Foreign, Vector};
 use super::unneeded::LeftOut;
@@ -14,7 +14,7 @@ pub(crate) enum Stored {
     /// A plain tensor.
     Plain(At),
     /// A packed weight.
-    Packed(At, PackedFormat),
+    Packed(At, WeightFormat),
     /// A matrix in another program's form.
     Foreign(Foreign),
     /// A norm or bias in another program's form.

@@ -2,9 +2,8 @@
 
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use sparamx_format::{DenseBf16, DenseI4, DenseI8, Scales, SparseBf16, SparseI4, SparseI8};
-use sparamx_kernels::linear::WeightFormat;
-use sparamx_kernels::{Runtime, Weight};
+use sparamx_format::{DenseBf16, ElementKind, Scales, Weight, WeightFormat};
+use sparamx_kernels::Runtime;
 
 use crate::families::plan::{self, Role, TensorPlan};
 use crate::memory::load::{Source, build, check_memory, dense_bytes, threads};
@@ -112,14 +111,8 @@ impl Source for Random {
         }
         let (n, k, seed) = (tensor.shape[0], tensor.shape[1], self.seed());
         let sparsity = self.spec.sparsity_of(tensor.role);
-        let (format, group) = match (self.spec.precision, sparsity > 0.0) {
-            (Precision::Bf16, false) => (WeightFormat::DenseBf16, GROUP),
-            (Precision::Bf16, true) => (WeightFormat::SparseBf16, GROUP),
-            (Precision::Int8, false) => (WeightFormat::DenseI8, GROUP),
-            (Precision::Int8, true) => (WeightFormat::SparseI8, GROUP),
-            (Precision::Int4 { group_elems }, false) => (WeightFormat::DenseI4, group_elems),
-            (Precision::Int4 { group_elems }, true) => (WeightFormat::SparseI4, group_elems),
-        };
+        let format = WeightFormat::new(self.spec.precision.element(), sparsity > 0.0);
+        let group = self.spec.precision.group_elems().unwrap_or(GROUP);
         self.threads
             .install(|| weight_in_groups(format, n, k, sparsity, seed, group))
     }
@@ -167,22 +160,13 @@ fn weight_in_groups(
     };
     let row = || Scales::row(&scale(127.0, n), n);
     let group = || Scales::group(&scale(8.0, n * k.div_ceil(elems)), n, k, elems);
-    Ok(match format {
-        WeightFormat::DenseBf16 => Weight::DenseBf16(DenseBf16::from_rows(&bf16(), n, k)?),
-        WeightFormat::SparseBf16 => Weight::SparseBf16(SparseBf16::pack(&bf16(), n, k)?),
-        WeightFormat::DenseI8 => {
-            Weight::DenseI8(DenseI8::from_rows(&levels(i8_level), n, k, row()?)?)
-        }
-        WeightFormat::SparseI8 => {
-            Weight::SparseI8(SparseI8::pack(&levels(i8_level), n, k, row()?)?)
-        }
-        WeightFormat::DenseI4 => {
-            Weight::DenseI4(DenseI4::from_rows(&levels(dense_i4_level), n, k, group()?)?)
-        }
-        WeightFormat::SparseI4 => {
-            Weight::SparseI4(SparseI4::pack(&levels(sparse_i4_level), n, k, group()?)?)
-        }
-    })
+    let (levels, scales) = match (format.element(), format.is_sparse()) {
+        (ElementKind::Bf16, sparse) => return Ok(Weight::of_bits(&bf16(), n, k, sparse)?),
+        (ElementKind::Int8, _) => (levels(i8_level), row()?),
+        (ElementKind::Int4, false) => (levels(dense_i4_level), group()?),
+        (ElementKind::Int4, true) => (levels(sparse_i4_level), group()?),
+    };
+    Ok(Weight::of_levels(format, &levels, n, k, scales)?)
 }
 
 /// Columns that share a scale of int4 weights by default, as in packed models.

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use rayon::ThreadPool;
 use sparamx_cpu::topology;
-use sparamx_format::{DenseBf16, DenseI4, DenseI8};
 use sparamx_kernels::linear::WeightFormat;
 use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime, Weight, linear};
 
@@ -136,7 +135,7 @@ impl Model {
         let mut done = all;
         for (kind, group) in kinds.iter_mut().zip(&groups) {
             for linear in kind.linears.iter_mut().take(group.expanded) {
-                linear.weight = pool.install(|| expand(&linear.weight))?;
+                linear.weight = pool.install(|| linear.weight.expand())?;
                 done += 1;
                 progress(done, 2 * all);
             }
@@ -192,7 +191,7 @@ impl Kind<'_> {
             if sample_bytes >= SAMPLE_BYTES {
                 break;
             }
-            let weight = pool.install(|| expand(&linear.weight))?;
+            let weight = pool.install(|| linear.weight.expand())?;
             sample_bytes += weight.bytes();
             sample.push(Linear { weight, bias: None });
         }
@@ -253,19 +252,6 @@ fn time<'a>(
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-/// The same weight with every element there. int4 levels that dense int4 weights cannot have become bytes.
-fn expand(weight: &Weight) -> Result<Weight, ModelError> {
-    Ok(match weight {
-        Weight::SparseBf16(w) => Weight::DenseBf16(DenseBf16::from_sparse(w)?),
-        Weight::SparseI8(w) => Weight::DenseI8(DenseI8::from_sparse(w)?),
-        Weight::SparseI4(w) => match DenseI4::from_sparse(w)? {
-            Some(dense) => Weight::DenseI4(dense),
-            None => Weight::DenseI8(DenseI8::from_sparse_i4(w)?),
-        },
-        dense => dense.clone(),
-    })
 }
 
 /// Spends `extra_bytes` on the groups that gain, first where a byte wins most time.
@@ -348,7 +334,7 @@ mod tests {
             WeightFormat::DenseI8,
         ];
         for (packed, form) in packed.into_iter().zip(forms) {
-            let dense = expand(&packed).unwrap();
+            let dense = packed.expand().unwrap();
             assert_eq!(dense.format(), form);
             let product = |weight: &Weight| {
                 let linear_layer = Linear {

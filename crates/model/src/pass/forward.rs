@@ -1,6 +1,5 @@
 //! The forward pass, the same for every family: embedding, layers, last norm, output head.
 
-use half::bf16;
 use sparamx_kernels::{Rows, RowsMut, Runtime};
 
 use crate::ModelError;
@@ -65,7 +64,6 @@ impl Model {
         let Workspace {
             buffers: Buffers { stream, .. },
             angles,
-            bf16_row,
             recorder,
             ..
         } = ws;
@@ -73,10 +71,7 @@ impl Model {
         recorder.time(Op::Embedding, bytes, || {
             let tokens = inputs.iter().flat_map(|input| input.tokens);
             for (&token, row) in tokens.zip(stream.x.chunks_exact_mut(self.config.hidden_size)) {
-                self.embedding.row(token as usize, bf16_row);
-                for (x, &bits) in row.iter_mut().zip(&*bf16_row) {
-                    *x = bf16::from_bits(bits).to_f32();
-                }
+                self.embedding.row(token as usize, row);
             }
             self.rotations(inputs, angles);
         });

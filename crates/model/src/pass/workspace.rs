@@ -16,8 +16,6 @@ pub struct Workspace {
     pub(crate) angles: Vec<Angles>,
     /// `[wanted rows, vocab_size]`
     pub(crate) logits: Vec<f32>,
-    /// One row of the embedding, as it is stored.
-    pub(crate) bf16_row: Vec<u16>,
     pub(crate) recorder: Recorder,
 }
 
@@ -74,6 +72,5 @@ impl Workspace {
             angles.frequencies.resize(c.head_dim / 2, 0.0);
         }
         self.logits.resize(wanted * c.vocab_size, 0.0);
-        self.bf16_row.resize(c.hidden_size, 0);
     }
 }

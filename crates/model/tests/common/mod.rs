@@ -129,7 +129,7 @@ pub fn write_packed(from: &Checkpoint, mut config: Value, dir: &Path) {
     });
     let tensors = packed
         .iter()
-        .flat_map(|(name, weight)| container::sparse_bf16_tensors(name, weight));
+        .flat_map(|(name, weight)| weight.tensors(name));
     let tensors: Vec<TensorOut> = dense.chain(tensors).collect();
     container::write(dir.join("model.safetensors"), &tensors, &BTreeMap::new()).unwrap();
 }

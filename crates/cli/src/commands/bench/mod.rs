@@ -13,8 +13,8 @@ pub mod stats;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use sparamx_engine::{KvPrecision, PagePool};
+use sparamx_format::ElementKind;
 use sparamx_kernels::bandwidth::uncached_bytes;
-use sparamx_kernels::linear::WeightFormat;
 use sparamx_model::{Config, Model, Precision, shapes};
 
 use self::measure::{Bench, CHUNK_TOKENS, Kv, Setting, Test};
@@ -63,9 +63,10 @@ pub struct BenchArgs {
         long,
         value_name = "LIST",
         value_delimiter = ',',
+        value_parser = args::one_of(&WEIGHTS, ElementKind::name),
         conflicts_with = "model"
     )]
-    weights: Vec<Weights>,
+    weights: Vec<ElementKind>,
     /// Fractions of zeros in the decoder's weights, with --shape; 0 is dense [default: 0,0.5]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity, conflicts_with = "model")]
     sparsity: Vec<f64>,
@@ -137,57 +138,15 @@ impl FormatArgs {
     }
 }
 
+/// Dtypes of weights; packed where the sparsity is above 0.
+pub const WEIGHTS: [(ElementKind, &str); 3] = [
+    (ElementKind::Bf16, "bf16"),
+    (ElementKind::Int8, "8 bits a weight"),
+    (ElementKind::Int4, "4 bits a weight"),
+];
+
 /// Columns that share a scale of random int4 weights: what `compress` has by custom.
 const INT4_GROUP: usize = 128;
-
-/// Formats of weights; packed where the sparsity is above 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Weights {
-    /// bf16
-    Bf16,
-    /// 8 bits a weight
-    Int8,
-    /// 4 bits a weight
-    Int4,
-}
-
-impl Weights {
-    /// What the elements of a format are.
-    pub fn of(format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::DenseBf16 | WeightFormat::SparseBf16 => Weights::Bf16,
-            WeightFormat::DenseI8 | WeightFormat::SparseI8 => Weights::Int8,
-            WeightFormat::DenseI4 | WeightFormat::SparseI4 => Weights::Int4,
-        }
-    }
-
-    fn precision(self) -> Precision {
-        match self {
-            Weights::Bf16 => Precision::Bf16,
-            Weights::Int8 => Precision::Int8,
-            Weights::Int4 => Precision::Int4 {
-                group_elems: INT4_GROUP,
-            },
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Weights::Bf16 => "bf16",
-            Weights::Int8 => "int8",
-            Weights::Int4 => "int4",
-        }
-    }
-
-    /// Bits of an element.
-    pub fn bits(self) -> u32 {
-        match self {
-            Weights::Bf16 => 16,
-            Weights::Int8 => 8,
-            Weights::Int4 => 4,
-        }
-    }
-}
 
 /// Formats of the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -434,13 +393,13 @@ impl BenchArgs {
             &self.sparsity
         };
         let weights = if self.weights.is_empty() {
-            &[Weights::Bf16][..]
+            &[ElementKind::Bf16][..]
         } else {
             &self.weights
         };
-        let variants = weights.iter().flat_map(|weights| {
-            sparsities.iter().map(|&sparsity| Variant {
-                precision: weights.precision(),
+        let variants = weights.iter().flat_map(|&element| {
+            sparsities.iter().map(move |&sparsity| Variant {
+                precision: Precision::new(element, INT4_GROUP),
                 sparsity,
             })
         });

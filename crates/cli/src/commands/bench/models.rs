@@ -1,7 +1,7 @@
 //! The models to measure, read or made.
 
 use anyhow::Result;
-use sparamx_format::container::PackedFormat;
+use sparamx_format::WeightFormat;
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Config, Model, Precision, RandomSpec, plan};
 
@@ -52,7 +52,7 @@ pub fn stored_sparsity(checkpoint: &Checkpoint) -> Result<f64> {
         .plan()
         .iter()
         .zip(checkpoint.tensors())
-        .filter(|(_, info)| info.packed.is_some_and(PackedFormat::is_sparse))
+        .filter(|(_, info)| info.packed.is_some_and(WeightFormat::is_sparse))
     {
         elements += tensor.elements();
         non_zeros += checkpoint.nnz(&info.name)? as u64;

@@ -12,7 +12,6 @@ use sparamx_kernels::{Linear, LinearJob, Rows, RowsMut, Runtime};
 use sparamx_model::random_weight;
 
 use super::oracle;
-use crate::commands::bench::Weights;
 
 /// Time that a kernel is measured for in a round.
 pub const BUDGET: Duration = Duration::from_millis(50);
@@ -67,7 +66,7 @@ impl Variant {
     /// About the bytes of one weight.
     pub fn bytes(&self, shape: Shape) -> u64 {
         let elems = (shape.n * shape.k) as f64;
-        let bits = f64::from(Weights::of(self.format).bits());
+        let bits = f64::from(self.format.element().bits());
         let stored = if self.format.is_sparse() {
             (1.0 - self.sparsity) * bits + 1.0
         } else {
@@ -197,7 +196,7 @@ impl<'a> Group<'a> {
             let Variant { format, sparsity } = self.sets[set].variant;
             return Ok(Some(Skipped {
                 kernel: spec.name,
-                weights: Weights::of(format).name(),
+                weights: format.element().name(),
                 sparsity,
                 n,
                 k,
@@ -336,18 +335,14 @@ mod tests {
             assert_eq!(variant.make(shape, 0).unwrap().copies.len(), 1);
             let set = variant.make(shape, 10_000).unwrap();
             assert!(set.bytes() * set.copies.len() as f64 >= 10_000.0);
-            let address = |linear: &Linear| match &linear.weight {
-                sparamx_kernels::Weight::DenseBf16(w) => w.lines().as_ptr().addr(),
-                sparamx_kernels::Weight::SparseBf16(w) => w.values().as_ptr().addr(),
-                sparamx_kernels::Weight::DenseI8(w) => w.lines().as_ptr().addr(),
-                sparamx_kernels::Weight::SparseI8(w) => w.values().as_ptr().addr(),
-                sparamx_kernels::Weight::DenseI4(w) => w.lines().as_ptr().addr(),
-                sparamx_kernels::Weight::SparseI4(w) => w.values().as_ptr().addr(),
-            };
-            let mut addresses: Vec<usize> = set.copies.iter().map(address).collect();
-            addresses.sort_unstable();
-            addresses.dedup();
-            assert_eq!(addresses.len(), set.copies.len(), "{format}");
+            let copies: Vec<Vec<f32>> = set
+                .copies
+                .iter()
+                .map(|layer| layer.weight.strip_to_f32(0))
+                .collect();
+            for (i, copy) in copies.iter().enumerate() {
+                assert!(!copies[..i].contains(copy), "{format}: copy {i}");
+            }
         }
     }
 }

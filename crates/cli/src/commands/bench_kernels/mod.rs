@@ -10,6 +10,7 @@ mod report;
 use anyhow::{Result, bail};
 use clap::Args;
 use sparamx_cpu::Cpu;
+use sparamx_format::ElementKind;
 use sparamx_kernels::Runtime;
 use sparamx_kernels::bandwidth::{Bandwidth, uncached_bytes};
 use sparamx_kernels::catalog::{KernelSpec, catalog};
@@ -19,7 +20,7 @@ use sparamx_model::shapes;
 
 use self::measure::{Group, Setting, Shape, Variant};
 use self::report::Report;
-use super::bench::{self, Format, FormatArgs, Weights};
+use super::bench::{self, Format, FormatArgs};
 use crate::args::{self, Common, Threads, UsageError};
 use crate::{memory, output, progress, runtime};
 
@@ -61,8 +62,8 @@ pub struct BenchKernelsArgs {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
     stream: Option<u32>,
     /// Formats of the weights [default: all]
-    #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    weights: Vec<Weights>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::one_of(&bench::WEIGHTS, ElementKind::name))]
+    weights: Vec<ElementKind>,
     /// Fractions of zeros in the weights; 0 is dense [default: 0,0.5,0.7,0.8]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = args::sparsity)]
     sparsity: Vec<f64>,
@@ -266,8 +267,9 @@ fn steps(setting: Setting) -> u64 {
 impl BenchKernelsArgs {
     /// Weights to measure with: dense ones where 0 is among the sparsities, packed ones for each of the others.
     fn variants(&self) -> Vec<Variant> {
-        let weights =
-            |format| self.weights.is_empty() || self.weights.contains(&Weights::of(format));
+        let weights = |format: WeightFormat| {
+            self.weights.is_empty() || self.weights.contains(&format.element())
+        };
         let packed: Vec<f64> = if self.sparsity.is_empty() {
             SPARSITIES.to_vec()
         } else {

@@ -1,6 +1,6 @@
 //! Whether a kernel computes what it should, before it is timed.
 
-use sparamx_format::{STRIP_ROWS, Scales};
+use sparamx_format::{Elements, STRIP_ROWS};
 use sparamx_kernels::linear::{Activation, reference};
 use sparamx_kernels::tolerance::sum_tolerance;
 use sparamx_kernels::{Rows, Weight};
@@ -24,7 +24,7 @@ pub fn check(
     for s in of_strips {
         let first = s * STRIP_ROWS;
         let count = STRIP_ROWS.min(weight.n() - first);
-        let strip = decode(weight, s, count);
+        let strip = decode(weight, s);
         for &i in &of_rows {
             let want = strip.outputs(activation, x.row(i), count);
             for (j, want) in want.iter().enumerate() {
@@ -98,57 +98,25 @@ fn rounded(activation: Activation, x: f32) -> f32 {
     }
 }
 
-/// The first `count` rows of strip `s`, by the scalar decoders of the formats.
-fn decode(weight: &Weight, s: usize, count: usize) -> Strip {
+/// The rows of strip `s`, by the scalar decoders of the formats.
+fn decode(weight: &Weight, s: usize) -> Strip {
     let k = weight.k();
-    let bf16 = |lines: &[u16]| {
-        let rows: Vec<u16> = rows_of(lines, 2, count, k);
-        let bits = rows
-            .iter()
-            .map(|&bits| half::bf16::from_bits(bits).to_f32());
-        Strip::Float(bits.collect())
-    };
-    let levels = |lines: &[i8], k_padded: usize, scales: &Scales| {
-        let group = scales.group_elems(k_padded);
-        let of_group: Vec<_> = (0..k.div_ceil(group)).map(|g| scales.strip(s, g)).collect();
-        let of_row = |j: usize| of_group.iter().map(move |scales| scales[j]);
-        Strip::Quantized(reference::Quantized {
-            levels: rows_of(lines, 4, count, k),
-            scales: (0..count).flat_map(of_row).collect(),
-            group,
-        })
-    };
-    match weight {
-        Weight::DenseBf16(w) => bf16(w.strip(s)),
-        Weight::SparseBf16(w) => {
-            let mut lines = vec![0; w.k_padded() * STRIP_ROWS];
-            w.decode_strip(s, &mut lines);
-            bf16(&lines)
+    match weight.decode_strip(s) {
+        Elements::Bf16(bits) => {
+            let bits = bits.into_iter().map(half::bf16::from_bits);
+            Strip::Float(bits.map(half::bf16::to_f32).collect())
         }
-        Weight::DenseI8(w) => levels(w.strip(s), w.k_padded(), w.scales()),
-        Weight::SparseI8(w) => {
-            let mut lines = vec![0; w.k_padded() * STRIP_ROWS];
-            w.decode_strip(s, &mut lines);
-            levels(&lines, w.k_padded(), w.scales())
-        }
-        Weight::DenseI4(w) => {
-            let mut lines = vec![0; w.k_padded() * STRIP_ROWS];
-            w.decode_strip(s, &mut lines);
-            levels(&lines, w.k_padded(), w.scales())
-        }
-        Weight::SparseI4(w) => {
-            let mut lines = vec![0; w.k_padded() * STRIP_ROWS];
-            w.decode_strip(s, &mut lines);
-            levels(&lines, w.k_padded(), w.scales())
+        Elements::Levels(levels, scales) => {
+            let group = scales.group_elems(weight.k_padded());
+            let of_group: Vec<_> = (0..k.div_ceil(group)).map(|g| scales.strip(s, g)).collect();
+            let of_row = |j: usize| of_group.iter().map(move |scales| scales[j]);
+            Strip::Quantized(reference::Quantized {
+                scales: (0..levels.len() / k).flat_map(of_row).collect(),
+                levels,
+                group,
+            })
         }
     }
-}
-
-/// The first rows of a strip out of its lines, of which element `step * j + p` of line `l` is `W[j, step * l + p]`.
-fn rows_of<T: Copy>(lines: &[T], step: usize, count: usize, k: usize) -> Vec<T> {
-    let at = |j: usize, c: usize| lines[(c / step * STRIP_ROWS + j) * step + c % step];
-    let row = |j: usize| (0..k).map(move |c| at(j, c));
-    (0..count).flat_map(row).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,6 @@ use sparamx_kernels::Runtime;
 use sparamx_kernels::catalog::select;
 
 use super::measure::{Entry, Group, Skipped};
-use crate::commands::bench::Weights;
 use crate::commands::bench::stats::{from_cache, median, median_ratio, share};
 use crate::output::Table;
 
@@ -188,7 +187,7 @@ impl Row {
         Row {
             kernel: entry.spec.name,
             isa: entry.spec.isa.to_string(),
-            weights: Weights::of(format).name(),
+            weights: format.element().name(),
             sparsity: set.variant.sparsity,
             n: setting.shape.n,
             k: setting.shape.k,
@@ -210,7 +209,7 @@ impl Row {
 fn dense<'a>(group: &'a Group<'_>, entry: &Entry) -> Option<&'a Entry> {
     let kind = |entry: &Entry| {
         let format = group.sets[entry.set].variant.format;
-        (Weights::of(format), entry.spec.isa, entry.spec.activation)
+        (format.element(), entry.spec.isa, entry.spec.activation)
     };
     if !group.sets[entry.set].variant.format.is_sparse() {
         return None;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 use sparamx_compress::{Allocation, Method, Options, Pattern, Rounding, Scope};
-use sparamx_format::GROUP_ELEMS;
+use sparamx_format::{ElementKind, GROUP_ELEMS};
 use sparamx_model::Precision;
 
 use crate::args::{self, Threads, UsageError};
@@ -74,8 +74,8 @@ pub struct CompressArgs {
     )]
     reconstruct: Reconstruct,
     /// Dtype of the pruned tensors
-    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
-    weights: Weights,
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = args::one_of(&WEIGHTS, ElementKind::name))]
+    weights: ElementKind,
     /// Columns that share a scale, for int4: 32, 64 or 128 [default: 128]
     #[arg(long, value_name = "COLUMNS", value_parser = group)]
     group: Option<usize>,
@@ -142,16 +142,15 @@ enum Reconstruct {
     Auto,
 }
 
-/// Formats of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Weights {
-    /// bf16, as the model has them
-    Bf16,
-    /// 8 bits, and a scale for each output row
-    Int8,
-    /// 4 bits, and a scale for each group of columns
-    Int4,
-}
+/// Dtypes of weights.
+const WEIGHTS: [(ElementKind, &str); 3] = [
+    (ElementKind::Bf16, "bf16, as the model has them"),
+    (ElementKind::Int8, "8 bits, and a scale for each output row"),
+    (
+        ElementKind::Int4,
+        "4 bits, and a scale for each group of columns",
+    ),
+];
 
 /// Reads a number of columns that the format has.
 fn group(text: &str) -> Result<usize, String> {
@@ -186,7 +185,7 @@ pub fn options(args: &CompressArgs) -> Result<Options> {
             "--scope is for magnitude and sparsegpt: wanda prunes by row"
         ));
     }
-    if args.rounding.is_some() && args.weights == Weights::Bf16 {
+    if args.rounding.is_some() && args.weights == ElementKind::Bf16 {
         bail!(usage("--rounding is for --weights int8 and int4"));
     }
     if args.allocate == Allocation::Owl && args.pattern.is_some() {
@@ -255,17 +254,14 @@ fn check_prunes(options: &Options) -> Result<()> {
 
 /// The dtype asked for.
 fn precision(args: &CompressArgs) -> Result<Precision> {
-    Ok(match (args.weights, args.group) {
-        (Weights::Bf16, None) => Precision::Bf16,
-        (Weights::Int8, None) => Precision::Int8,
-        (Weights::Int4, group) => Precision::Int4 {
-            group_elems: group.unwrap_or(DEFAULT_GROUP),
-        },
-        (_, Some(_)) => bail!(UsageError(
+    let precision = Precision::new(args.weights, args.group.unwrap_or(DEFAULT_GROUP));
+    if args.group.is_some() && precision.group_elems().is_none() {
+        bail!(UsageError(
             "--group is for --weights int4: int8 has a scale for each output row, bf16 has none"
                 .to_owned()
-        )),
-    })
+        ));
+    }
+    Ok(precision)
 }
 
 /// Reads a sparsity file: names, and a fraction or a pattern for each.

@@ -17,12 +17,12 @@ use sparamx_compress::layer::LayerSpec;
 use sparamx_compress::{Calibration, Method, Pattern, Report, Scope, layer_errors};
 use sparamx_engine::{Loaded, Tokenizer};
 use sparamx_evaluate::{Prediction, Questions, Scoring};
-use sparamx_format::GROUP_ELEMS;
+use sparamx_format::{ElementKind, GROUP_ELEMS};
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Model};
 
 use self::results::{Accuracy, File, Inputs, Layers, Results, Row, Tensor};
-use self::setting::{Grid, Setting, Way, Weights};
+use self::setting::{Grid, Setting, Way};
 use super::{eval, perplexity};
 use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::calibration::{CalibrationArgs, Sample};
@@ -81,7 +81,7 @@ pub struct ReportArgs {
         value_delimiter = ',',
         default_value = "bf16,int8,int4"
     )]
-    weights: Vec<Weights>,
+    weights: Vec<ElementKind>,
     /// Columns that share a scale, for int4: 32, 64 or 128
     #[arg(long, value_name = "COLUMNS", default_value = "128", value_parser = args::whole::<usize>)]
     group: usize,

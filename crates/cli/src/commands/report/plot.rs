@@ -1,9 +1,10 @@
 //! The plot: perplexity by bytes of weights, a panel for each kind of numbers, the dense models in all of them.
 
 use sparamx_compress::Method;
+use sparamx_format::ElementKind;
 
 use super::results::{Results, Row};
-use super::setting::{Way, Weights};
+use super::setting::Way;
 use crate::chart::{Chart, Color, Panel, Point, Scale, Series};
 use crate::units;
 
@@ -22,7 +23,7 @@ pub fn svg(results: &Results) -> Option<String> {
         .into_iter()
         .rfind(|&(size, _)| most >= 2.0 * size)
         .unwrap_or(UNITS[0]);
-    let kinds = [Weights::Bf16, Weights::Int8, Weights::Int4];
+    let kinds = [ElementKind::Bf16, ElementKind::Int8, ElementKind::Int4];
     let panels: Vec<Panel> = kinds
         .into_iter()
         .filter_map(|weights| panel(results, weights, unit_bytes))
@@ -40,7 +41,7 @@ pub fn svg(results: &Results) -> Option<String> {
 }
 
 /// The rows of one kind of numbers, with the dense ones; nothing if none of them is pruned.
-fn panel(results: &Results, weights: Weights, unit_bytes: f64) -> Option<Panel> {
+fn panel(results: &Results, weights: ElementKind, unit_bytes: f64) -> Option<Panel> {
     let mut ways: Vec<(Way, Vec<&Row>)> = Vec::new();
     for row in &results.rows {
         let Some(way) = row.setting.way.filter(|_| row.setting.weights == weights) else {

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sparamx_compress::Method;
+use sparamx_format::ElementKind;
 
-use super::setting::{Setting, Weights};
+use super::setting::Setting;
 use crate::{interrupt, units};
 
 /// Name of the file.
@@ -191,7 +192,7 @@ impl Results {
     pub fn dense(&self) -> Option<&Row> {
         let dense = |row: &&Row| row.setting.way.is_none();
         let mut rows = self.rows.iter().filter(dense);
-        rows.find(|row| row.setting.weights == Weights::Bf16)
+        rows.find(|row| row.setting.weights == ElementKind::Bf16)
     }
 
     /// The best dense row of at most as many bytes.
@@ -202,7 +203,7 @@ impl Results {
     }
 
     /// The best pruned row with this sparsity and these numbers.
-    pub fn best(&self, sparsity: f64, weights: Weights) -> Option<&Row> {
+    pub fn best(&self, sparsity: f64, weights: ElementKind) -> Option<&Row> {
         let fits = |row: &&Row| {
             let setting = &row.setting;
             setting.way.is_some() && setting.sparsity == sparsity && setting.weights == weights
@@ -218,7 +219,7 @@ impl Results {
             let plain = |way: super::setting::Way| way.method == Method::Magnitude && !way.refit;
             setting.way.is_some_and(plain)
                 && setting.sparsity == sparsity
-                && setting.weights == Weights::Bf16
+                && setting.weights == ElementKind::Bf16
         })
     }
 }

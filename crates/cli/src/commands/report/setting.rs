@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sparamx_compress::{Method, Options, Pattern, Rounding};
+use sparamx_format::ElementKind;
 use sparamx_model::Precision;
 
 use crate::units;
@@ -18,18 +19,6 @@ pub struct Way {
     pub refit: bool,
 }
 
-/// Dtype of weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Weights {
-    /// bf16.
-    Bf16,
-    /// int8, a scale for each row.
-    Int8,
-    /// int4, a scale for each group of columns.
-    Int4,
-}
-
 /// What a row is of.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Setting {
@@ -38,7 +27,8 @@ pub struct Setting {
     /// The share of zeros.
     pub sparsity: f64,
     /// Their dtype.
-    pub weights: Weights,
+    #[serde(with = "by_name")]
+    pub weights: ElementKind,
     /// How they come about; none for bf16.
     pub rounding: Option<Rounding>,
 }
@@ -50,8 +40,8 @@ pub struct Grid {
     pub ways: Vec<Way>,
     /// Shares of zeros.
     pub sparsities: Vec<f64>,
-    /// Numbers.
-    pub weights: Vec<Weights>,
+    /// Dtypes.
+    pub weights: Vec<ElementKind>,
 }
 
 impl Grid {
@@ -71,8 +61,8 @@ impl Grid {
                 settings.push(setting);
             }
         };
-        add(None, 0.0, Weights::Bf16, None);
-        for &weights in self.weights.iter().filter(|&&w| w != Weights::Bf16) {
+        add(None, 0.0, ElementKind::Bf16, None);
+        for &weights in self.weights.iter().filter(|&&w| w != ElementKind::Bf16) {
             add(None, 0.0, weights, Some(Rounding::Nearest));
             if self.ways.iter().any(|way| way.is_calibrated()) {
                 add(None, 0.0, weights, Some(Rounding::Compensated));
@@ -82,7 +72,7 @@ impl Grid {
             for &way in &self.ways {
                 for &weights in &self.weights {
                     let rounding = match way {
-                        _ if weights == Weights::Bf16 => None,
+                        _ if weights == ElementKind::Bf16 => None,
                         way if way.is_calibrated() => Some(Rounding::Compensated),
                         _ => Some(Rounding::Nearest),
                     };
@@ -118,11 +108,7 @@ impl Setting {
         Options {
             method,
             pattern: Pattern::Unstructured(self.sparsity),
-            precision: match self.weights {
-                Weights::Bf16 => Precision::Bf16,
-                Weights::Int8 => Precision::Int8,
-                Weights::Int4 => Precision::Int4 { group_elems },
-            },
+            precision: Precision::new(self.weights, group_elems),
             rounding: self.rounding.unwrap_or_default(),
             reconstruct: self.way.is_some_and(|way| way.refit),
             ..Options::default()
@@ -172,23 +158,19 @@ impl FromStr for Way {
     }
 }
 
-impl fmt::Display for Weights {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Weights::Bf16 => "bf16",
-            Weights::Int8 => "int8",
-            Weights::Int4 => "int4",
-        })
+/// A kind as its name, for `#[serde(with = ...)]`.
+mod by_name {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use sparamx_format::ElementKind;
+
+    /// Writes the name.
+    pub fn serialize<S: Serializer>(kind: &ElementKind, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(kind.name())
     }
-}
 
-impl FromStr for Weights {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Weights::Bf16, Weights::Int8, Weights::Int4];
-        let found = all.into_iter().find(|weights| weights.to_string() == text);
-        found.ok_or_else(|| "bf16, int8 or int4 is needed".to_owned())
+    /// Reads the name.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ElementKind, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -202,7 +184,7 @@ mod tests {
         let grid = Grid {
             ways: ways.to_vec(),
             sparsities: vec![0.0, 0.5, 0.5],
-            weights: vec![Weights::Int4, Weights::Bf16],
+            weights: vec![ElementKind::Int4, ElementKind::Bf16],
         };
         let name = |setting: &Setting| {
             let rounding = match setting.rounding {
@@ -238,6 +220,5 @@ mod tests {
                 .unwrap_err()
                 .contains("sparsegpt+refit")
         );
-        assert!("fp8".parse::<Weights>().unwrap_err().contains("int8"));
     }
 }

@@ -1,7 +1,8 @@
 //! The report in Markdown.
 
+use sparamx_format::ElementKind;
+
 use super::results::{Layers, Results, Row, Tensor};
-use super::setting::Weights;
 use crate::output::Table;
 use crate::units;
 
@@ -58,7 +59,7 @@ pub fn summary(results: &Results) -> Vec<String> {
 /// The dense model, magnitude, and the best way to prune to bf16.
 fn best_of_bf16(results: &Results, dense: &Row) -> Option<String> {
     let magnitude = results.magnitude(SUMMARY)?;
-    let best = results.best(SUMMARY, Weights::Bf16)?;
+    let best = results.best(SUMMARY, ElementKind::Bf16)?;
     let rise = |row: &Row| row.perplexity - dense.perplexity;
     let by = |row: &Row, share: String| {
         let how = row.setting.how();
@@ -85,10 +86,10 @@ fn best_of_bf16(results: &Results, dense: &Row) -> Option<String> {
 
 /// What int8 and int4 add to the best way to prune.
 fn on_top_of_best(results: &Results) -> Vec<String> {
-    let Some(best) = results.best(SUMMARY, Weights::Bf16) else {
+    let Some(best) = results.best(SUMMARY, ElementKind::Bf16) else {
         return Vec::new();
     };
-    let row = |weights: Weights| {
+    let row = |weights: ElementKind| {
         results.rows.iter().find(|row| {
             row.setting.way == best.setting.way
                 && row.setting.sparsity == SUMMARY
@@ -104,13 +105,15 @@ fn on_top_of_best(results: &Results) -> Vec<String> {
             (row.perplexity / best.perplexity - 1.0) * 100.0
         )
     };
-    let rows = [Weights::Int8, Weights::Int4].into_iter().filter_map(row);
+    let rows = [ElementKind::Int8, ElementKind::Int4]
+        .into_iter()
+        .filter_map(row);
     rows.map(line).collect()
 }
 
 /// The best pruned model of each kind of weights beside the best dense one of no more bytes.
 fn rivals(results: &Results) -> Vec<String> {
-    let line = |weights: Weights| {
+    let line = |weights: ElementKind| {
         let row = results.best(SUMMARY, weights)?;
         let rival = results.dense_rival(row.bytes)?;
         Some(format!(
@@ -123,8 +126,7 @@ fn rivals(results: &Results) -> Vec<String> {
             rival.perplexity
         ))
     };
-    let all = [Weights::Bf16, Weights::Int8, Weights::Int4];
-    all.into_iter().filter_map(line).collect()
+    ElementKind::ALL.into_iter().filter_map(line).collect()
 }
 
 fn settings(results: &Results) -> String {

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use half::bf16;
-use sparamx_format::SparseBf16;
-use sparamx_format::container::{Dtype, PackedFormat, TensorView};
-use sparamx_kernels::Weight;
+use sparamx_format::container::{Dtype, TensorView};
+use sparamx_format::{Weight, WeightFormat};
 
 use crate::ModelError;
 use crate::checkpoint::convert::{RawRows, Source, finite_rows};
+use crate::checkpoint::encoding::Encoding;
 use crate::families::plan::TensorPlan;
 
 use quantized::gains;
@@ -26,9 +26,9 @@ pub(crate) struct Foreign {
     /// The file that messages name.
     pub path: PathBuf,
     /// Form in which linear layers may have it, other than dense bf16; found out when it is needed first.
-    pub form: OnceLock<Result<PackedFormat, &'static str>>,
+    pub form: OnceLock<Result<WeightFormat, &'static str>>,
     /// What it is called.
-    pub encoding: &'static str,
+    pub encoding: Encoding,
     /// Element type in the file.
     pub dtype: String,
     /// Bytes in the file.
@@ -41,7 +41,7 @@ pub(crate) struct Vector {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
     pub elements: Vec<u8>,
-    pub encoding: &'static str,
+    pub encoding: Encoding,
     /// Bytes in the file.
     pub bytes: u64,
 }
@@ -133,7 +133,7 @@ impl Foreign {
                     .iter()
                     .map(|&b| if b == zero { 0 } else { b })
                     .collect();
-                SparseBf16::pack(&bits, n, k).map(Weight::SparseBf16)
+                Weight::of_bits(&bits, n, k, true)
             }
         };
         weight
@@ -142,7 +142,7 @@ impl Foreign {
     }
 
     /// The form in which a linear layer has the matrix, if it is not dense bf16.
-    pub(crate) fn form(&self, tensor: &TensorPlan) -> Option<PackedFormat> {
+    pub(crate) fn form(&self, tensor: &TensorPlan) -> Option<WeightFormat> {
         self.form_or_why(tensor).ok()
     }
 
@@ -154,7 +154,7 @@ impl Foreign {
             .filter(|why| !plain.contains(why))
     }
 
-    fn form_or_why(&self, tensor: &TensorPlan) -> Result<PackedFormat, &'static str> {
+    fn form_or_why(&self, tensor: &TensorPlan) -> Result<WeightFormat, &'static str> {
         if !tensor.role.may_be_packed() {
             return Err(FLOATS);
         }
@@ -164,7 +164,7 @@ impl Foreign {
             match (self.source.floats(), stored) {
                 (Some(_), None) => Err(FLOATS),
                 (Some(dtype), Some(_)) if dtype != Dtype::BF16 => Err(ROUNDED),
-                (Some(_), Some(nnz)) if gains(n, k, nnz, 16) => Ok(PackedFormat::SparseBf16),
+                (Some(_), Some(nnz)) if gains(n, k, nnz, 16) => Ok(WeightFormat::SparseBf16),
                 (Some(_), Some(_)) => Err(GAINS_NOTHING),
                 (None, stored) => match self.source.decode(n, k) {
                     Ok(Decoded::Levels(levels)) => levels.form(stored),

@@ -4,9 +4,7 @@ use std::borrow::Cow;
 
 use half::bf16;
 use rayon::prelude::*;
-use sparamx_format::container::PackedFormat;
-use sparamx_format::{DenseI4, DenseI8, FormatError, GROUP_ELEMS, Scales, SparseI8, bf16_scale};
-use sparamx_kernels::Weight;
+use sparamx_format::{FormatError, GROUP_ELEMS, Scales, Weight, WeightFormat, bf16_scale};
 
 /// A matrix of levels: an element is (level - zero point) times scale.
 pub(crate) struct Quantized<'a> {
@@ -68,7 +66,7 @@ impl Quantized<'_> {
 
     /// The form in which int8 and int4 kernels have the same values, or what is in the way. `stored` are the elements that a
     /// bitmask keeps, if there is one.
-    pub(super) fn form(&self, stored: Option<usize>) -> Result<PackedFormat, &'static str> {
+    pub(super) fn form(&self, stored: Option<usize>) -> Result<WeightFormat, &'static str> {
         if self.zeros.is_some() {
             return Err("zero points");
         }
@@ -85,39 +83,25 @@ impl Quantized<'_> {
             }
         }
         if self.narrow {
-            return Ok(PackedFormat::DenseI4);
+            return Ok(WeightFormat::DenseI4);
         }
         if self.levels.par_iter().any(|&level| level == i8::MIN) {
             return Err("levels of -128");
         }
         match stored {
-            Some(nnz) if one_per_row && gains(self.n, self.k, nnz, 8) => Ok(PackedFormat::SparseI8),
-            _ => Ok(PackedFormat::DenseI8),
+            Some(nnz) if one_per_row && gains(self.n, self.k, nnz, 8) => Ok(WeightFormat::SparseI8),
+            _ => Ok(WeightFormat::DenseI8),
         }
     }
 
     /// The weight in the form that [`Quantized::form`] gave.
-    pub(super) fn weight(&self, form: PackedFormat) -> Result<Weight, FormatError> {
-        let (n, k, levels) = (self.n, self.k, &*self.levels);
-        match form {
-            PackedFormat::SparseI8 => {
-                SparseI8::pack(levels, n, k, self.row_scales()?).map(Weight::SparseI8)
-            }
-            PackedFormat::DenseI8 if self.per_row() == 1 => {
-                DenseI8::from_rows(levels, n, k, self.row_scales()?).map(Weight::DenseI8)
-            }
-            PackedFormat::DenseI8 => {
-                DenseI8::from_rows(levels, n, k, self.group_scales()?).map(Weight::DenseI8)
-            }
-            PackedFormat::DenseI4 => {
-                DenseI4::from_rows(levels, n, k, self.group_scales()?).map(Weight::DenseI4)
-            }
-            other => unreachable!("levels are not {other:?}"),
-        }
-    }
-
-    fn row_scales(&self) -> Result<Scales, FormatError> {
-        Scales::row(&self.scales, self.n)
+    pub(super) fn weight(&self, form: WeightFormat) -> Result<Weight, FormatError> {
+        let scales = if self.narrow || self.per_row() > 1 {
+            self.group_scales()?
+        } else {
+            Scales::row(&self.scales, self.n)?
+        };
+        Weight::of_levels(form, &self.levels, self.n, self.k, scales)
     }
 
     /// Each scale as often as it takes groups of a size that kernels have. One for a whole row fits any.
@@ -174,19 +158,17 @@ mod tests {
 
     /// A weight in its form has the values that the rows have before they are rounded.
     #[track_caller]
-    fn assert_kept(quantized: &Quantized, form: PackedFormat) {
+    fn assert_kept(quantized: &Quantized, form: WeightFormat) {
         assert_eq!(quantized.form(None), Ok(form));
         let Groups::Of(columns) = quantized.groups else {
             panic!("an index")
         };
         let per_row = quantized.per_row();
         for i in 0..quantized.n {
-            let mut row = vec![0f32; quantized.k];
-            match quantized.weight(form).unwrap() {
-                Weight::DenseI8(weight) => weight.row(i, &mut row),
-                Weight::DenseI4(weight) => weight.row(i, &mut row),
-                other => panic!("{:?}", other.format()),
-            }
+            let weight = quantized.weight(form).unwrap();
+            assert_eq!(weight.format(), form);
+            let rows = weight.strip_to_f32(i / 16);
+            let row = &rows[i % 16 * quantized.k..][..quantized.k];
             for (column, &value) in row.iter().enumerate() {
                 let level = f32::from(quantized.levels[i * quantized.k + column]);
                 let scale = quantized.scales[i * per_row + column / columns];
@@ -204,17 +186,17 @@ mod tests {
         for (columns, per_row) in [(256, 1), (128, 2), (64, 4), (32, 8)] {
             assert_kept(
                 &quantized(true, columns, scales(2 * per_row)),
-                PackedFormat::DenseI4,
+                WeightFormat::DenseI4,
             );
             assert_kept(
                 &quantized(false, columns, scales(2 * per_row)),
-                PackedFormat::DenseI8,
+                WeightFormat::DenseI8,
             );
         }
         // A row scale of int8 is an f32.
         assert_kept(
             &quantized(false, 256, vec![0.1, 0.2]),
-            PackedFormat::DenseI8,
+            WeightFormat::DenseI8,
         );
     }
 

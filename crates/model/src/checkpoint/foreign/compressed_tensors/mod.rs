@@ -18,6 +18,7 @@ use sparamx_format::words;
 use self::tensor::{PARTS, Part, Tensor};
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
 use crate::checkpoint::convert::Source;
+use crate::checkpoint::encoding::Encoding;
 use crate::checkpoint::shards::Shards;
 use crate::checkpoint::stored::{At, Stored, Tensors};
 use crate::checkpoint::unneeded::{self, LeftOut};
@@ -133,9 +134,9 @@ impl<'a> Modules<'a> {
             Some(shape) => packed_bits(tensor, &levels, shape)?,
         };
         let encoding = match (&shape, &levels) {
-            (Some(_), _) => "pack-quantized",
-            (None, Tensor::Bitmask(..)) => "sparse-bitmask",
-            (None, Tensor::Plain(..)) => "int-quantized",
+            (Some(_), _) => Encoding::PackQuantized,
+            (None, Tensor::Bitmask(..)) => Encoding::SparseBitmask,
+            (None, Tensor::Plain(..)) => Encoding::IntQuantized,
         };
         let scale = self.required(&format!("{module}.weight_scale"))?;
         let zero = self.tensor(&format!("{module}.weight_zero_point"))?;
@@ -241,7 +242,7 @@ fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Stored, ModelError> {
         Tensor::Bitmask(..) if shape.len() == 2 => Stored::Foreign(Foreign {
             path,
             form: OnceLock::new(),
-            encoding: "sparse-bitmask",
+            encoding: Encoding::SparseBitmask,
             dtype: format!("{dtype:?}"),
             bytes,
             source: Box::new(Floats(found)),
@@ -251,7 +252,7 @@ fn floats(tensor: &TensorPlan, found: Tensor) -> Result<Stored, ModelError> {
             dtype,
             shape,
             elements: found.elements()?.into_owned(),
-            encoding: "sparse-bitmask",
+            encoding: Encoding::SparseBitmask,
             bytes,
         }),
     })

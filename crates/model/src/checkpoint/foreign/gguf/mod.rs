@@ -17,6 +17,7 @@ use sparamx_format::container::Dtype;
 use sparamx_format::gguf::{self, Blocks, GgufFile, GgufTensor, GgufType};
 
 use super::{Decode, Decoded, Foreign, Groups, Quantized, Vector};
+use crate::checkpoint::encoding::Encoding;
 use crate::checkpoint::unneeded::{Kind, LATER_LAYERS, LeftOut, OTHER, PREDICTION};
 use crate::config::Described;
 use crate::families::parts::{self, Part};
@@ -25,8 +26,6 @@ use crate::{Arch, Config, ModelError};
 use keys::Keys;
 use vocabulary::Vocabulary;
 
-/// What [`Foreign::encoding`] says.
-const ENCODING: &str = "gguf";
 /// Tensors whose content is in the configuration.
 const ROPE_FREQS: &str = "rope_freqs.weight";
 
@@ -161,14 +160,14 @@ impl Gguf {
                 path,
                 dtype,
                 shape: tensor.shape.clone(),
-                encoding: ENCODING,
+                encoding: Encoding::Gguf,
                 bytes,
             }),
             _ => Found::Matrix(Foreign {
                 source: Box::new(source),
                 path,
                 form: OnceLock::new(),
-                encoding: ENCODING,
+                encoding: Encoding::Gguf,
                 dtype: found.kind.name().to_owned(),
                 bytes,
             }),

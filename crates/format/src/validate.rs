@@ -1,126 +1,61 @@
-//! What the packed layouts share: masks that say which elements are stored, and where the values of a block start.
+//! Proof that arrays from elsewhere are a packed weight.
 //!
-//! To validate, every strip is checked on its own: its masks against its offsets, its end against the start of the
-//! next strip, its padding, its values. Together these pin down every byte, so there is one encoding of a weight and
-//! a kernel that follows masks and offsets stays inside the values.
+//! Every strip is checked on its own: its masks against its offsets, its end against the start of the next strip, its padding,
+//! its values. Together these pin down every byte, so there is one encoding of a weight and a kernel that follows masks and
+//! offsets stays inside the values.
 
 use std::ops::Range;
 
-use bytemuck::Pod;
 use rayon::prelude::*;
 
+use crate::element::{Element, Mask};
 use crate::error::check_length;
-use crate::finite::first_non_zero;
+use crate::scan::first_non_zero;
 use crate::shape::{Geometry, STRIP_ROWS};
 use crate::{Field, FormatError};
 
-/// The mask of a line, one bit an element.
-pub(crate) trait Mask: Pod + Into<u64> + Sync {
-    /// Set bits.
-    fn ones(self) -> usize;
-}
-
-impl Mask for u32 {
-    fn ones(self) -> usize {
-        self.count_ones() as usize
-    }
-}
-
-impl Mask for u64 {
-    fn ones(self) -> usize {
-        self.count_ones() as usize
-    }
-}
-
-/// Writes where every block starts and returns the number of values of each strip, whose values start at multiples
-/// of `align` elements.
-pub(crate) fn write_offsets<M: Mask>(
-    masks: &[M],
-    shape: &Geometry,
-    align: usize,
-    offsets: &mut [u64],
-) -> Vec<usize> {
-    let mut next = 0usize;
-    let mut offsets = offsets.iter_mut();
-    masks
-        .chunks_exact(shape.lines_per_strip)
-        .map(|strip| {
-            let start = next;
-            for (block, offset) in strip.chunks(shape.lines_per_block).zip(&mut offsets) {
-                *offset = next as u64;
-                next += block.iter().map(|m| m.ones()).sum::<usize>();
-            }
-            let count = next - start;
-            next = start + count.next_multiple_of(align);
-            count
-        })
-        .collect()
-}
-
-/// The part of `values` that belongs to each strip, without its padding. `lengths`: used and padded, a strip.
-pub(crate) fn split_strips<T>(
-    mut values: &mut [T],
-    lengths: impl Iterator<Item = (usize, usize)>,
-) -> Vec<&mut [T]> {
-    lengths
-        .map(|(used, padded)| {
-            let (strip, rest) = std::mem::take(&mut values).split_at_mut(padded);
-            values = rest;
-            &mut strip[..used]
-        })
-        .collect()
-}
-
 /// The arrays of a packed weight from elsewhere.
-///
-/// Values are counted in elements of the weight, of which `per_unit` share an element of the array.
-pub(crate) struct Parts<'a, M> {
+pub(crate) struct Parts<'a, E: Element> {
     pub shape: &'a Geometry,
-    pub masks: &'a [M],
+    pub masks: &'a [E::Mask],
+    pub values: &'a [E::Unit],
     pub offsets: &'a [u64],
-    /// Length of the array of values.
-    pub values_len: usize,
-    /// Elements of the array after the last strip.
-    pub slack: usize,
-    /// 1, or 2 for nibbles.
-    pub per_unit: usize,
-    /// Values of a strip start at a multiple of this.
-    pub align: usize,
 }
 
-impl<M: Mask> Parts<'_, M> {
-    /// Checks masks and offsets in parallel and calls `check_values` with the values of every strip and the start of
-    /// the next strip, all inside the array. Returns the number of values. The slack is left to the caller.
+impl<E: Element> Parts<'_, E> {
+    /// Checks the arrays in parallel and counts the stored values. Reads every byte that can be wrong once.
     ///
     /// # Errors
     /// The first thing wrong in the first strip that is wrong.
-    pub fn validate(
-        &self,
-        check_values: impl Fn(Range<usize>, usize) -> Result<(), FormatError> + Sync,
-    ) -> Result<usize, FormatError> {
+    pub fn validate(&self) -> Result<usize, FormatError> {
         let shape = self.shape;
         let masks = shape.strips * shape.lines_per_strip;
         check_length(Field::Masks, masks, self.masks.len())?;
         let offsets = shape.offset_count_padded();
         check_length(Field::Offsets, offsets, self.offsets.len())?;
-        check_zero(Field::Offsets, self.offsets, shape.offset_count(), offsets)?;
-        if self.values_len < self.slack {
+        check_zero(Field::Offsets, self.offsets, shape.offset_count()..offsets)?;
+        let units = self.values.len();
+        if units < E::LINE_UNITS {
             return Err(FormatError::Length {
                 field: Field::Values,
-                expected: self.slack,
-                found: self.values_len,
+                expected: E::LINE_UNITS,
+                found: units,
             });
         }
         let counts: Vec<Result<usize, FormatError>> = (0..shape.strips)
             .into_par_iter()
             .map(|s| {
                 let (used, next_start) = self.check_strip(s)?;
-                let count = used.len();
-                check_values(used, next_start)?;
+                let (count, end) = (used.len(), used.end);
+                E::check_stored(self.values, used)?;
+                let padding = end.div_ceil(E::PER_UNIT)..next_start / E::PER_UNIT;
+                check_zero(Field::Values, self.values, padding)?;
                 Ok(count)
             })
             .collect();
-        counts.into_iter().sum()
+        let nnz = counts.into_iter().sum::<Result<usize, FormatError>>()?;
+        check_zero(Field::Values, self.values, units - E::LINE_UNITS..units)?;
+        Ok(nnz)
     }
 
     /// Checks masks and offsets of strip `s`. Its values, and where those of the next strip start.
@@ -143,14 +78,14 @@ impl<M: Mask> Parts<'_, M> {
         }
 
         let end = start.saturating_add(count);
-        let padded_end = end.checked_next_multiple_of(self.align as u64);
+        let padded_end = end.checked_next_multiple_of(E::VALUES_ALIGN as u64);
         let next_start = self.start_after(s);
         check_offset(s, blocks, padded_end.unwrap_or(u64::MAX), next_start)?;
         if next_start > self.slack_start() {
             return Err(FormatError::Length {
                 field: Field::Values,
-                expected: (next_start as usize / self.per_unit).saturating_add(self.slack),
-                found: self.values_len,
+                expected: (next_start as usize / E::PER_UNIT).saturating_add(E::LINE_UNITS),
+                found: self.values.len(),
             });
         }
         // All fit: they are at most `next_start`, which was just found to be inside the values.
@@ -167,12 +102,12 @@ impl<M: Mask> Parts<'_, M> {
     }
 
     fn slack_start(&self) -> u64 {
-        (self.values_len - self.slack) as u64 * self.per_unit as u64
+        (self.values.len() - E::LINE_UNITS) as u64 * E::PER_UNIT as u64
     }
 
     /// Rows from N and columns from K on have no bits.
-    fn check_padding_bits(&self, s: usize, masks: &[M]) -> Result<(), FormatError> {
-        let columns = self.shape.line_elems / STRIP_ROWS;
+    fn check_padding_bits(&self, s: usize, masks: &[E::Mask]) -> Result<(), FormatError> {
+        let columns = E::COLUMNS;
         let rows = self.shape.rows_in_strip(s);
         let row_bits = if rows < STRIP_ROWS {
             u64::MAX << (columns * rows)
@@ -184,7 +119,7 @@ impl<M: Mask> Parts<'_, M> {
         let last_bits = (0..STRIP_ROWS).fold(0, |bits, j| {
             bits | ((1u64 << columns) - (1 << inside)) << (columns * j)
         });
-        let bad = |&(l, &mask): &(usize, &M)| {
+        let bad = |&(l, &mask): &(usize, &E::Mask)| {
             let column_bits = match l.cmp(&last) {
                 std::cmp::Ordering::Less => 0,
                 std::cmp::Ordering::Equal => last_bits,
@@ -216,14 +151,14 @@ fn check_offset(strip: usize, block: usize, expected: u64, found: u64) -> Result
     })
 }
 
-/// Checks that `array[start..end]` is zero.
-pub(crate) fn check_zero<T: Copy + PartialEq + Default>(
+/// Checks that this part of an array is zero.
+fn check_zero<T: Copy + PartialEq + Default>(
     field: Field,
     array: &[T],
-    start: usize,
-    end: usize,
+    part: Range<usize>,
 ) -> Result<(), FormatError> {
-    match first_non_zero(&array[start..end]) {
+    let start = part.start;
+    match first_non_zero(&array[part]) {
         None => Ok(()),
         Some(i) => Err(FormatError::Padding {
             field,
