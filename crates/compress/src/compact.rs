@@ -87,18 +87,19 @@ impl Compact {
 
     fn nearest_int4(rows: &[u16], n: usize, k: usize, group: usize) -> Result<Self, FormatError> {
         // Dense and packed weights have different levels, and which is smaller depends on zeros alone.
-        let quantized = |codes, format| {
+        let quantized = |codes, sparse| {
             let quantized = quantize::int4(rows, k, group, codes);
             let scales = Scales::group(&quantized.scales, n, k, group)?;
+            let format = WeightFormat::new(ElementKind::Int4, sparse);
             Weight::of_levels(format, &quantized.levels, n, k, scales)
         };
-        let dense = quantized(quantize::Int4::Dense, WeightFormat::DenseI4)?;
+        let dense = quantized(quantize::Int4::Dense, false)?;
         let zeros = rows.iter().filter(|&&bits| bits == 0).count();
         // A mask takes a quarter of what the levels take, so with fewer zeros there is no use in trying.
         if zeros * 4 < rows.len() {
             return Ok(Compact { weight: dense });
         }
-        let sparse = quantized(quantize::Int4::Sparse, WeightFormat::SparseI4)?;
+        let sparse = quantized(quantize::Int4::Sparse, true)?;
         Ok(Self::smaller(sparse, dense))
     }
 

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::element::{Bf16, Element, Int4, Int8, Quantized, WeightScales, check_scales, geometry};
+use crate::element::{Bf16, Element, Quantized, WeightScales, check_scales, geometry};
 use crate::error::check_length;
 use crate::lines::{self, check_rows};
 use crate::shape::{Geometry, STRIP_ROWS};
@@ -19,13 +19,6 @@ pub struct Dense<E: Element> {
     lines: Storage<E::Unit>,
     scales: E::Scales,
 }
-
-/// A dense weight of bf16 bits.
-pub type DenseBf16 = Dense<Bf16>;
-/// A dense weight of levels of -127 to 127, a byte each, and the scales of rows or groups of columns.
-pub type DenseI8 = Dense<Int8>;
-/// A dense weight of levels of -8 to 7, a nibble each, and the scales of groups of columns.
-pub type DenseI4 = Dense<Int4>;
 
 impl Dense<Bf16> {
     /// Takes row-major `rows` `[n, k]` of bf16 bits; strips are filled in parallel.

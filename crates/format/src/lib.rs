@@ -30,7 +30,7 @@ mod validate;
 mod weight;
 pub mod words;
 
-pub use dense::{Dense, DenseBf16, DenseI4, DenseI8};
+pub use dense::Dense;
 pub use element::{Element, Elements};
 pub use error::{Field, FormatError};
 pub use kind::{ElementKind, UnknownName, WeightFormat};
@@ -38,9 +38,9 @@ pub use quantizer::Quantizer;
 pub use scales::{GROUP_ELEMS, Scales, bf16_scale};
 pub use shape::{BLOCK_K, LINE_BYTES, LINE_ELEMS_BF16, LINE_ELEMS_I8, SLACK_BYTES, STRIP_ROWS};
 pub use short::{BothEnds, Short};
-pub use sparse::{Sparse, SparseBf16, SparseI4, SparseI8, SparseView};
+pub use sparse::{Sparse, SparseView};
 pub use storage::Storage;
-pub use weight::Weight;
+pub use weight::{DenseBf16, DenseI4, DenseI8, SparseBf16, SparseI4, SparseI8, Weight};
 
 #[cfg(target_endian = "big")]
 compile_error!("packed files are little endian and are used straight from the map");

@@ -16,9 +16,7 @@
 
 use std::ops::Range;
 
-use crate::element::{
-    Bf16, Element, Int4, Int8, Mask, Quantized, WeightScales, check_scales, geometry,
-};
+use crate::element::{Bf16, Element, Mask, Quantized, WeightScales, check_scales, geometry};
 use crate::lines::{self, check_rows};
 use crate::pack::{Packed, pack};
 use crate::shape::Geometry;
@@ -38,13 +36,6 @@ pub struct Sparse<E: Element> {
     offsets: Storage<u64>,
     scales: E::Scales,
 }
-
-/// A packed weight of bf16 bits.
-pub type SparseBf16 = Sparse<Bf16>;
-/// A packed weight of levels of -127 to 127, a byte each, and the scales of rows.
-pub type SparseI8 = Sparse<Int8>;
-/// A packed weight of levels of -8 to -1 and 1 to 8, a nibble each, and the scales of groups of columns.
-pub type SparseI4 = Sparse<Int4>;
 
 /// What a kernel reads of packed strips.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +76,7 @@ impl Sparse<Bf16> {
     /// about the speed of memory (`benches/rates.rs` measures it).
     ///
     /// # Errors
-    /// If the arrays are not exactly what [`SparseBf16::pack`] would have made: wrong lengths, offsets that disagree with the
+    /// If the arrays are not exactly what [`Sparse::pack`] would have made: wrong lengths, offsets that disagree with the
     /// masks, padding that is not zero, values that are zero, NaN or infinite.
     pub fn from_parts(
         n: usize,
@@ -109,7 +100,8 @@ impl<E: Quantized> Sparse<E> {
         Self::packed(levels, n, k, scales)
     }
 
-    /// As [`SparseBf16::from_parts`], with the scales.
+    /// Takes arrays from elsewhere, usually from a mapped file, and checks all of them in parallel: one pass over the bytes at
+    /// about the speed of memory (`benches/rates.rs` measures it).
     ///
     /// # Errors
     /// If the arrays are not exactly what `pack` would have made: wrong lengths, offsets that disagree with the masks, padding

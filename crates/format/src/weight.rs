@@ -2,11 +2,24 @@
 
 use crate::container::loose::Loose;
 use crate::container::{TensorFile, TensorOut, packed_weight};
-use crate::dense::{DenseBf16, DenseI4, DenseI8};
+use crate::dense::Dense;
 use crate::element::{Bf16, Element, Elements, Int4, Int8, WeightScales};
 use crate::shape::STRIP_ROWS;
-use crate::sparse::{SparseBf16, SparseI4, SparseI8};
+use crate::sparse::Sparse;
 use crate::{FormatError, Scales, WeightFormat};
+
+/// A dense weight of bf16 bits.
+pub type DenseBf16 = Dense<Bf16>;
+/// A packed weight of bf16 bits.
+pub type SparseBf16 = Sparse<Bf16>;
+/// A dense weight of levels of -127 to 127, a byte each, and the scales of rows or groups of columns.
+pub type DenseI8 = Dense<Int8>;
+/// A packed weight of levels of -127 to 127, a byte each, and the scales of rows.
+pub type SparseI8 = Sparse<Int8>;
+/// A dense weight of levels of -8 to 7, a nibble each, and the scales of groups of columns.
+pub type DenseI4 = Dense<Int4>;
+/// A packed weight of levels of -8 to -1 and 1 to 8, a nibble each, and the scales of groups of columns.
+pub type SparseI4 = Sparse<Int4>;
 
 /// A weight `[N, K]` in a form that kernels read.
 #[derive(Clone, Debug)]

@@ -6,8 +6,8 @@ use safetensors::Dtype;
 use super::packed::{MASK, OFFSETS, SCALE, VALUES};
 use super::write::TensorOut;
 use crate::dense::Dense;
-use crate::element::{Mask, Quantized};
-use crate::sparse::{Sparse, SparseBf16};
+use crate::element::{Bf16, Element, Mask, Quantized};
+use crate::sparse::Sparse;
 use crate::{FormatError, GROUP_ELEMS, Scales, Storage};
 
 /// Columns that k of int8 and int4 weights is padded to a multiple of.
@@ -34,10 +34,10 @@ impl<'a> Loose<'a> {
     ///
     /// # Errors
     /// If a tensor is missing or has another type, or fails the checks of a file.
-    pub fn sparse_bf16(&self, n: usize, k: usize) -> Result<SparseBf16, FormatError> {
-        let masks = self.array(MASK, Dtype::U32)?;
-        let values = self.array(VALUES, Dtype::BF16)?;
-        SparseBf16::from_parts(n, k, masks, values, self.array(OFFSETS, Dtype::U64)?)
+    pub fn sparse_bf16(&self, n: usize, k: usize) -> Result<Sparse<Bf16>, FormatError> {
+        let masks = self.array(MASK, <Bf16 as Element>::Mask::DTYPE)?;
+        let values = self.array(VALUES, Bf16::UNIT_DTYPE)?;
+        Sparse::<Bf16>::from_parts(n, k, masks, values, self.array(OFFSETS, Dtype::U64)?)
     }
 
     /// The packed weight of levels.
