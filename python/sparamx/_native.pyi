@@ -3,6 +3,9 @@
 from typing import TypeAlias
 
 __version__: str
+WEIGHTS: list[str]
+GROUP_SIZES: list[int]
+KV_DTYPES: list[str]
 
 _Tensor: TypeAlias = tuple[str, str, list[int], int]
 

@@ -13,12 +13,19 @@ mod weight;
 use pyo3::exceptions::{PyMemoryError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use sparamx_compress::CompressError;
-use sparamx_format::FormatError;
+use sparamx_engine::KvPrecision;
+use sparamx_format::{ElementKind, FormatError, GROUP_ELEMS};
 use sparamx_kernels::KernelError;
 
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("WEIGHTS", ElementKind::ALL.map(ElementKind::name).to_vec())?;
+    module.add("GROUP_SIZES", GROUP_ELEMS.to_vec())?;
+    module.add(
+        "KV_DTYPES",
+        KvPrecision::ALL.map(|dtype| dtype.to_string()).to_vec(),
+    )?;
     module.add_class::<weight::Weight>()?;
     module.add_class::<moments::Moments>()?;
     module.add_class::<checkpoint::Checkpoint>()?;

@@ -24,7 +24,6 @@ from ._tensors import FLOATS, name, threads, warn
 #: The name of the attention implementation.
 IMPLEMENTATION = "sparamx"
 
-_DTYPES = ("bf16", "int8")
 _RULES = ("query", "magnitude", "token")
 
 #: What an attention function can be asked for, and this one does not have, besides tensors that it does not know.
@@ -84,7 +83,7 @@ class SparseCache(Cache):
         self._options: dict[str, Any] = {
             "key_sparsity": _check_share("key_sparsity", sparsity if key_sparsity is None else key_sparsity),
             "value_sparsity": _check_share("value_sparsity", sparsity if value_sparsity is None else value_sparsity),
-            "numbers": _check_name("dtype", dtype, _DTYPES),
+            "numbers": _check_name("dtype", dtype, _native.KV_DTYPES),
             "rule": _check_name("rule", rule, _RULES),
             "window": _check_count("window", window, 0),
             "sinks": _check_count("sinks", sinks, 0),
@@ -583,7 +582,7 @@ def _check_count(option: str, value: Any, least: int) -> int:
     return value
 
 
-def _check_name(option: str, value: Any, known: tuple[str, ...]) -> str:
+def _check_name(option: str, value: Any, known: list[str] | tuple[str, ...]) -> str:
     if value not in known:
         raise ValueError(f"{option}={value!r}: one of {', '.join(map(repr, known))}")
     return value

@@ -217,8 +217,8 @@ def check_options(sparsity: float | None, method: str, weights: str, group_size:
         raise ValueError(f"sparsity={sparsity!r}: a share of at least 0 and below 1, or None to keep the zeros that are there")
     for option, value, known in (
         ("method", method, ("magnitude", "wanda", "sparsegpt")),
-        ("weights", weights, ("bf16", "int8", "int4")),
-        ("group_size", group_size, (32, 64, 128)),
+        ("weights", weights, _native.WEIGHTS),
+        ("group_size", group_size, _native.GROUP_SIZES),
     ):
         if value not in known:
             raise ValueError(f"{option}={value!r}: one of {', '.join(map(repr, known))}")

@@ -30,10 +30,10 @@ const PARALLEL_BYTES: usize = 1 << 16;
 
 /// The formats of pages: those of bf16, then those of int8.
 const PAGE_FORMATS: [WeightFormat; 4] = [
-    WeightFormat::DenseBf16,
-    WeightFormat::SparseBf16,
-    WeightFormat::DenseI8,
-    WeightFormat::SparseI8,
+    PageDtype::Bf16.format(false),
+    PageDtype::Bf16.format(true),
+    PageDtype::Int8.format(false),
+    PageDtype::Int8.format(true),
 ];
 
 /// The sizes of a call and its units, the pairs of a block and a kv head.
