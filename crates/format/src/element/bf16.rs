@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::Element;
+use super::codec::Element;
 use crate::{ElementKind, FormatError, scan};
 
 /// bf16 values by their bits, two columns to a line. -0.0 has bits 0x8000 and is a stored value.

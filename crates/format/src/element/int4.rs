@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::Element;
+use super::codec::{Element, Quantized};
 use crate::shape::{LINE_BYTES, MOST_LEVELS_K};
 use crate::{ElementKind, Field, FormatError, Scales};
 
@@ -28,6 +28,8 @@ impl Int4 {
         (byte & 15) as i8 - 8
     }
 }
+
+impl Quantized for Int4 {}
 
 impl Element for Int4 {
     type Value = i8;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::Element;
+use super::codec::{Element, Quantized};
 use crate::shape::MOST_LEVELS_K;
 use crate::{ElementKind, FormatError, Scales, scan};
 
@@ -12,6 +12,8 @@ use crate::{ElementKind, FormatError, Scales, scan};
 /// A packed weight has scales of rows, a dense one of rows or groups.
 #[derive(Clone, Copy, Debug)]
 pub enum Int8 {}
+
+impl Quantized for Int8 {}
 
 impl Element for Int8 {
     type Value = i8;

@@ -13,20 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blocks::{Blocks, q4_0, q6_k, q8_0};
+pub use reader::MAGIC;
 
 use crate::container::read::{map_file, release_pages};
 use crate::storage::Region;
 use crate::{FormatError, lfs};
-use reader::Reader;
+use reader::{Entry, Reader, bad, kind};
 
-/// The first bytes of a file.
-pub const MAGIC: &[u8; 4] = b"GGUF";
 /// Where tensors start unless `general.alignment` says otherwise.
 const ALIGNMENT: usize = 32;
-/// More dimensions than ggml has.
-const MAX_DIMS: u32 = 4;
-/// Arrays inside arrays, deeper than any program writes them; a limit so that a damaged file cannot exhaust the stack.
-const MAX_DEPTH: usize = 8;
 
 /// An open file. A clone shares the map.
 ///
@@ -166,13 +161,6 @@ pub struct GgufArray<'a> {
     kind: u32,
     len: usize,
     bytes: &'a [u8],
-}
-
-/// A value as it was found: checked, not copied.
-#[derive(Clone)]
-struct Entry {
-    kind: u32,
-    range: Range<usize>,
 }
 
 impl GgufFile {
@@ -424,44 +412,6 @@ impl<'a> GgufArray<'a> {
             _ => "",
         };
         (self.kind == kind::TEXT).then(|| self.values().map(text))
-    }
-}
-
-/// Types of metadata values.
-mod kind {
-    pub const I8: u32 = 1;
-    pub const I16: u32 = 3;
-    pub const I32: u32 = 5;
-    pub const F32: u32 = 6;
-    pub const BOOL: u32 = 7;
-    pub const TEXT: u32 = 8;
-    pub const ARRAY: u32 = 9;
-    pub const I64: u32 = 11;
-    pub const F64: u32 = 12;
-
-    /// Bytes of a value; none for a text, an array, and what is no type.
-    pub fn bytes(kind: u32) -> Option<usize> {
-        match kind {
-            0 | I8 | BOOL => Some(1),
-            2 | I16 => Some(2),
-            4 | I32 | F32 => Some(4),
-            10 | I64 | F64 => Some(8),
-            _ => None,
-        }
-    }
-}
-
-fn bad(at: impl Into<String>, reason: impl Into<String>) -> FormatError {
-    // A name is input from elsewhere: a message is one line of bounded length.
-    let at: String = at
-        .into()
-        .chars()
-        .take(100)
-        .flat_map(char::escape_debug)
-        .collect();
-    FormatError::Gguf {
-        at,
-        reason: reason.into(),
     }
 }
 

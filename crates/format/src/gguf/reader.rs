@@ -1,7 +1,22 @@
 //! From the bytes of a header to its entries, every length checked against what is left of the file.
 
-use super::{Entry, MAGIC, MAX_DEPTH, MAX_DIMS, bad, kind};
+use std::ops::Range;
+
 use crate::FormatError;
+
+/// The first bytes of a file.
+pub const MAGIC: &[u8; 4] = b"GGUF";
+/// More dimensions than ggml has.
+const MAX_DIMS: u32 = 4;
+/// Arrays inside arrays, deeper than any program writes them; a limit so that a damaged file cannot exhaust the stack.
+const MAX_DEPTH: usize = 8;
+
+/// A value as it was found: checked, not copied.
+#[derive(Clone)]
+pub(super) struct Entry {
+    pub kind: u32,
+    pub range: Range<usize>,
+}
 
 /// A tensor as the header describes it.
 pub(super) struct Tensor<'a> {
@@ -147,5 +162,44 @@ impl<'a> Reader<'a> {
         let length = usize::try_from(self.u64(what)?).unwrap_or(usize::MAX);
         let bytes = self.take(length, what)?;
         std::str::from_utf8(bytes).map_err(|_| bad(what, "it is not UTF-8"))
+    }
+}
+
+/// Types of metadata values.
+pub(super) mod kind {
+    pub const I8: u32 = 1;
+    pub const I16: u32 = 3;
+    pub const I32: u32 = 5;
+    pub const F32: u32 = 6;
+    pub const BOOL: u32 = 7;
+    pub const TEXT: u32 = 8;
+    pub const ARRAY: u32 = 9;
+    pub const I64: u32 = 11;
+    pub const F64: u32 = 12;
+
+    /// Bytes of a value; none for a text, an array, and what is no type.
+    pub fn bytes(kind: u32) -> Option<usize> {
+        match kind {
+            0 | I8 | BOOL => Some(1),
+            2 | I16 => Some(2),
+            4 | I32 | F32 => Some(4),
+            10 | I64 | F64 => Some(8),
+            _ => None,
+        }
+    }
+}
+
+/// The error for what is wrong at a key or part of the file.
+pub(super) fn bad(at: impl Into<String>, reason: impl Into<String>) -> FormatError {
+    // A name is input from elsewhere: a message is one line of bounded length.
+    let at: String = at
+        .into()
+        .chars()
+        .take(100)
+        .flat_map(char::escape_debug)
+        .collect();
+    FormatError::Gguf {
+        at,
+        reason: reason.into(),
     }
 }
