@@ -1,35 +1,20 @@
 //! The shapes of real models. `configs.json` has the fields that decide; where a development checkout has the whole files beside it,
 //! in `shared/data/configs`, they are read, too.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value};
 use sparamx_model::{Arch, Config, ModelError, RopeScaling};
+use sparamx_testkit::shared;
 
 /// The configuration of a model from `configs.json` and, where it is there, from the file as its authors wrote it.
 fn configs(name: &str) -> Vec<Result<Config, ModelError>> {
     let all: Map<String, Value> = serde_json::from_str(include_str!("configs.json")).unwrap();
     let (text, file) = (all[name].to_string(), format!("{name}.json"));
     let mut configs = vec![Config::from_json(text.as_bytes(), Path::new(&file))];
-    let shared = shared().map(|dir| Config::from_file(&dir.join(file)));
-    configs.extend(shared);
+    let whole = shared(&format!("configs/{file}"));
+    configs.extend(whole.map(|path| Config::from_file(&path)));
     configs
-}
-
-/// The folder of whole files; said on the terminal, past the test's captured output, if it is absent.
-fn shared() -> Option<PathBuf> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/configs");
-    if dir.is_dir() {
-        return Some(dir);
-    }
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let skipped = "SKIPPED: ../shared/data/configs is absent: only the fields in tests/configs.json were read";
-        let mut terminal = std::io::stderr();
-        writeln!(terminal, "{skipped}").unwrap();
-    });
-    None
 }
 
 #[test]
