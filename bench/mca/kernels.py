@@ -69,7 +69,12 @@ ROWS = (1, 4, 8)
 
 def _avx512_bf16(form, source, expand):
     return [
-        Loop(f"avx512 {form} {r}", rf"avx512::bf16::rows_bf16::<.*{source}, {r}>", {"vdpbf16ps": r, **expand}, () if expand else ("vpexpandw",))
+        Loop(
+            f"avx512 {form} {r}",
+            rf"avx512::bf16::rows_bf16::<.*{source}, {r}>",
+            {"vdpbf16ps": r, **expand},
+            () if expand else ("vpexpandw",),
+        )
         for r in ROWS
     ]
 

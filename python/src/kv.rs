@@ -132,19 +132,8 @@ impl KvCache {
                 .map_err(IntoPython::into_python)?;
             let pages: Vec<Box<dyn KvPages + '_>> =
                 sequences.iter().map(|cache| cache.pages(layer)).collect();
-            let mut first_row = 0;
-            let mut tasks = Vec::new();
-            for ((cache, pages), rows) in sequences.iter().zip(&pages).zip(counts) {
-                if rows > 0 {
-                    tasks.push(Task {
-                        first_row,
-                        rows,
-                        start: cache.len(),
-                        kv: &**pages,
-                    });
-                }
-                first_row += rows;
-            }
+            let starts = sequences.iter().map(|cache| cache.len());
+            let tasks = tasks(starts, &pages, &counts);
             let (q, out) = (Rows::new(q, rows, width), RowsMut::new(out, rows, width));
             attention(&threads.kernels, &params, q, &tasks, out).map_err(IntoPython::into_python)
         })
@@ -224,6 +213,28 @@ fn store(
         first += rows;
     }
     Ok(())
+}
+
+/// What each sequence with new rows computes, from the first position of these and its pages.
+fn tasks<'a>(
+    starts: impl Iterator<Item = usize>,
+    pages: &'a [Box<dyn KvPages + 'a>],
+    counts: &[usize],
+) -> Vec<Task<'a>> {
+    let mut first_row = 0;
+    let mut tasks = Vec::new();
+    for ((start, kv), &rows) in starts.zip(pages).zip(counts) {
+        if rows > 0 {
+            tasks.push(Task {
+                first_row,
+                rows,
+                start,
+                kv: &**kv,
+            });
+        }
+        first_row += rows;
+    }
+    tasks
 }
 
 /// The one of that name.

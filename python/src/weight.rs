@@ -231,19 +231,6 @@ impl Weight {
         let (n, k, dtype) = (self.n(), self.k(), Float::from_code(dtype)?);
         let threads = threads(num_threads)?;
         py.detach(|| {
-            let call = |x: Rows<'_>, y: &mut [f32]| {
-                let y = RowsMut::new(y, rows, n);
-                let linear_layer = &self.layer;
-                linear(
-                    &threads.kernels,
-                    x,
-                    &mut [LinearJob {
-                        linear: linear_layer,
-                        y,
-                    }],
-                )
-                .map_err(IntoPython::into_python)
-            };
             let add_bias = |y: &mut [f32]| {
                 if bias == 0 {
                     return;
@@ -254,6 +241,15 @@ impl Weight {
                 for row in y.chunks_exact_mut(n) {
                     row.iter_mut().zip(&numbers).for_each(|(y, b)| *y += b);
                 }
+            };
+            let call = |x: Rows<'_>, y: &mut [f32]| {
+                let job = LinearJob {
+                    linear: &self.layer,
+                    y: RowsMut::new(y, rows, n),
+                };
+                linear(&threads.kernels, x, &mut [job]).map_err(IntoPython::into_python)?;
+                add_bias(y);
+                Ok(())
             };
             if dtype == Float::F32 {
                 let elements = rows.saturating_sub(1) * stride + k;
@@ -266,9 +262,7 @@ impl Weight {
                     )
                 };
                 let x = Rows::with_stride(x, rows, k, stride).map_err(IntoPython::into_python)?;
-                call(x, y)?;
-                add_bias(y);
-                return Ok(());
+                return call(x, y);
             }
             let (mut inputs, mut outputs) = (vec![0.0; rows * k], vec![0.0; rows * n]);
             for (i, row) in inputs.chunks_exact_mut(k).enumerate() {
@@ -276,7 +270,6 @@ impl Weight {
                 unsafe { dtype.read(x + 2 * i * stride, row) };
             }
             call(Rows::new(&inputs, rows, k), &mut outputs)?;
-            add_bias(&mut outputs);
             // SAFETY: `multiply` of _ops.py passes a new tensor [rows, n] of that dtype, which nobody else uses.
             unsafe { dtype.write(&outputs, y) };
             Ok(())

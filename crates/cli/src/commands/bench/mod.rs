@@ -229,22 +229,9 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
     )?;
     let kvs = args.kvs();
     let settings = args.settings(&tests, threads.len(), subjects.len(), kvs.len());
-    let total = u64::from(args.rounds) * settings.len() as u64;
-    let bar = progress::count_bar(common, total, "measurements", "warming up");
+    let measurements = u64::from(args.rounds) * settings.len() as u64;
     let mut bench = Bench::new(runtimes, subjects, kvs, settings)?;
-    bench
-        .runtimes
-        .iter()
-        .for_each(sparamx_kernels::Runtime::pin_caller);
-    bench.warm_up()?;
-    for _ in 0..args.rounds {
-        bar.set_message("memory");
-        bench.round(args.profile, &mut |setting| {
-            bar.set_message(setting.test.name());
-            bar.inc(1);
-        })?;
-    }
-    bar.finish_and_clear();
+    args.measure(&mut bench, measurements, common)?;
     let report = report::Report::new(&bench);
     match format {
         Format::Json => output::json(&report),
@@ -255,6 +242,25 @@ pub fn run(args: &BenchArgs, common: Common) -> Result<()> {
 }
 
 impl BenchArgs {
+    /// Takes all rounds.
+    fn measure(&self, bench: &mut Bench, measurements: u64, common: Common) -> Result<()> {
+        let bar = progress::count_bar(common, measurements, "measurements", "warming up");
+        bench
+            .runtimes
+            .iter()
+            .for_each(sparamx_kernels::Runtime::pin_caller);
+        bench.warm_up()?;
+        for _ in 0..self.rounds {
+            bar.set_message("memory");
+            bench.round(self.profile, &mut |setting| {
+                bar.set_message(setting.test.name());
+                bar.inc(1);
+            })?;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
     /// Refuses options that would change nothing.
     fn check_options(&self) -> Result<()> {
         if self.model.is_none() && self.memory.memory_bytes.is_some() {
