@@ -311,6 +311,16 @@ impl fmt::Display for FormatError {
             | E::ElementSize { .. }
             | E::Shape { .. }
             | E::DataSize { .. } => self.fmt_tensor(f),
+            _ => self.fmt_file(f),
+        }
+    }
+}
+
+impl FormatError {
+    /// The message of an error in a file as a whole, or of where one is.
+    fn fmt_file(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use FormatError as E;
+        match self {
             E::Bitmask { part, reason } => write!(
                 f,
                 "sparse-bitmask part '{part}': {}; download it or save the model again",
@@ -352,11 +362,10 @@ impl fmt::Display for FormatError {
             E::DuplicateTensor => write!(f, "two tensors have this name"),
             E::InTensor { tensor, source } => write!(f, "tensor {}: {source}", Short(tensor)),
             E::InFile { path, source } => write!(f, "{}: {source}", path.display()),
+            other => unreachable!("{other:?} is about a tensor or a weight"),
         }
     }
-}
 
-impl FormatError {
     /// The message of an error in the shape or the arrays of a weight.
     fn fmt_weight(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use FormatError as E;
@@ -381,11 +390,8 @@ impl FormatError {
             }
             E::NotFinite { row, col, bits } => {
                 let class = class(*bits);
-                write!(
-                    f,
-                    "element at row {row}, column {col} is {class} (bf16 bits {bits:#06x}); "
-                )?;
-                write!(f, "weights must be finite")
+                write!(f, "element at row {row}, column {col} is {class} ")?;
+                write!(f, "(bf16 bits {bits:#06x}); weights must be finite")
             }
             E::BadValue { index, bits } => {
                 let class = class(*bits);
@@ -466,11 +472,8 @@ impl FormatError {
         use FormatError as E;
         match self {
             E::MissingShape { key } => {
-                write!(
-                    f,
-                    "the header's __metadata__ has no entry {key} of the form [n, k]; "
-                )?;
-                write!(f, "pack the model again")
+                write!(f, "the header's __metadata__ has no entry {key} ")?;
+                write!(f, "of the form [n, k]; pack the model again")
             }
             E::Description {
                 key,
@@ -485,11 +488,8 @@ impl FormatError {
                 write!(f, "config.json belongs to other weights")
             }
             E::LogicalShape { expected, found } => {
-                write!(
-                    f,
-                    "packed as {found:?}, but the model asks for {expected:?}; "
-                )?;
-                write!(f, "config.json belongs to other weights")
+                write!(f, "packed as {found:?}, but the model asks for ")?;
+                write!(f, "{expected:?}; config.json belongs to other weights")
             }
             E::Dtype { expected, found } => {
                 write!(f, "element type is {found}, expected {expected}")

@@ -283,17 +283,7 @@ fn place(
     file_bytes: usize,
 ) -> Result<GgufTensor, FormatError> {
     let wrong = |reason: String| bad(found.name, reason);
-    let shape: Option<Vec<usize>> = found
-        .dims
-        .iter()
-        .rev()
-        .map(|&size| usize::try_from(size).ok().filter(|&size| size > 0))
-        .collect();
-    let elements = shape.as_ref().and_then(|shape| {
-        let product = |all: usize, &size: &usize| all.checked_mul(size);
-        shape.iter().try_fold(1, product)
-    });
-    let (Some(shape), Some(elements)) = (shape, elements) else {
+    let Some((shape, elements)) = shape(&found.dims) else {
         return Err(wrong(format!("{:?} is no shape of a tensor", found.dims)));
     };
     let kind = GgufType::of(found.kind);
@@ -336,6 +326,18 @@ fn place(
         kind,
         range,
     })
+}
+
+/// The shape of a tensor, the slowest dimension first, and its elements; none if a dimension is 0 or the product too large.
+fn shape(dims: &[u64]) -> Option<(Vec<usize>, usize)> {
+    let sizes = dims.iter().rev();
+    let shape: Option<Vec<usize>> = sizes
+        .map(|&size| usize::try_from(size).ok().filter(|&size| size > 0))
+        .collect();
+    let shape = shape?;
+    let product = |all: usize, &size: &usize| all.checked_mul(size);
+    let elements = shape.iter().try_fold(1, product)?;
+    Some((shape, elements))
 }
 
 /// The value of an entry that was checked when the file was opened.
