@@ -178,7 +178,10 @@ fn wrong_usage_ends_with_2_and_one_line() {
             &["eval", "m", "f", "--limit", "99999999999999999999999"],
             &["--limit", "too large"],
         ),
-        (&["bench", "m", "--json", "-o", "csv"], &["--json", "-o"]),
+        (
+            &["bench", "m", "--json", "-o", "csv"],
+            &["--json", "--format"],
+        ),
         (
             &["bench", "--shape", "tinyllama-1.1b", "--memory", "1G"],
             &["--memory changes nothing", "MODEL"],
