@@ -90,7 +90,7 @@ impl Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
-    /// The smallest, as [`crate::prune`] does.
+    /// The smallest, as [`crate::prune()`] does.
     Magnitude,
     /// The smallest products of a weight and the norm of its input, within each output row. The kept weights stay as they are.
     Wanda,

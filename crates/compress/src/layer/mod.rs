@@ -2,7 +2,7 @@
 //!
 //! A layer is `y = W x` with `W` of `[n, k]` (out, in). What it is worth keeping is judged by its inputs on calibration
 //! data, of which only the second moments are needed ([`Moments`]): with `H` the sum of `x x^T` the error of new weights is
-//! the sum over rows of `(w' - w) H (w' - w)^T`. The steps of [`solve`], each of them optional:
+//! the sum over rows of `(w' - w) H (w' - w)^T`. The steps of [`solve()`], each of them optional:
 //!
 //! 1. a mask: by magnitude, by Wanda (arXiv 2306.11695), or by SparseGPT (arXiv 2301.00774), which changes the kept weights
 //!    as it goes so that they make up for what is pruned;

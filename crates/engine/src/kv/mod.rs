@@ -9,7 +9,7 @@
 //! sequence with the same prefix finds them.
 //!
 //! From below: [`layout`] and [`options`], [`block`], [`prefix`] (the tree), [`ledger`] (who holds which block), [`pool`];
-//! [`write`], [`slot`] (a page of a sequence) and [`sequence`].
+//! [`mod@write`], [`slot`] (a page of a sequence) and [`sequence`].
 
 mod block;
 mod layout;

@@ -1,4 +1,4 @@
-//! Products with a page, by the kernels of [`crate::linear`].
+//! Products with a page, by the kernels of [`crate::linear()`].
 
 use sparamx_cpu::Cpu;
 

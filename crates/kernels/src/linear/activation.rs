@@ -9,9 +9,9 @@ use sparamx_format::{LINE_BYTES, Quantizer};
 pub enum Activation {
     /// f32, as they come.
     F32,
-    /// Rounded to bf16 (nearest, ties to even) in groups of [`ROW_GROUP`] rows; rows that fill up a group are zero.
+    /// Rounded to bf16 (nearest, ties to even) in groups of 16 rows; rows that fill up a group are zero.
     Bf16,
-    /// Each row quantized to int8 by its own scale, in groups of [`ROW_GROUP`] rows as above. Made of `x` by
+    /// Each row quantized to int8 by its own scale, in groups of 16 rows as above. Made of `x` by
     /// `scale = max |x| / 127` and `q = x * (127 / max |x|)`, rounded to the nearest integer, ties to even.
     I8,
     /// The levels of [`Activation::I8`], each in 16 bits, for multipliers that have no others.

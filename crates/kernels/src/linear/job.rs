@@ -11,7 +11,7 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
 }
 
-/// One layer of a call of [`linear()`], and where its output goes.
+/// One layer of a call of [`linear()`](crate::linear()), and where its output goes.
 pub struct LinearJob<'a> {
     /// The layer.
     pub linear: &'a Linear,
