@@ -135,12 +135,12 @@ LOOPS = [
     *_amx_step("dense bf16", "amx::bf16::multiply", "tdpbf16ps"),
     *_amx_step("sparse bf16", "amx::bf16::sparse_32x32", "tdpbf16ps"),
     # Dense int8 with short groups is expanded, too, by loops of its own.
-    *_amx_step("dense int8", "amx::int8::dense_i8_32x32", "tdpbssd", avoid="callq .*expand"),
-    *_amx_step("sparse int8", "amx::int8::sparse_i8_32x32", "tdpbssd"),
-    *_amx_step("dense int4", "amx::int4::dense_i4_32x32", "tdpbssd"),
-    *_amx_groups("dense int4", "amx::int4::dense_i4_32x32"),
-    *_amx_step("sparse int4", "amx::int4::sparse_i4_32x32", "tdpbssd"),
-    *_amx_groups("sparse int4", "amx::int4::sparse_i4_32x32"),
+    *_amx_step("dense int8", "amx::int::dense::<.*dense_i8_32x32.*>", "tdpbssd", avoid="callq .*expand"),
+    *_amx_step("sparse int8", "amx::int::by_batches::<.*SparseI8<0>>::new>", "tdpbssd"),
+    *_amx_step("dense int4", "amx::int::by_batches::<.*DenseI4<0>>::new>", "tdpbssd"),
+    *_amx_groups("dense int4", "amx::int::by_batches::<.*DenseI4<0>>::new>"),
+    *_amx_step("sparse int4", "amx::int::by_batches::<.*SparseI4<0>>::new>", "tdpbssd"),
+    *_amx_groups("sparse int4", "amx::int::by_batches::<.*SparseI4<0>>::new>"),
 ]
 
 

@@ -135,7 +135,8 @@ fn multiply(
     let b = lines[1].unwrap_or(a);
     let [a, b] = [a, b].map(|lines| tiles_of(bytemuck::cast_slice(lines)));
     let (dot, x) = (chunk.amx(), rows(chunk, first, used));
-    for (t, (a, b)) in a.iter().zip(b).take(chunk.k_padded / TILE_K).enumerate() {
+    let count = chunk.k_padded / TILE_K;
+    for (t, (a, b)) in a[..count].iter().zip(&b[..count]).enumerate() {
         // SAFETY: `rows` gives whole groups of 16 rows, two if the second is used, of K rounded up to whole tiles.
         unsafe { step(tiles, dot, x.after(t * ROW_BYTES), used, [a, b]) };
     }
@@ -164,7 +165,7 @@ fn expand_and_multiply(
             *source = source.map(next);
         }
         let [a, b] = [&*a, &*b].map(|lines| tiles_of(bytemuck::cast_slice(lines)));
-        for (t, (a, b)) in a.iter().zip(b).take(count).enumerate() {
+        for (t, (a, b)) in a[..count].iter().zip(&b[..count]).enumerate() {
             let x = x.after((group + t) * ROW_BYTES);
             // SAFETY: as in `multiply`.
             unsafe { step(tiles, dot, x, used, [a, b]) };
