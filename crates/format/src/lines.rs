@@ -23,14 +23,19 @@ impl<E: Element> Tile<E> {
         Self(Zeroable::zeroed())
     }
 
-    /// Its lines.
-    pub fn lines(&self) -> &[E::Line] {
-        &self.0
+    /// Its values, line after line.
+    pub fn values(&self) -> &[E::Value] {
+        cast_slice(&self.0)
+    }
+
+    /// The same, to write.
+    pub fn values_mut(&mut self) -> &mut [E::Value] {
+        cast_slice_mut(&mut self.0)
     }
 
     /// Takes columns from `col` on of up to 16 `rows` of `k` elements each; what lies outside is zero.
     pub fn gather(&mut self, rows: &[E::Value], k: usize, col: usize) {
-        gather_tile::<E>(rows, k, col, cast_slice_mut(&mut self.0));
+        gather_tile::<E>(rows, k, col, self.values_mut());
     }
 }
 
@@ -70,8 +75,7 @@ pub(crate) fn scatter_strip<E: Element>(lines: &[E::Value], rows: &mut [E::Value
         let end = k.min(col + Tile::<E>::COLUMNS);
         for (j, row) in rows.chunks_exact_mut(k).enumerate() {
             for (c, element) in row[col..end].iter_mut().enumerate() {
-                let line = &tile[c / E::COLUMNS * E::LINE_ELEMS..];
-                *element = line[E::COLUMNS * j + c % E::COLUMNS];
+                *element = tile[c / E::COLUMNS * E::LINE_ELEMS + E::COLUMNS * j + c % E::COLUMNS];
             }
         }
     }

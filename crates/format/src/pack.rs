@@ -1,6 +1,5 @@
 //! From rows to a bitmap and values: two passes over the rows, masks and counts, then values.
 
-use bytemuck::cast_slice;
 use rayon::prelude::*;
 
 use crate::element::{Element, Mask};
@@ -48,9 +47,8 @@ pub(crate) fn pack<E: Element>(
     let lengths = counts.iter().map(|&count| padded(count));
     split_strips(values.unique(), lengths)
         .into_par_iter()
-        .zip(masks.par_chunks_exact(shape.lines_per_strip))
         .zip(rows.par_chunks(STRIP_ROWS * k))
-        .for_each(|((values, masks), rows)| write_values::<E>(rows, k, masks, values));
+        .for_each(|(values, rows)| write_values::<E>(rows, k, values));
     Ok(Packed {
         nnz: counts.iter().sum(),
         masks,
@@ -83,11 +81,10 @@ fn write_masks<E: Element>(rows: &[E::Value], k: usize, masks: &mut [E::Mask]) {
     let mut tile = Tile::<E>::zeroed();
     for (t, masks) in masks.chunks_exact_mut(TILE_LINES).enumerate() {
         tile.gather(rows, k, t * Tile::<E>::COLUMNS);
-        for (mask, line) in masks.iter_mut().zip(tile.lines()) {
-            let parts =
-                cast_slice::<E::Line, E::Value>(std::slice::from_ref(line)).chunks_exact(16);
+        let lines = tile.values().chunks_exact(E::LINE_ELEMS);
+        for (mask, line) in masks.iter_mut().zip(lines) {
             *mask = E::Mask::from_low(
-                parts
+                line.chunks_exact(16)
                     .map(non_zero_bits)
                     .enumerate()
                     .fold(0, |mask, (i, bits)| mask | u64::from(bits) << (16 * i)),
@@ -138,19 +135,19 @@ fn split_strips<T>(mut values: &mut [T], lengths: impl Iterator<Item = usize>) -
 }
 
 /// Stores the values that are not zero of the strip that holds `rows`, in line order.
-fn write_values<E: Element>(
-    rows: &[E::Value],
-    k: usize,
-    masks: &[E::Mask],
-    values: &mut [E::Unit],
-) {
-    let mut tile = Tile::<E>::zeroed();
-    let mut count = 0;
-    for (t, masks) in masks.chunks_exact(TILE_LINES).enumerate() {
-        tile.gather(rows, k, t * Tile::<E>::COLUMNS);
-        for (line, &mask) in tile.lines().iter().zip(masks) {
-            let line = cast_slice::<E::Line, E::Value>(std::slice::from_ref(line));
-            count = keep::<E>(line, mask, values, count);
+fn write_values<E: Element>(rows: &[E::Value], k: usize, values: &mut [E::Unit]) {
+    let (mut tile, mut kept) = (Tile::<E>::zeroed(), Tile::<E>::zeroed());
+    let mut at = 0;
+    for col in (0..k).step_by(Tile::<E>::COLUMNS) {
+        tile.gather(rows, k, col);
+        let mut count = 0;
+        let front = kept.values_mut();
+        for &value in tile.values() {
+            // No branch on the value: a zero is written to where the next value will go.
+            front[count] = value;
+            count += usize::from(value != E::Value::default());
         }
+        E::put_all(values, at, &front[..count]);
+        at += count;
     }
 }

@@ -16,7 +16,7 @@
 
 use std::ops::Range;
 
-use crate::element::{Bf16, Element, Mask, Quantized, WeightScales, check_scales, geometry};
+use crate::element::{Bf16, Element, Quantized, WeightScales, check_scales, geometry};
 use crate::lines::{self, check_rows};
 use crate::pack::{Packed, pack};
 use crate::shape::Geometry;
@@ -294,13 +294,12 @@ impl<E: Element> Sparse<E> {
         let mut next = 0;
         lines.fill(E::Value::default());
         for (line, &mask) in lines.chunks_exact_mut(E::LINE_ELEMS).zip(masks) {
-            let end = next + mask.ones();
             let mut rest: u64 = mask.into();
-            for at in next..end {
-                line[rest.trailing_zeros() as usize] = E::get(values, at);
+            while rest != 0 {
+                line[rest.trailing_zeros() as usize] = E::get(values, next);
+                next += 1;
                 rest &= rest - 1;
             }
-            next = end;
         }
     }
 

@@ -508,7 +508,11 @@ fn a_reader_of_another_format_is_told() {
         for &other in all.iter().filter(|&&other| other != format) {
             let (text, error) = error_as(&bytes, other);
             assert!(matches!(error, FormatError::WeightFormat { .. }), "{text}");
-            let expected = format!("the file holds {}, not {}", format.name(), other.name());
+            let expected = format!(
+                "the file holds {}, not {}",
+                format.name_in_files(),
+                other.name_in_files()
+            );
             assert!(text.contains(&expected), "{text}");
         }
     }

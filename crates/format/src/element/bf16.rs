@@ -56,6 +56,11 @@ impl Element for Bf16 {
     }
 
     #[inline(always)]
+    fn put_all(units: &mut [u16], at: usize, values: &[u16]) {
+        units[at..][..values.len()].copy_from_slice(values);
+    }
+
+    #[inline(always)]
     fn get(units: &[u16], at: usize) -> u16 {
         units[at]
     }

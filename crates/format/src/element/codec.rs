@@ -60,6 +60,13 @@ pub trait Element: Copy + Debug + Send + Sync + 'static {
     /// Stores a value that is not 0 as number `at` of `units`, which are zero from there on.
     fn put(units: &mut [Self::Unit], at: usize, value: Self::Value);
 
+    /// Stores values that are not 0 as those from `at` on.
+    fn put_all(units: &mut [Self::Unit], at: usize, values: &[Self::Value]) {
+        for (at, &value) in (at..).zip(values) {
+            Self::put(units, at, value);
+        }
+    }
+
     /// Stored value `at`.
     fn get(units: &[Self::Unit], at: usize) -> Self::Value;
 

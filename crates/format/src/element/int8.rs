@@ -62,6 +62,11 @@ impl Element for Int8 {
     }
 
     #[inline(always)]
+    fn put_all(units: &mut [i8], at: usize, values: &[i8]) {
+        units[at..][..values.len()].copy_from_slice(values);
+    }
+
+    #[inline(always)]
     fn get(units: &[i8], at: usize) -> i8 {
         units[at]
     }
