@@ -28,14 +28,9 @@ impl<E: Element> Tile<E> {
         cast_slice(&self.0)
     }
 
-    /// The same, to write.
-    pub fn values_mut(&mut self) -> &mut [E::Value] {
-        cast_slice_mut(&mut self.0)
-    }
-
     /// Takes columns from `col` on of up to 16 `rows` of `k` elements each; what lies outside is zero.
     pub fn gather(&mut self, rows: &[E::Value], k: usize, col: usize) {
-        gather_tile::<E>(rows, k, col, self.values_mut());
+        gather_tile::<E>(rows, k, col, cast_slice_mut(&mut self.0));
     }
 }
 

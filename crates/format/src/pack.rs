@@ -84,7 +84,9 @@ fn write_masks<E: Element>(rows: &[E::Value], k: usize, masks: &mut [E::Mask]) {
         let lines = tile.values().chunks_exact(E::LINE_ELEMS);
         for (mask, line) in masks.iter_mut().zip(lines) {
             *mask = E::Mask::from_low(
-                line.chunks_exact(16)
+                line.as_chunks()
+                    .0
+                    .iter()
                     .map(non_zero_bits)
                     .enumerate()
                     .fold(0, |mask, (i, bits)| mask | u64::from(bits) << (16 * i)),
@@ -94,7 +96,8 @@ fn write_masks<E: Element>(rows: &[E::Value], k: usize, masks: &mut [E::Mask]) {
 }
 
 /// Bit i is set if value i of 16 is not zero. Written so that it becomes vector code.
-fn non_zero_bits<T: Copy + PartialEq + Default>(values: &[T]) -> u16 {
+#[inline(always)]
+fn non_zero_bits<T: Copy + PartialEq + Default>(values: &[T; 16]) -> u16 {
     values.iter().enumerate().fold(0, |bits, (i, &value)| {
         bits | u16::from(value != T::default()) << i
     })
@@ -136,18 +139,10 @@ fn split_strips<T>(mut values: &mut [T], lengths: impl Iterator<Item = usize>) -
 
 /// Stores the values that are not zero of the strip that holds `rows`, in line order.
 fn write_values<E: Element>(rows: &[E::Value], k: usize, values: &mut [E::Unit]) {
-    let (mut tile, mut kept) = (Tile::<E>::zeroed(), Tile::<E>::zeroed());
+    let mut tile = Tile::<E>::zeroed();
     let mut at = 0;
     for col in (0..k).step_by(Tile::<E>::COLUMNS) {
         tile.gather(rows, k, col);
-        let mut count = 0;
-        let front = kept.values_mut();
-        for &value in tile.values() {
-            // No branch on the value: a zero is written to where the next value will go.
-            front[count] = value;
-            count += usize::from(value != E::Value::default());
-        }
-        E::put_all(values, at, &front[..count]);
-        at += count;
+        at = E::put_non_zero(values, at, tile.values());
     }
 }

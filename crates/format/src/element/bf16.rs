@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::codec::Element;
+use super::codec::{Element, move_to_front};
 use crate::{ElementKind, FormatError, scan};
 
 /// bf16 values by their bits, two columns to a line. -0.0 has bits 0x8000 and is a stored value.
@@ -56,8 +56,8 @@ impl Element for Bf16 {
     }
 
     #[inline(always)]
-    fn put_all(units: &mut [u16], at: usize, values: &[u16]) {
-        units[at..][..values.len()].copy_from_slice(values);
+    fn put_non_zero(units: &mut [u16], at: usize, values: &[u16]) -> usize {
+        move_to_front(values, units, at)
     }
 
     #[inline(always)]

@@ -33,6 +33,8 @@ pub trait Element: Copy + Debug + Send + Sync + 'static {
     /// Most columns of a weight.
     const MOST_K: usize;
 
+    /// Whether dense weights have every value that packed ones have.
+    const DENSE_HOLDS_ALL: bool = true;
     /// Columns of a line.
     const COLUMNS: usize = size_of::<Self::Columns>() / size_of::<Self::Value>();
     /// Elements of a line.
@@ -60,12 +62,8 @@ pub trait Element: Copy + Debug + Send + Sync + 'static {
     /// Stores a value that is not 0 as number `at` of `units`, which are zero from there on.
     fn put(units: &mut [Self::Unit], at: usize, value: Self::Value);
 
-    /// Stores values that are not 0 as those from `at` on.
-    fn put_all(units: &mut [Self::Unit], at: usize, values: &[Self::Value]) {
-        for (at, &value) in (at..).zip(values) {
-            Self::put(units, at, value);
-        }
-    }
+    /// Stores those of `values` that are not 0 as values `at` and after; how many there are then.
+    fn put_non_zero(units: &mut [Self::Unit], at: usize, values: &[Self::Value]) -> usize;
 
     /// Stored value `at`.
     fn get(units: &[Self::Unit], at: usize) -> Self::Value;
@@ -218,4 +216,23 @@ pub enum Elements {
     Bf16(Vec<u16>),
     /// Levels, and what they are worth.
     Levels(Vec<i8>, Scales),
+}
+
+/// Copies those of `values` that are not zero to `out` from `at` on, where only zeros are; where the next goes.
+#[inline(always)]
+pub(super) fn move_to_front<T: Copy + Default + PartialEq>(
+    values: &[T],
+    out: &mut [T],
+    mut at: usize,
+) -> usize {
+    for &value in values {
+        // No branch on the value: a zero is written to where the next value will go. Behind the last place nothing but zeros is
+        // left.
+        let Some(to) = out.get_mut(at) else {
+            return at;
+        };
+        *to = value;
+        at += usize::from(value != T::default());
+    }
+    at
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use safetensors::Dtype;
 
 use super::codec::{Element, Quantized};
-use crate::shape::{LINE_BYTES, MOST_LEVELS_K};
+use crate::shape::{LINE_BYTES, MOST_LEVELS_K, TILE_LINES};
 use crate::{ElementKind, Field, FormatError, Scales};
 
 /// Levels by codes of half a byte, four columns to a line; the scales are of groups of columns.
@@ -20,6 +20,12 @@ impl Int4 {
     /// The highest level; the lowest is -8.
     const fn highest(sparse: bool) -> i8 {
         if sparse { 8 } else { 7 }
+    }
+
+    /// The code of a level of a packed weight.
+    #[inline(always)]
+    fn code(level: i8) -> u8 {
+        (level + if level < 0 { 8 } else { 7 }) as u8
     }
 
     /// The level of the dense code in the low nibble of `byte`.
@@ -43,6 +49,7 @@ impl Element for Int4 {
     const UNIT_DTYPE: Dtype = Dtype::U8;
     const PER_UNIT: usize = 2;
     const MOST_K: usize = MOST_LEVELS_K;
+    const DENSE_HOLDS_ALL: bool = false;
 
     #[inline(always)]
     fn holds(level: i8, sparse: bool) -> bool {
@@ -70,8 +77,37 @@ impl Element for Int4 {
 
     #[inline(always)]
     fn put(units: &mut [u8], at: usize, level: i8) {
-        let code = (level + if level < 0 { 8 } else { 7 }) as u8;
-        units[at / 2] |= code << (4 * (at % 2));
+        units[at / 2] |= Self::code(level) << (4 * (at % 2));
+    }
+
+    fn put_non_zero(units: &mut [u8], at: usize, levels: &[i8]) -> usize {
+        // A tile at a time.
+        let mut front = [0; Self::LINE_ELEMS * TILE_LINES];
+        let mut at = at;
+        for levels in levels.chunks(front.len()) {
+            let mut count = 0;
+            for &level in levels {
+                // As in `move_to_front`.
+                front[count] = level;
+                count += usize::from(level != 0);
+            }
+            // A level that completes a byte, whole bytes, and one that begins the next.
+            let (first, rest) = front[..count].split_at(count.min(at % 2));
+            let (pairs, last) = rest.as_chunks::<2>();
+            for &level in first {
+                Self::put(units, at, level);
+            }
+            at += first.len();
+            for (unit, &[low, high]) in units[at / 2..].iter_mut().zip(pairs) {
+                *unit = Self::code(low) | Self::code(high) << 4;
+            }
+            at += 2 * pairs.len();
+            for &level in last {
+                Self::put(units, at, level);
+            }
+            at += last.len();
+        }
+        at
     }
 
     #[inline(always)]

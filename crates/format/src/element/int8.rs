@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use safetensors::Dtype;
 
-use super::codec::{Element, Quantized};
+use super::codec::{Element, Quantized, move_to_front};
 use crate::shape::MOST_LEVELS_K;
 use crate::{ElementKind, FormatError, Scales, scan};
 
@@ -62,8 +62,8 @@ impl Element for Int8 {
     }
 
     #[inline(always)]
-    fn put_all(units: &mut [i8], at: usize, values: &[i8]) {
-        units[at..][..values.len()].copy_from_slice(values);
+    fn put_non_zero(units: &mut [i8], at: usize, values: &[i8]) -> usize {
+        move_to_front(values, units, at)
     }
 
     #[inline(always)]
