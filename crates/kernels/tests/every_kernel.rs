@@ -207,9 +207,6 @@ fn cases(spec: &KernelSpec) -> Vec<Case> {
             add(m, 35, if fast() { 70 } else { 300 }, density, 3, true);
         }
     }
-    if cfg!(miri) {
-        cases.retain(|case| case.n <= 35 && case.k <= 70);
-    }
     cases
 }
 
