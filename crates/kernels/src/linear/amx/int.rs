@@ -110,6 +110,7 @@ impl<L: Lines> Tiles for Batches<'_, L> {
 ///
 /// # Safety
 /// AMX-INT8 and AVX-512 VNNI.
+#[inline(never)] // bench/mca finds its loops by its name.
 pub(super) unsafe fn dense<'a>(
     chunk: &Chunk<'a>,
     scratch: &mut [u8],
@@ -130,6 +131,7 @@ pub(super) unsafe fn dense<'a>(
 ///
 /// # Safety
 /// AMX-INT8 and AVX-512 VNNI; `lines` gives a source of all lines of a strip.
+#[inline(never)] // bench/mca finds its loops by its name.
 pub(super) unsafe fn by_batches<'a, L: Lines>(
     chunk: &Chunk<'a>,
     scratch: &mut [u8],

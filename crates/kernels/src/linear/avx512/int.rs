@@ -157,7 +157,9 @@ avx512_vnni_fns!(
             }
             let scale = scales_of(scales, g);
             for r in 0..R {
-                let offset = L::OFFSET.wrapping_mul(x[r].sum(4 * first..4 * end));
+                // SAFETY: `end` is at most `all`, which is a quarter of K rounded up (`Chunk::int_lines`).
+                let sum = unsafe { x[r].sum(4 * first..4 * end) };
+                let offset = L::OFFSET.wrapping_mul(sum);
                 let exact = _mm512_sub_epi32(
                     _mm512_add_epi32(acc[r][0], acc[r][1]),
                     _mm512_set1_epi32(offset),
