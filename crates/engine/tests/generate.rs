@@ -7,16 +7,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{
-    BYTE_LEVEL_IDS, byte_fallback, byte_level, difference, letters, loaded, metaspace, model,
-    runtime, tokenizer,
+    BYTE_LEVEL_IDS, byte_fallback, byte_level, difference, letters, loaded, logits, metaspace,
+    model, runtime, tokenizer,
 };
 use serde_json::json;
 use sparamx_engine::{
-    BatchEngine, EngineOptions, Event, FinishReason, GenerateParams, Outcome, PagedCache,
-    SamplingParams, Tokenizer,
+    BatchEngine, EngineOptions, Event, FinishReason, GenerateParams, Outcome, SamplingParams,
+    Tokenizer,
 };
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Input, LoadOptions, Model, RopeScaling, Want, Workspace};
+use sparamx_model::{Checkpoint, LoadOptions, Model, RopeScaling};
 
 const PROMPT: &str = "the tall 🦀 told her";
 
@@ -41,21 +41,6 @@ fn within(context: usize) -> EngineOptions {
         context: Some(context),
         ..EngineOptions::default()
     }
-}
-
-/// Logits after each of `ids`, from one pass.
-fn logits(rt: &Runtime, model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut cache = PagedCache::new(model.config(), ids.len()).unwrap();
-    let mut workspace = Workspace::new();
-    let input = Input {
-        tokens: ids,
-        cache: &mut cache,
-        logits: Want::All,
-    };
-    let rows = model.forward(rt, &mut [input], &mut workspace).unwrap();
-    rows.chunks(model.config().vocab_size)
-        .map(<[f32]>::to_vec)
-        .collect()
 }
 
 /// The tokens that a host makes of [`PROMPT`], without anything to end it early.

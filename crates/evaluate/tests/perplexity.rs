@@ -6,30 +6,13 @@ mod common;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, model, runtime};
-use sparamx_engine::{PagedCache, Tokenizer};
+use common::{BYTE_LEVEL_IDS, byte_level, load, loaded, logits, model, runtime};
+use sparamx_engine::Tokenizer;
 use sparamx_evaluate::{EvaluateError, Prediction, Scoring, perplexity};
-use sparamx_kernels::Runtime;
-use sparamx_model::{Input, Model, Want, Workspace};
 use sparamx_testkit::shared;
 
 fn tokenizer() -> Arc<Tokenizer> {
     common::tokenizer(&[("tokenizer.json", byte_level())], BYTE_LEVEL_IDS)
-}
-
-/// Logits after each of `ids`, from one pass.
-fn logits(rt: &Runtime, model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut cache = PagedCache::new(model.config(), ids.len()).unwrap();
-    let mut workspace = Workspace::new();
-    let input = Input {
-        tokens: ids,
-        cache: &mut cache,
-        logits: Want::All,
-    };
-    let rows = model.forward(rt, &mut [input], &mut workspace).unwrap();
-    rows.chunks(model.config().vocab_size)
-        .map(<[f32]>::to_vec)
-        .collect()
 }
 
 #[test]

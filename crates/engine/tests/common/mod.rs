@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use sparamx_cpu::Cpu;
-use sparamx_engine::{EngineOptions, Host, HostOptions, Loaded, Tokenizer};
+use sparamx_engine::{EngineOptions, Host, HostOptions, Loaded, PagedCache, Tokenizer};
 use sparamx_kernels::Runtime;
-use sparamx_model::{Checkpoint, Config, LoadOptions, Model, Precision, RandomSpec};
+use sparamx_model::{
+    Checkpoint, Config, Input, LoadOptions, Model, Precision, RandomSpec, Want, Workspace,
+};
 use sparamx_testkit::shared;
 
 /// llama.cpp's 47 vectors for a vocabulary: texts, and their ids without BOS.
@@ -246,4 +248,19 @@ pub fn letters(vocab_size: usize) -> Value {
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []},
     })
+}
+
+/// Logits after each of `ids`, from one pass.
+pub fn logits(rt: &Runtime, model: &Model, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut cache = PagedCache::new(model.config(), ids.len()).unwrap();
+    let mut workspace = Workspace::new();
+    let input = Input {
+        tokens: ids,
+        cache: &mut cache,
+        logits: Want::All,
+    };
+    let rows = model.forward(rt, &mut [input], &mut workspace).unwrap();
+    rows.chunks(model.config().vocab_size)
+        .map(<[f32]>::to_vec)
+        .collect()
 }
