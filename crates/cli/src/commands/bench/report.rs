@@ -5,7 +5,7 @@ use sparamx_cpu::topology;
 
 use super::measure::{Bench, Setting};
 use super::profile::Breakdown;
-use super::stats::{from_cache, median, median_ratio, share};
+use super::stats::{from_cache, machine, median, median_ratio, share};
 use crate::kv::KvSparsity;
 use crate::output::Table;
 use crate::units;
@@ -129,10 +129,7 @@ impl Report {
 
     /// What was measured on.
     pub fn machine(&self) -> String {
-        format!(
-            "{}, {}, {} threads, read bandwidth {:.1} GB/s",
-            self.cpu, self.isa, self.threads, self.read_bandwidth_gb_s
-        )
+        machine(&self.cpu, &self.isa, self.threads, self.read_bandwidth_gb_s)
     }
 
     /// One line for each combination under a line of names.

@@ -18,6 +18,11 @@ pub fn median_ratio(over: &[f64], under: &[f64]) -> f64 {
     median(&ratios)
 }
 
+/// What a table was measured on.
+pub fn machine(cpu: &str, isa: &str, threads: usize, read_bandwidth_gb_s: f64) -> String {
+    format!("{cpu}, {isa}, {threads} threads, read bandwidth {read_bandwidth_gb_s:.1} GB/s")
+}
+
 /// What a table says of a share of the bandwidth of memory. Nothing comes from memory faster than memory reads.
 pub fn share(bandwidth_share: f64) -> String {
     if from_cache(bandwidth_share) {

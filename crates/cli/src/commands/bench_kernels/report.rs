@@ -6,7 +6,7 @@ use sparamx_kernels::Runtime;
 use sparamx_kernels::catalog::select;
 
 use super::measure::{Entry, Group, Skipped};
-use crate::commands::bench::stats::{from_cache, median, median_ratio, share};
+use crate::commands::bench::stats::{from_cache, machine, median, median_ratio, share};
 use crate::output::Table;
 
 /// All results, as `--json` prints them.
@@ -110,14 +110,8 @@ impl Report {
                 if row.selected { "yes" } else { "" }.to_owned(),
             ]);
         }
-        format!(
-            "{}, {}, {} threads, read bandwidth {:.1} GB/s\n\n{}",
-            self.cpu,
-            self.isa,
-            self.threads,
-            self.read_bandwidth_gb_s,
-            table.markdown()
-        )
+        let machine = machine(&self.cpu, &self.isa, self.threads, self.read_bandwidth_gb_s);
+        format!("{machine}\n\n{}", table.markdown())
     }
 
     /// One line for each row under a line of names.

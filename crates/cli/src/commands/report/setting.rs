@@ -46,7 +46,7 @@ pub struct Grid {
 
 impl Grid {
     /// The settings, each once: first dense ones, of which bf16 is the measure of all others, then by sparsity, way and
-    /// numbers. Dense int8 and int4 are rounded both ways if any way is calibrated. What is pruned by calibration is rounded by
+    /// dtype. Dense int8 and int4 are rounded both ways if any way is calibrated. What is pruned by calibration is rounded by
     /// it too.
     pub fn settings(&self) -> Vec<Setting> {
         let mut settings = Vec::new();
