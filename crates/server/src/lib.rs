@@ -1,0 +1,3 @@
+//! An HTTP server over the batch engine.
+
+#![forbid(unsafe_code)]
