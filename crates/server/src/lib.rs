@@ -1,3 +1,24 @@
-//! An HTTP server over the batch engine.
+//! An HTTP server over the batch engine: OpenAI's API and what its clients expect around it.
+//!
+//! [`Server::start`] takes the address and answers "loading" at once; [`Server::ready`] gives it the model. Threads of its own
+//! do the network's work, and the engine has another: they meet in [`App`], which every route gets.
 
 #![forbid(unsafe_code)]
+
+mod app;
+mod error;
+mod extract;
+mod ids;
+mod net;
+mod options;
+mod routes;
+mod security;
+mod server;
+mod state;
+#[cfg(test)]
+mod testing;
+
+pub use error::ApiError;
+pub use options::{Limits, Listen, ModelOptions, ServerOptions, Tls};
+pub use server::{Server, StartError};
+pub use state::{App, Served};

@@ -1,0 +1,5 @@
+//! One file per path.
+
+pub mod health;
+pub mod models;
+pub mod version;
