@@ -53,7 +53,7 @@ def weights(rng, qwen):
     yield "model.embed_tokens.weight", matrix(VOCAB, HIDDEN), T.F16
     yield layer + "input_layernorm.weight", vector(HIDDEN), T.F32
     yield layer + "self_attn.q_proj.weight", matrix(HIDDEN, HIDDEN), T.Q8_0
-    yield layer + "self_attn.k_proj.weight", matrix(kv, HIDDEN), T.F16 if qwen else T.Q4_0
+    yield layer + "self_attn.k_proj.weight", matrix(kv, HIDDEN), T.Q4_1 if qwen else T.Q4_0
     yield layer + "self_attn.v_proj.weight", matrix(kv, HIDDEN), T.BF16
     if qwen:
         for part, n in (("q", HIDDEN), ("k", kv), ("v", kv)):
@@ -70,7 +70,7 @@ def weights(rng, qwen):
     yield layer + "mlp.down_proj.weight", exact / 1024, T.Q8_0
     yield "model.norm.weight", vector(HIDDEN), T.F32
     if not qwen:
-        yield "lm_head.weight", matrix(VOCAB, HIDDEN), T.BF16
+        yield "lm_head.weight", matrix(VOCAB, HIDDEN), T.Q4_1
 
 
 def spm_tokens():

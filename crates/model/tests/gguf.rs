@@ -127,6 +127,7 @@ fn levels_with_scales_of_bf16_stay_levels() {
         ("q_proj", "Q8_0", Some(WeightFormat::DenseI8)),
         ("v_proj", "BF16", None),
         ("embed_tokens", "F16", None),
+        ("lm_head", "Q4_1", None),
     ] {
         let info = info(module);
         assert_eq!(

@@ -1,16 +1,19 @@
-//! Blocks of quantized tensors: consecutive elements of a row with common scales; an element is its level times its scale.
+//! Blocks of quantized tensors: consecutive elements of a row with common scales; an element is its level times its scale, and in Q4_1
+//! the minimum of its block more.
 
 use half::f16;
 use rayon::prelude::*;
 
 use crate::FormatError;
 
-/// Elements of a block of Q8_0 or Q4_0, and how many share a scale.
+/// Elements of a block of Q8_0, Q4_0 or Q4_1, and how many share a scale.
 pub(super) const ELEMS: usize = 32;
 /// Scale (f16) and 32 levels of 8 bits.
 pub(super) const Q8_0_BYTES: usize = 2 + ELEMS;
 /// Scale (f16) and 16 pairs of levels: byte i has element i in its low and element i + 16 in its high nibble, plus 8.
 pub(super) const Q4_0_BYTES: usize = 2 + ELEMS / 2;
+/// Scale and minimum (f16 each) and 16 pairs of levels of 0 to 15, in the order of Q4_0.
+pub(super) const Q4_1_BYTES: usize = 4 + ELEMS / 2;
 /// Elements of a block of Q6_K.
 pub(super) const Q6_K_ELEMS: usize = 256;
 /// How many of them share a scale.
@@ -53,6 +56,28 @@ pub fn q4_0(bytes: &[u8]) -> Result<Blocks, FormatError> {
             *high = (byte >> 4) as i8 - 8;
         }
     })
+}
+
+/// Decodes blocks of type Q4_1 to elements, as no form of levels here has minimums.
+///
+/// # Errors
+/// [`FormatError::OutOfMemory`].
+pub fn q4_1(bytes: &[u8]) -> Result<Vec<f32>, FormatError> {
+    let (blocks, _) = bytes.as_chunks::<Q4_1_BYTES>();
+    let mut values = zeroed(blocks.len() * ELEMS)?;
+    let (value_blocks, _) = values.as_chunks_mut::<ELEMS>();
+    value_blocks
+        .par_iter_mut()
+        .zip(blocks)
+        .for_each(|(values, block)| {
+            let (d, min) = (scale(block[0], block[1]), scale(block[2], block[3]));
+            let (low, high) = values.split_at_mut(ELEMS / 2);
+            for ((low, high), &byte) in low.iter_mut().zip(high).zip(&block[4..]) {
+                *low = f32::from(byte & 15) * d + min;
+                *high = f32::from(byte >> 4) * d + min;
+            }
+        });
+    Ok(values)
 }
 
 /// Decodes blocks of type Q6_K, which files of Q4_0 have for the output head; levels are -32 to 31.
@@ -135,6 +160,22 @@ mod tests {
         let blocks = q4_0(&bytes).unwrap();
         let expected: Vec<i8> = (-8..8).chain((-8..8).rev()).collect();
         assert_eq!((blocks.levels, blocks.scales), (expected, vec![-2.0]));
+    }
+
+    #[test]
+    fn q4_1_adds_the_minimum_of_its_block() {
+        let mut bytes = Vec::new();
+        for (scale, min) in [(0.5, -3.0), (-1.0, 0.25)] {
+            bytes.extend(f16::from_f32(scale).to_le_bytes());
+            bytes.extend(f16::from_f32(min).to_le_bytes());
+            bytes.extend((0..16u8).map(|i| i | (15 - i) << 4));
+        }
+        bytes.extend([0xff; Q4_1_BYTES - 1]);
+        let values = q4_1(&bytes).unwrap();
+        let levels = || (0..16).chain((0..16).rev()).map(|level| level as f32);
+        let first = levels().map(|level| level * 0.5 - 3.0);
+        let expected: Vec<f32> = first.chain(levels().map(|level| 0.25 - level)).collect();
+        assert_eq!(values, expected);
     }
 
     /// Two blocks of arbitrary bytes; the hash is that of what `gguf.quants.dequantize` of the Python package makes of them, in

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use blocks::{Blocks, q4_0, q6_k, q8_0};
+pub use blocks::{Blocks, q4_0, q4_1, q6_k, q8_0};
 pub use reader::MAGIC;
 
 use crate::container::read::{map_file, release_pages};
@@ -49,6 +49,8 @@ pub enum GgufType {
     Q8_0,
     /// Blocks of 32 levels of 4 bits with an f16 scale.
     Q4_0,
+    /// Blocks of 32 levels of 4 bits with an f16 scale and an f16 minimum.
+    Q4_1,
     /// Blocks of 256 levels of 6 bits with a scale for every 16.
     Q6K,
     /// Another one, by its number.
@@ -61,6 +63,7 @@ impl GgufType {
             0 => Self::F32,
             1 => Self::F16,
             2 => Self::Q4_0,
+            3 => Self::Q4_1,
             8 => Self::Q8_0,
             14 => Self::Q6K,
             30 => Self::Bf16,
@@ -71,8 +74,7 @@ impl GgufType {
     /// Its name in ggml.
     pub fn name(self) -> &'static str {
         /// Types by number, those that are gone left out.
-        const NAMES: [(u32, &str); 27] = [
-            (3, "Q4_1"),
+        const NAMES: [(u32, &str); 26] = [
             (6, "Q5_0"),
             (7, "Q5_1"),
             (9, "Q8_1"),
@@ -106,6 +108,7 @@ impl GgufType {
             Self::Bf16 => "BF16",
             Self::Q8_0 => "Q8_0",
             Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
             Self::Q6K => "Q6_K",
             Self::Other(id) => NAMES
                 .iter()
@@ -121,6 +124,7 @@ impl GgufType {
             Self::F16 | Self::Bf16 => Some((1, 2)),
             Self::Q8_0 => Some((blocks::ELEMS, blocks::Q8_0_BYTES)),
             Self::Q4_0 => Some((blocks::ELEMS, blocks::Q4_0_BYTES)),
+            Self::Q4_1 => Some((blocks::ELEMS, blocks::Q4_1_BYTES)),
             Self::Q6K => Some((blocks::Q6_K_ELEMS, blocks::Q6_K_BYTES)),
             Self::Other(_) => None,
         }

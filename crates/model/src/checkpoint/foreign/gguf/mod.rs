@@ -141,7 +141,7 @@ impl Gguf {
                 path,
                 tensor: name.to_owned(),
                 reason: format!(
-                    "type {} is not supported; supported are F32, F16 and BF16, and Q8_0, Q4_0 and Q6_K for matrices: \
+                    "type {} is not supported; supported are F32, F16 and BF16, and Q8_0, Q4_0, Q4_1 and Q6_K for matrices: \
                      llama-quantize --allow-requantize IN OUT Q8_0 converts the file",
                     found.kind.name()
                 ),
@@ -232,6 +232,8 @@ enum Form {
         decode: fn(&[u8]) -> Result<Blocks, FormatError>,
         narrow: bool,
     },
+    /// Blocks that no form of levels has, as f32.
+    Values(fn(&[u8]) -> Result<Vec<f32>, FormatError>),
 }
 
 impl Form {
@@ -244,6 +246,7 @@ impl Form {
             GgufType::Q8_0 => blocks(gguf::q8_0, false),
             GgufType::Q6K => blocks(gguf::q6_k, false),
             GgufType::Q4_0 => blocks(gguf::q4_0, true),
+            GgufType::Q4_1 => Some(Form::Values(gguf::q4_1)),
             GgufType::Other(_) => None,
         }
     }
@@ -273,6 +276,12 @@ impl Tensor {
         self.ordered(Cow::Borrowed(bytes), k * (dtype.bitsize() / 8))
     }
 
+    /// An error of a decoder, with the tensor and the file.
+    fn named(&self, error: FormatError) -> ModelError {
+        let error = error.in_tensor(&self.tensor().name);
+        error.in_file(self.file.path()).into()
+    }
+
     /// Rows of `width` values in Hugging Face's order: a head's first elements of pairs, then the second ones.
     fn ordered<'a, T: Copy>(&self, rows: Cow<'a, [T]>, width: usize) -> Cow<'a, [T]> {
         let Some(heads) = self.heads else {
@@ -300,10 +309,17 @@ impl Decode for Tensor {
                 let bytes = self.float_rows(dtype, k);
                 return Ok(Decoded::Float { dtype, bytes });
             }
+            Form::Values(decode) => {
+                let values = decode(self.file.bytes(tensor)).map_err(|e| self.named(e))?;
+                let values = self.ordered(Cow::Owned(values), k);
+                let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+                let (dtype, bytes) = (Dtype::F32, Cow::Owned(bytes.collect()));
+                return Ok(Decoded::Float { dtype, bytes });
+            }
             Form::Blocks { decode, narrow } => (decode, narrow),
         };
-        let Blocks { levels, mut scales } = decode(self.file.bytes(tensor))
-            .map_err(|e| e.in_tensor(&tensor.name).in_file(self.file.path()))?;
+        let Blocks { levels, mut scales } =
+            decode(self.file.bytes(tensor)).map_err(|e| self.named(e))?;
         let columns = levels.len() / scales.len();
         // A scale of -0 is worth the same as 0, which is what kernels take.
         scales.iter_mut().for_each(|scale| *scale += 0.0);
@@ -329,6 +345,7 @@ impl Decode for Tensor {
     fn floats(&self) -> Option<Dtype> {
         match self.form {
             Form::Float(dtype) => Some(dtype),
+            Form::Values(_) => Some(Dtype::F32),
             Form::Blocks { .. } => None,
         }
     }
