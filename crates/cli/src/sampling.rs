@@ -70,6 +70,7 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
             // The keys of a hasher are the standard library's only source of randomness.
             seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+            ..model
         };
         // Options were checked when they were read.
         params.validate().with_context(|| {

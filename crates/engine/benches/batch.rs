@@ -99,7 +99,7 @@ fn submit(engine: &mut BatchEngine, prompt: Vec<u32>, tokens: usize, sampling: &
         params: GenerateParams {
             max_tokens: tokens,
             sampling: sampling.clone(),
-            stop: Vec::new(),
+            ..GenerateParams::default()
         },
         ..Request::default()
     };

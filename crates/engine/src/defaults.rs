@@ -59,7 +59,7 @@ impl SamplingDefaults {
             top_p: self.top_p.unwrap_or(ours.top_p),
             min_p: self.min_p.unwrap_or(ours.min_p),
             repetition_penalty: self.repetition_penalty.unwrap_or(ours.repetition_penalty),
-            seed: ours.seed,
+            ..ours
         }
     }
 }

@@ -114,6 +114,8 @@ pub enum EngineError {
         /// How many that is.
         requests: usize,
     },
+    /// The host takes no more requests: it is about to end.
+    Draining,
     /// The engine's thread ended by a panic, which is a fault of ours.
     Panicked {
         /// What it said.
@@ -282,6 +284,7 @@ impl EngineError {
                 f,
                 "{requests} requests run or wait, which is as many as are taken at a time: try again later"
             ),
+            Self::Draining => write!(f, "no more requests are taken: it ends soon"),
             Self::Panicked { message } => {
                 write!(f, "a fault of the engine ended it: {}", BothEnds(message))
             }

@@ -5,14 +5,14 @@
 //! use std::path::Path;
 //! use std::sync::Arc;
 //!
-//! use sparamx_engine::{ChatTemplate, Event, GenerateParams, Host, HostOptions, Message};
+//! use sparamx_engine::{Event, GenerateParams, Host, HostOptions, Message};
 //! # use sparamx_kernels::Runtime;
 //!
 //! # fn chat(runtime: Arc<Runtime>) -> Result<(), Box<dyn std::error::Error>> {
 //! let dir = Path::new("a/folder/in/hugging/face/layout");
 //! let host = Host::open(dir, runtime, HostOptions::default(), &mut |report| eprintln!("{report:?}"))?;
 //! let tokenizer = &host.loaded().tokenizer;
-//! let prompt = match ChatTemplate::from_dir(dir)? {
+//! let prompt = match &host.loaded().template {
 //!     // The rendered template holds the special tokens already.
 //!     Some(template) => tokenizer.encode(&template.render(&[Message::new("user", "Hi")], true)?, false)?,
 //!     None => tokenizer.encode_prompt("Once upon a time")?,
@@ -55,13 +55,14 @@ mod tokenizer;
 mod writer;
 
 pub use batch::{
-    BatchEngine, Engine, EngineOptions, Event, FinishReason, GenerateParams, MAX_ALTERNATIVES,
-    Request, RequestId, Speculation, Stats, TokenLogprob, Usage,
+    BatchEngine, Engine, EngineOptions, Event, FinishReason, Finished, GenerateParams,
+    MAX_ALTERNATIVES, Request, RequestId, Speculation, Stats, StepReport, StoppedBy, TokenLogprob,
+    Usage,
 };
 pub use chat::{ChatTemplate, Message};
 pub use defaults::SamplingDefaults;
 pub use error::EngineError;
-pub use host::{Handle, Host, HostOptions, Outcome};
+pub use host::{Cancel, Handle, Host, HostOptions, Outcome, Sink};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use logprobs::negative_log_likelihood;
 pub use open::{Loaded, Opening};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, Group, LoadOptions, Model, ResidenceOptions};
 
-use crate::{EngineError, SamplingDefaults, Tokenizer};
+use crate::{ChatTemplate, EngineError, SamplingDefaults, Tokenizer};
 
 /// What is reported while a model is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct Loaded {
     pub defaults: SamplingDefaults,
     /// What became of its packed weights, by module.
     pub groups: Arc<[Group]>,
+    /// How it wants a conversation written, where a [`Host`](crate::Host) opened it.
+    pub template: Option<ChatTemplate>,
 }
 
 impl Loaded {
@@ -55,6 +57,7 @@ impl Loaded {
             tokenizer,
             defaults: SamplingDefaults::default(),
             groups: Arc::default(),
+            template: None,
         }
     }
 

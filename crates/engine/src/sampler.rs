@@ -1,10 +1,12 @@
 //! The next token from a row of logits.
 //!
-//! Order, as in Transformers: a [`LogitsProcessor`] if there is one, repetition penalty, temperature, top-k, top-p (on the
-//! probabilities of those left by top-k, made to sum to one), min-p, draw. Each of the three filters keeps the most probable
-//! tokens up to some rank, so all that matters of their order is which probabilities top-p adds up.
+//! Order, as in vLLM: biases, a [`LogitsProcessor`] if there is one, the three penalties (repetition, frequency, presence),
+//! temperature, top-k, top-p (on the probabilities of those left by top-k, made to sum to one), min-p, draw. Each of the three
+//! filters keeps the most probable tokens up to some rank, so all that matters of their order is which probabilities top-p adds
+//! up.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::fmt;
 
 use rand_chacha::ChaCha8Rng;
@@ -26,12 +28,18 @@ pub struct SamplingParams {
     pub min_p: f32,
     /// Positive logits of tokens in the prompt and the text so far are divided by this, negative ones multiplied. 1 is off.
     pub repetition_penalty: f32,
+    /// Taken off the logits of tokens in the text so far, prompt not included. -2 to 2; 0 is off.
+    pub presence_penalty: f32,
+    /// Taken off the logits of tokens in the text so far, prompt not included, as often as they occur. -2 to 2; 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these ids before everything else. -100 to 100: what bans an id, and what forces it.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Same seed, same logits: same tokens, on every platform.
     pub seed: u64,
 }
 
 impl Default for SamplingParams {
-    /// Temperature 0.8, top-p 0.95; no other filter; seed 0.
+    /// Temperature 0.8, top-p 0.95; no other filter, no penalty, no bias; seed 0.
     fn default() -> Self {
         Self {
             temperature: 0.8,
@@ -39,6 +47,9 @@ impl Default for SamplingParams {
             top_p: 0.95,
             min_p: 0.0,
             repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -73,7 +84,18 @@ impl SamplingParams {
             penalty,
             penalty > 0.0 && penalty.is_finite(),
             "more than 0, and 1 for none",
-        )
+        )?;
+        for (name, value) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
+            number(name, value, (-2.0..=2.0).contains(&value), "-2 to 2")?;
+        }
+        for &(_, bias) in &self.logit_bias {
+            let fits = (-100.0..=100.0).contains(&bias);
+            number("logit_bias", bias, fits, "-100 to 100")?;
+        }
+        Ok(())
     }
 }
 
@@ -112,6 +134,8 @@ pub struct Sampler {
     /// Distinct ids of the prompt and the text so far; kept only for the penalty.
     seen: Vec<u32>,
     is_seen: Vec<bool>,
+    /// How often each id is in the text so far; kept only for the penalties that count.
+    counts: HashMap<u32, u32>,
     /// Logits after processor and penalty, kept to reuse the memory.
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -130,11 +154,12 @@ impl Sampler {
             processor: None,
             seen: Vec::new(),
             is_seen: Vec::new(),
+            counts: HashMap::new(),
             logits: Vec::new(),
             candidates: Vec::new(),
         };
         for &id in prompt {
-            sampler.accept(id);
+            sampler.see(id);
         }
         Ok(sampler)
     }
@@ -150,14 +175,28 @@ impl Sampler {
     /// # Errors
     /// A logit that is NaN or plus infinity, before or after the processor; all of them minus infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, EngineError> {
+        self.sample_except(logits, &[])
+    }
+
+    /// The same without the ids of `banned`, unless they are all that the processor leaves.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`].
+    pub fn sample_except(&mut self, logits: &[f32], banned: &[u32]) -> Result<u32, EngineError> {
         check_logits(logits)?;
         let mut penalized = std::mem::take(&mut self.logits);
         penalized.clear();
         penalized.extend_from_slice(logits);
+        for &(id, bias) in &self.params.logit_bias {
+            if let Some(logit) = penalized.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
         if let Some(processor) = &mut self.processor {
             processor.process(&mut penalized);
             check_logits(&penalized)?;
         }
+        ban(&mut penalized, banned);
         self.penalize(&mut penalized);
         let best = argmax(&penalized).ok_or(EngineError::NoToken)?;
         let id = if self.params.temperature == 0.0 {
@@ -173,7 +212,16 @@ impl Sampler {
         Ok(id)
     }
 
+    /// Counts a token of the text.
     fn accept(&mut self, id: u32) {
+        self.see(id);
+        if self.params.presence_penalty != 0.0 || self.params.frequency_penalty != 0.0 {
+            *self.counts.entry(id).or_default() += 1;
+        }
+    }
+
+    /// Remembers a token of prompt or text.
+    fn see(&mut self, id: u32) {
         if self.params.repetition_penalty == 1.0 {
             return;
         }
@@ -198,6 +246,15 @@ impl Sampler {
                     *logit * penalty
                 };
                 // However extreme the penalty, what was possible stays so, and probabilities follow from the row.
+                *logit = penalized.clamp(f32::MIN, f32::MAX);
+            }
+        }
+        let (presence, frequency) = (self.params.presence_penalty, self.params.frequency_penalty);
+        for (&id, &count) in &self.counts {
+            if let Some(logit) = logits.get_mut(id as usize)
+                && logit.is_finite()
+            {
+                let penalized = *logit - frequency * count as f32 - presence;
                 *logit = penalized.clamp(f32::MIN, f32::MAX);
             }
         }
@@ -233,6 +290,22 @@ impl Sampler {
         }
         // Where rounding leaves a little over at the end, it is the last token with any weight. The best one has some.
         chosen.expect("the best token passes every filter")
+    }
+}
+
+/// Forbids ids, unless nothing else is possible.
+fn ban(logits: &mut [f32], banned: &[u32]) {
+    let mut before = Vec::with_capacity(banned.len());
+    for &id in banned {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            before.push((id, std::mem::replace(logit, f32::NEG_INFINITY)));
+        }
+    }
+    if !before.is_empty() && logits.iter().all(|&logit| logit == f32::NEG_INFINITY) {
+        // Backwards: an id may be there twice.
+        for (id, logit) in before.into_iter().rev() {
+            logits[id as usize] = logit;
+        }
     }
 }
 

@@ -16,6 +16,12 @@ pub struct StopMatcher {
     held: String,
     /// For each byte of it, whether it belongs to the text.
     visible: Vec<bool>,
+    /// A stop string that ends in so many first bytes of it came too early to count.
+    early_bytes: usize,
+    /// Whether that holds for what comes next.
+    ignores: bool,
+    /// The stop string is part of the text.
+    includes: bool,
 }
 
 /// What [`StopMatcher::push`] has to say about a piece.
@@ -23,8 +29,8 @@ pub struct StopMatcher {
 pub struct Passed {
     /// Text that is certain to be no part of a stop string. May be empty.
     pub text: String,
-    /// Whether a stop string is complete. Nothing comes after `text` then.
-    pub stopped: bool,
+    /// Which stop string is complete, if one is. Nothing comes after `text` then.
+    pub stopped: Option<usize>,
 }
 
 impl StopMatcher {
@@ -44,12 +50,28 @@ impl StopMatcher {
             stops: stops.to_vec(),
             held: String::new(),
             visible: Vec::new(),
+            early_bytes: 0,
+            ignores: false,
+            includes: false,
         })
+    }
+
+    /// The same with the stop string that ends the text as a part of it.
+    #[must_use]
+    pub fn including(mut self, includes: bool) -> Self {
+        self.includes = includes;
+        self
     }
 
     /// Adds a piece of text.
     pub fn push(&mut self, piece: &str) -> Passed {
         self.add(piece, true)
+    }
+
+    /// A stop string that is complete in the next pieces does not count, until `early` is false. One that is complete later
+    /// may begin in them.
+    pub fn ignore(&mut self, early: bool) {
+        self.ignores = early;
     }
 
     /// Adds a special token by its name.
@@ -65,16 +87,25 @@ impl StopMatcher {
     fn add(&mut self, piece: &str, visible: bool) -> Passed {
         self.held.push_str(piece);
         self.visible.resize(self.held.len(), visible);
-        let found = self.first_match();
-        let certain = self.held.len() - self.possible_start_bytes();
-        let text = self.take(found.unwrap_or(certain));
-        if found.is_some() {
-            self.held.clear();
-            self.visible.clear();
+        if self.ignores {
+            self.early_bytes = self.held.len();
         }
+        let Some((start, index)) = self.first_match() else {
+            let certain = self.held.len() - self.possible_start_bytes();
+            return Passed {
+                text: self.take(certain),
+                stopped: None,
+            };
+        };
+        let mut text = self.take(start);
+        if self.includes {
+            text += &self.stops[index];
+        }
+        self.held.clear();
+        self.visible.clear();
         Passed {
             text,
-            stopped: found.is_some(),
+            stopped: Some(index),
         }
     }
 
@@ -83,21 +114,22 @@ impl StopMatcher {
         let rest = self.held.split_off(bytes);
         let taken = std::mem::replace(&mut self.held, rest);
         let visible: Vec<bool> = self.visible.drain(..bytes).collect();
+        self.early_bytes = self.early_bytes.saturating_sub(bytes);
         let shown = taken.char_indices().filter(|&(at, _)| visible[at]);
         shown.map(|(_, char)| char).collect()
     }
 
-    /// Start of the stop string that is complete first.
-    fn first_match(&self) -> Option<usize> {
-        self.stops
-            .iter()
-            .filter_map(|stop| {
-                self.held
-                    .find(stop)
-                    .map(|start| (start + stop.len(), start))
-            })
-            .min()
-            .map(|(_end, start)| start)
+    /// Start and index of the stop string that is complete first.
+    fn first_match(&self) -> Option<(usize, usize)> {
+        let found = |(index, stop): (usize, &String)| {
+            let least = (self.early_bytes + 1).saturating_sub(stop.len());
+            let from = (least..=self.held.len()).find(|&at| self.held.is_char_boundary(at))?;
+            let start = from + self.held[from..].find(stop.as_str())?;
+            // The earliest start among those that end in the same place.
+            Some((start + stop.len(), start, index))
+        };
+        let first = self.stops.iter().enumerate().filter_map(found).min();
+        first.map(|(_end, start, index)| (start, index))
     }
 
     /// Length of the longest end of the held text that a stop string begins with.
@@ -138,7 +170,7 @@ mod tests {
         for piece in pieces {
             let passed = matcher.push(piece);
             text += &passed.text;
-            if passed.stopped {
+            if passed.stopped.is_some() {
                 return (text, true, held);
             }
             held = held.max(matcher.held.len());
@@ -184,7 +216,7 @@ mod tests {
                     matcher.push(piece)
                 };
                 text += &passed.text;
-                if passed.stopped {
+                if passed.stopped.is_some() {
                     return (text + &matcher.finish(), true);
                 }
             }

@@ -37,6 +37,8 @@ pub struct StreamDecoder {
     shown_bytes: usize,
     /// Characters U+FFFD that the prompt's text ends with. Where they stay, they are not new.
     replaced_in_prompt: usize,
+    /// Special tokens have a text: their names.
+    shows_special: bool,
 }
 
 impl Tokenizer {
@@ -45,7 +47,15 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::decode`].
     pub fn stream(self: &Arc<Self>, prompt: &[u32]) -> Result<StreamDecoder, EngineError> {
-        StreamDecoder::new(Arc::clone(self), prompt)
+        StreamDecoder::new(Arc::clone(self), prompt, false)
+    }
+
+    /// The same with special tokens by their names.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn stream_all(self: &Arc<Self>, prompt: &[u32]) -> Result<StreamDecoder, EngineError> {
+        StreamDecoder::new(Arc::clone(self), prompt, true)
     }
 }
 
@@ -54,7 +64,11 @@ impl StreamDecoder {
     ///
     /// The end of the prompt goes through it and what comes out is dropped. That end begins with a token that has a text of
     /// its own, so that nothing before it has a say in what follows.
-    fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32]) -> Result<Self, EngineError> {
+    pub(crate) fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt: &[u32],
+        shows_special: bool,
+    ) -> Result<Self, EngineError> {
         let mut stream = Self {
             tokenizer,
             window: Vec::new(),
@@ -62,10 +76,11 @@ impl StreamDecoder {
             context: String::new(),
             shown_bytes: 0,
             replaced_in_prompt: 0,
+            shows_special,
         };
         let mut start = 0;
         for (index, id) in prompt.iter().enumerate().rev() {
-            let text = stream.tokenizer.decode(std::slice::from_ref(id))?;
+            let text = stream.decode(std::slice::from_ref(id))?;
             if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) {
                 start = index;
                 break;
@@ -80,13 +95,14 @@ impl StreamDecoder {
         Ok(stream)
     }
 
-    /// Adds an id and returns the text that is certain now, if any. Special tokens have no text.
+    /// Adds an id and returns the text that is certain now, if any. Special tokens have no text, unless they are shown.
     ///
     /// # Errors
     /// The tokenizer's decoder fails.
     pub fn push(&mut self, id: u32) -> Result<Option<String>, EngineError> {
         // An id without text in the context would hide what the context is there for.
-        if !self.tokenizer.is_text(id) {
+        let shown = self.shows_special && self.tokenizer.special(id).is_some();
+        if !shown && !self.tokenizer.is_text(id) {
             return Ok(None);
         }
         self.window.push(id);
@@ -96,13 +112,13 @@ impl StreamDecoder {
         if stable == text.len() && stable > 0 {
             self.window.drain(..self.settled);
             self.settled = self.window.len();
-            self.context = self.tokenizer.decode(&self.window)?;
+            self.context = self.decode(&self.window)?;
             self.shown_bytes = 0;
         } else if self.window.len() - self.settled > MAX_PENDING {
             self.window.drain(..self.window.len() - KEPT);
             self.settled = 0;
             self.context.clear();
-            self.shown_bytes = stable_bytes(&self.tokenizer.decode(&self.window)?);
+            self.shown_bytes = stable_bytes(&self.decode(&self.window)?);
         }
         Ok(piece)
     }
@@ -116,15 +132,23 @@ impl StreamDecoder {
         Ok(self.show(&text, text.len()))
     }
 
+    fn decode(&self, ids: &[u32]) -> Result<String, EngineError> {
+        if self.shows_special {
+            self.tokenizer.decode_all(ids)
+        } else {
+            self.tokenizer.decode(ids)
+        }
+    }
+
     /// Text of the pending ids, after the context.
     fn pending_text(&self) -> Result<String, EngineError> {
-        let mut text = self.tokenizer.decode(&self.window)?;
+        let mut text = self.decode(&self.window)?;
         if text.starts_with(&self.context) {
             text.drain(..self.context.len());
             return Ok(text);
         }
         // The run of bytes that the context ends with has gone bad.
-        self.tokenizer.decode(&self.window[self.settled..])
+        self.decode(&self.window[self.settled..])
     }
 
     /// What is new in the first `stable` bytes of the pending text.

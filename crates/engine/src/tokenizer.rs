@@ -1,6 +1,6 @@
 //! Text to ids and back, over the tokenizers crate.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
@@ -21,6 +21,8 @@ pub struct Tokenizer {
     eos: Vec<u32>,
     /// Special tokens, those that a file marks and those with a role, by their ids.
     special: HashMap<u32, String>,
+    /// Special tokens by their roles.
+    roles: BTreeMap<String, String>,
     least: LeastTokens,
     warnings: Vec<String>,
 }
@@ -77,6 +79,7 @@ impl Tokenizer {
             },
             eos,
             special,
+            roles: named_roles(specials),
             least: LeastTokens::new(&inner, vocabulary.keys()),
             vocab_size,
             warnings,
@@ -146,7 +149,15 @@ impl Tokenizer {
         // The crate's own filter goes by text and misses special tokens that its normalizer changes.
         let special = |id: &&u32| self.special.contains_key(*id);
         let text: Vec<u32> = ids.iter().filter(|id| !special(id)).copied().collect();
-        guarded(|| self.inner.decode(&text, false))
+        self.decode_all(&text)
+    }
+
+    /// Text of `ids`, with special tokens by their names.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::decode`].
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String, EngineError> {
+        guarded(|| self.inner.decode(ids, false))
             .map_err(|error| EngineError::Coding { error })?
             .map_err(EngineError::coding)
     }
@@ -164,6 +175,11 @@ impl Tokenizer {
     /// Whether `id` stands for text: it is in the vocabulary and no special token.
     pub fn is_text(&self, id: u32) -> bool {
         !self.special.contains_key(&id) && self.inner.id_to_token(id).is_some()
+    }
+
+    /// The special tokens by role: `bos_token`, `eos_token`, `pad_token` and others that the model's files name.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.roles
     }
 
     /// The name of a special token, which is no part of a text; none for any other.
@@ -252,6 +268,14 @@ fn out_of_reach(
         lost.count(),
         BothEnds(token),
     ))
+}
+
+/// Roles that have a token.
+fn named_roles(specials: SpecialTokens) -> BTreeMap<String, String> {
+    let named = specials.into_iter();
+    named
+        .filter_map(|(role, text)| Some((role, text?)))
+        .collect()
 }
 
 /// Id of the special token with a role such as `bos_token`.

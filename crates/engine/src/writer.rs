@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::batch::GenerateParams;
 use crate::{EngineError, Passed, StopMatcher, StreamDecoder, Tokenizer};
 
 /// Decodes ids as they come, and looks for stop strings.
@@ -9,6 +10,8 @@ pub(crate) struct TextWriter {
     tokenizer: Arc<Tokenizer>,
     decoder: StreamDecoder,
     stops: StopMatcher,
+    /// Special tokens are text.
+    shows_special: bool,
     /// A stop string came: what is held back is none of the text.
     stopped: bool,
 }
@@ -18,30 +21,34 @@ impl TextWriter {
     pub fn new(
         tokenizer: &Arc<Tokenizer>,
         prompt: &[u32],
-        stops: &[String],
+        params: &GenerateParams,
     ) -> Result<Self, EngineError> {
+        let shows_special = params.show_special;
         Ok(Self {
             tokenizer: Arc::clone(tokenizer),
-            decoder: tokenizer.stream(prompt)?,
-            stops: StopMatcher::new(stops)?,
+            decoder: StreamDecoder::new(Arc::clone(tokenizer), prompt, shows_special)?,
+            stops: StopMatcher::new(&params.stop)?.including(params.include_stop),
+            shows_special,
             stopped: false,
         })
     }
 
-    /// Adds an id: the text that is certain now, and whether it ends there.
-    pub fn push(&mut self, id: u32) -> Result<Passed, EngineError> {
+    /// Adds an id: the text that is certain now, and the stop string that ends it there. One that is complete here is ignored
+    /// if it comes too `early`.
+    pub fn push(&mut self, id: u32, early: bool) -> Result<Passed, EngineError> {
+        self.stops.ignore(early);
         let passed = match self.tokenizer.special(id) {
-            Some(name) => self.stops.push_special(name),
-            None => self.stops.push(&self.decoder.push(id)?.unwrap_or_default()),
+            Some(name) if !self.shows_special => self.stops.push_special(name),
+            _ => self.stops.push(&self.decoder.push(id)?.unwrap_or_default()),
         };
-        self.stopped |= passed.stopped;
+        self.stopped |= passed.stopped.is_some();
         Ok(passed)
     }
 
-    /// Lets go of what was held back, unless a stop string ended the text.
-    pub fn finish(self) -> Result<String, EngineError> {
+    /// Lets go of what was held back, unless a stop string ended the text. The text of a token that ended it may come `after`.
+    pub fn finish(self, after: Option<u32>) -> Result<String, EngineError> {
         let Self {
-            decoder,
+            mut decoder,
             mut stops,
             stopped,
             ..
@@ -49,8 +56,12 @@ impl TextWriter {
         if stopped {
             return Ok(String::new());
         }
-        let mut passed = stops.push(&decoder.finish()?.unwrap_or_default());
-        if !passed.stopped {
+        let last = match after {
+            Some(id) => decoder.push(id)?.unwrap_or_default(),
+            None => String::new(),
+        };
+        let mut passed = stops.push(&(last + &decoder.finish()?.unwrap_or_default()));
+        if passed.stopped.is_none() {
             passed.text += &stops.finish();
         }
         Ok(passed.text)

@@ -17,8 +17,8 @@ use serde_json::json;
 use sparamx_cpu::{Cpu, Isa};
 use sparamx_engine::{
     BatchEngine, Engine, EngineError, EngineOptions, Event, FinishReason, GenerateParams,
-    KvOptions, KvPrecision, KvRule, Loaded, PagePool, Request, RequestId, SamplingParams,
-    Speculation, TokenLogprob, Tokenizer, Usage,
+    KvOptions, KvPrecision, KvRule, Loaded, LogitsProcessor, PagePool, Request, RequestId,
+    SamplingParams, Speculation, StoppedBy, TokenLogprob, Tokenizer, Usage,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Checkpoint, LoadOptions, Model};
@@ -49,6 +49,8 @@ struct Received {
     logprobs: Vec<TokenLogprob>,
     text: String,
     end: Option<(Result<FinishReason, EngineError>, Usage)>,
+    stopped_by: Option<StoppedBy>,
+    ending: Option<TokenLogprob>,
 }
 
 impl Received {
@@ -73,10 +75,16 @@ impl Received {
                 text,
                 result,
                 usage,
+                stopped_by,
+                ending,
             } => {
                 self.text += &text;
                 assert_eq!(usage.tokens.max(self.ids.len()), self.ids.len());
+                let stopped = matches!(result, Ok(FinishReason::Stop));
+                assert_eq!(stopped, stopped_by.is_some());
                 self.end = Some((result, usage));
+                self.stopped_by = stopped_by;
+                self.ending = ending;
             }
         }
     }
@@ -104,14 +112,16 @@ fn alone(naive: &mut NaiveEngine, request: &Request) -> Received {
     drain(naive).remove(&id).unwrap()
 }
 
-/// The same request, but for a processor.
+/// The same request.
 fn copy(request: &Request) -> Request {
     Request {
         prompt: request.prompt.clone(),
         params: request.params.clone(),
         logprobs: request.logprobs,
         prompt_logprobs: request.prompt_logprobs,
-        processor: None,
+        processor: Mask::of(request.tenant),
+        tenant: request.tenant,
+        cache_salt: request.cache_salt.clone(),
     }
 }
 
@@ -121,7 +131,7 @@ fn greedy(prompt: &[u32], max_tokens: usize) -> Request {
         params: GenerateParams {
             max_tokens,
             sampling: SamplingParams::greedy(),
-            stop: Vec::new(),
+            ..GenerateParams::default()
         },
         ..Request::default()
     }
@@ -164,7 +174,7 @@ fn random_request(dice: &mut Dice, documents: &[Vec<u32>], longest: usize) -> Re
     let mut prompt = document[..shared].to_vec();
     prompt.extend((0..1 + dice.below(40)).map(|_| dice.below(250) as u32));
     prompt.truncate(longest - 1);
-    let sampling = match dice.below(3) {
+    let mut sampling = match dice.below(3) {
         0 => SamplingParams::greedy(),
         1 => SamplingParams {
             temperature: 0.3,
@@ -178,19 +188,74 @@ fn random_request(dice: &mut Dice, documents: &[Vec<u32>], longest: usize) -> Re
             ..SamplingParams::default()
         },
     };
+    if dice.one_in(4) {
+        sampling.presence_penalty = dice.below(5) as f32 - 2.0;
+        sampling.frequency_penalty = dice.below(5) as f32 / 4.0 - 0.5;
+    }
+    if dice.one_in(4) {
+        let bias = |dice: &mut Dice| {
+            (
+                dice.below(BYTE_LEVEL_IDS) as u32,
+                dice.below(9) as f32 - 4.0,
+            )
+        };
+        sampling.logit_bias = (0..1 + dice.below(40)).map(|_| bias(dice)).collect();
+    }
+    let max_tokens = 1 + dice.below(160);
+    let tenant = if dice.one_in(4) { 1 + dice.below(9) } else { 0 } as u64;
+    let salts = [None, None, None, Some("a"), Some("b")];
     Request {
         prompt,
         params: GenerateParams {
-            max_tokens: 1 + dice.below(160),
+            max_tokens,
+            min_tokens: if dice.one_in(3) {
+                dice.below(max_tokens + 1)
+            } else {
+                0
+            },
             sampling,
             stop: match dice.one_in(3) {
-                true => vec!["e".into(), "th".into()],
+                true => vec!["e".into(), "th".into(), "<|end|>".into()],
                 false => Vec::new(),
             },
+            include_stop: dice.one_in(3),
+            stop_token_ids: match dice.one_in(4) {
+                true => (0..5).map(|_| dice.below(BYTE_LEVEL_IDS) as u32).collect(),
+                false => Vec::new(),
+            },
+            ignore_eos: dice.one_in(3),
+            show_special: dice.one_in(3),
         },
         logprobs: dice.one_in(4).then_some(dice.below(5)),
         prompt_logprobs: dice.one_in(6).then_some(dice.below(3)),
-        ..Request::default()
+        processor: Mask::of(tenant),
+        tenant,
+        cache_salt: dice.pick(&salts).map(str::to_owned),
+    }
+}
+
+/// Forbids a third of the ids, others after each token; what [`Request::tenant`] says, so that a request can be copied.
+#[derive(Debug)]
+struct Mask(u64);
+
+impl Mask {
+    fn of(tenant: u64) -> Option<Box<dyn LogitsProcessor>> {
+        (tenant > 0).then(|| Box::new(Self(tenant)) as Box<dyn LogitsProcessor>)
+    }
+}
+
+impl LogitsProcessor for Mask {
+    fn process(&mut self, logits: &mut [f32]) {
+        for (logit, id) in logits.iter_mut().zip(0..) {
+            if (id * 7 + self.0) % 3 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
+    fn accept(&mut self, id: u32) {
+        assert_ne!((u64::from(id) * 7 + self.0) % 3, 0, "{id} is forbidden");
+        self.0 = self.0 * 31 % 1009 + u64::from(id);
     }
 }
 
@@ -290,6 +355,8 @@ fn campaign(seed: u64, loaded: &Loaded) -> (u64, u64, u64) {
             assert_eq!(got.ids, want.ids, "{about}");
             assert_eq!(got.text, want.text, "{about}");
             assert_eq!(got.reason(), want.reason(), "{about}");
+            assert_eq!(got.stopped_by, want.stopped_by, "{about}");
+            assert_eq!(got.ending, want.ending, "{about}");
             assert_eq!(got.logprobs, want.logprobs, "{about}");
             assert_eq!(got.prompt_logprobs, want.prompt_logprobs, "{about}");
             assert_eq!(got.prompt_done, request.prompt.len(), "{about}");

@@ -28,7 +28,7 @@ fn greedy(max_tokens: usize) -> GenerateParams {
     GenerateParams {
         max_tokens,
         sampling: SamplingParams::greedy(),
-        stop: Vec::new(),
+        ..GenerateParams::default()
     }
 }
 

@@ -29,7 +29,7 @@ fn request(seed: u32, max_tokens: usize) -> Request {
                 seed: seed.into(),
                 ..SamplingParams::default()
             },
-            stop: Vec::new(),
+            ..GenerateParams::default()
         },
         logprobs: Some(2),
         ..Request::default()
@@ -213,7 +213,7 @@ fn a_processor_changes_the_tokens_of_its_request_only() {
             params: GenerateParams {
                 max_tokens: 40,
                 sampling: SamplingParams::greedy(),
-                stop: Vec::new(),
+                ..GenerateParams::default()
             },
             ..request(1, 0)
         };

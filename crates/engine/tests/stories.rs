@@ -19,7 +19,7 @@ fn assert_text(dir: &Path, prompt: &str, tokens: usize, want: &str) {
         let params = GenerateParams {
             max_tokens: tokens,
             sampling: SamplingParams::greedy(),
-            stop: Vec::new(),
+            ..GenerateParams::default()
         };
         let mut streamed = String::new();
         let outcome = host.generate(&prompt, &params, &mut |event| {

@@ -1,12 +1,12 @@
 //! One request from the moment it is taken in to its last event.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sparamx_kernels::attention::PAGE_TOKENS;
 use sparamx_model::{Input, KvCache, Want};
 
-use super::api::{Event, FinishReason, Request, TokenLogprob, Usage};
+use super::api::{Event, FinishReason, GenerateParams, Request, StoppedBy, TokenLogprob, Usage};
 use super::lookup::Lookup;
 use super::schedule::Pending;
 use super::speculate::{Acceptance, MAX_DRAFT, Offer};
@@ -21,11 +21,16 @@ pub(crate) struct Active {
     prompt_tokens: usize,
     /// New tokens at most, and why there are no more.
     most: (usize, FinishReason),
+    /// Nothing ends the text before so many new tokens.
+    least: usize,
+    ends: Ends,
     logprobs: Option<usize>,
     prompt_logprobs: Option<usize>,
-    tokenizer: Arc<Tokenizer>,
     sampler: Sampler,
     writer: TextWriter,
+    tenant: u64,
+    cache_salt: Option<String>,
+    submitted: Instant,
     /// Keys and values, while it is admitted.
     cache: Option<PagedCache>,
     /// Tokens of the prompt that events have reported. Preemption does not take them back.
@@ -43,6 +48,51 @@ pub(crate) struct Active {
     /// What happened in this step.
     events: Vec<Event>,
     result: Option<Result<FinishReason, EngineError>>,
+    stopped_by: Option<StoppedBy>,
+    /// The log probability of the token that ended the text.
+    ending: Option<TokenLogprob>,
+}
+
+/// What ends the text of a request.
+struct Ends {
+    /// The model's own ids; none if they are ignored.
+    eos: Vec<u32>,
+    /// Those of the request, and its stop strings.
+    tokens: Vec<u32>,
+    strings: Vec<String>,
+    /// The last token is part of the text.
+    included: bool,
+}
+
+impl Ends {
+    fn new(params: &mut GenerateParams, tokenizer: &Tokenizer) -> Self {
+        Self {
+            eos: if params.ignore_eos {
+                Vec::new()
+            } else {
+                tokenizer.eos().to_vec()
+            },
+            tokens: std::mem::take(&mut params.stop_token_ids),
+            strings: std::mem::take(&mut params.stop),
+            included: params.include_stop,
+        }
+    }
+
+    /// What `id` ends, if it does.
+    fn by(&self, id: u32) -> Option<StoppedBy> {
+        if self.eos.contains(&id) {
+            Some(StoppedBy::Eos(id))
+        } else if self.tokens.contains(&id) {
+            Some(StoppedBy::Token(id))
+        } else {
+            None
+        }
+    }
+
+    /// All ids that end the text.
+    fn ids(&self) -> Vec<u32> {
+        [&self.eos[..], &self.tokens].concat()
+    }
 }
 
 /// What speculation knows of a request.
@@ -65,12 +115,15 @@ impl Active {
     ) -> Result<Self, EngineError> {
         let Request {
             prompt,
-            params,
+            mut params,
             logprobs,
             prompt_logprobs,
             processor,
+            tenant,
+            cache_salt,
         } = request;
         let room = room - prompt.len();
+        let writer = TextWriter::new(tokenizer, &prompt, &params)?;
         Ok(Self {
             prompt_tokens: prompt.len(),
             most: if params.max_tokens <= room {
@@ -78,11 +131,15 @@ impl Active {
             } else {
                 (room, FinishReason::Context)
             },
+            least: params.min_tokens,
+            ends: Ends::new(&mut params, tokenizer),
             logprobs,
             prompt_logprobs,
-            tokenizer: Arc::clone(tokenizer),
             sampler: Sampler::new(&params.sampling, &prompt)?.with_processor(processor),
-            writer: TextWriter::new(tokenizer, &prompt, &params.stop)?,
+            writer,
+            tenant,
+            cache_salt,
+            submitted: Instant::now(),
             cache: None,
             reported: 0,
             scored: 0,
@@ -96,6 +153,8 @@ impl Active {
             },
             events: Vec::new(),
             result: None,
+            stopped_by: None,
+            ending: None,
             ids: prompt,
         })
     }
@@ -115,17 +174,35 @@ impl Active {
         }
     }
 
+    /// Whose it is.
+    pub fn tenant(&self) -> u64 {
+        self.tenant
+    }
+
+    /// With whom it shares pages of the prefix cache.
+    pub fn cache_salt(&self) -> Option<&str> {
+        self.cache_salt.as_deref()
+    }
+
+    /// Whether its pages can be of use to a request with the same prompt: one is full before the last token.
+    pub fn fills_a_page(&self) -> bool {
+        self.prompt_tokens > PAGE_TOKENS
+    }
+
     /// Bytes of its pages; none while it waits.
     pub fn cache_bytes(&self) -> u64 {
         self.cache.as_ref().map_or(0, PagedCache::bytes)
     }
 
-    /// It runs from now on.
-    pub fn admit(&mut self, cache: PagedCache) {
-        if self.usage.preemptions == 0 {
+    /// It runs from now on. Says whether it is the first time.
+    pub fn admit(&mut self, cache: PagedCache) -> bool {
+        let first = self.usage.preemptions == 0;
+        if first {
             self.usage.cached_tokens = cache.len();
+            self.usage.queue_time = self.submitted.elapsed();
         }
         self.cache = Some(cache);
+        first
     }
 
     /// It gives its memory back.
@@ -253,14 +330,31 @@ impl Active {
         }
     }
 
+    /// Whether it took draft tokens in this step.
+    pub fn took_drafts(&self) -> bool {
+        self.drafted > 0
+    }
+
     pub fn usage(&self) -> &Usage {
         &self.usage
     }
 
+    /// How it ended: what has not come to its end was cancelled.
+    pub fn result(&self) -> &Result<FinishReason, EngineError> {
+        self.result.as_ref().unwrap_or(&Ok(FinishReason::Cancelled))
+    }
+
     /// The last event. What has not come to its end was cancelled.
-    pub fn finish(self) -> Event {
+    pub fn finish(mut self) -> Event {
+        if self.cache.is_none() && self.usage.preemptions == 0 {
+            self.usage.queue_time = self.submitted.elapsed();
+        }
+        let last = match self.stopped_by {
+            Some(StoppedBy::Eos(id) | StoppedBy::Token(id)) if self.ends.included => Some(id),
+            _ => None,
+        };
         let result = self.result.unwrap_or(Ok(FinishReason::Cancelled));
-        let (text, result) = match (self.writer.finish(), result) {
+        let (text, result) = match (self.writer.finish(last), result) {
             (Ok(text), result) => (text, result),
             (Err(error), Ok(_)) => (String::new(), Err(error)),
             (Err(_), result) => (String::new(), result),
@@ -268,6 +362,8 @@ impl Active {
         Event::Finished {
             text,
             result,
+            stopped_by: self.stopped_by,
+            ending: self.ending,
             usage: self.usage,
         }
     }
@@ -350,11 +446,17 @@ impl Active {
         }
         let drafts = self.feed.len() - self.drafted..self.feed.len();
         for (index, row) in rows.iter().enumerate() {
-            let id = self.sampler.sample(row)?;
+            let banned = if self.usage.tokens < self.least {
+                self.ends.ids()
+            } else {
+                Vec::new()
+            };
+            let id = self.sampler.sample_except(row, &banned)?;
             let draft = self.feed[drafts.clone()].get(index).copied();
             self.observe(index, draft, id);
-            if self.tokenizer.eos().contains(&id) {
-                self.result = Some(Ok(FinishReason::Stop));
+            if let Some(end) = self.ends.by(id) {
+                self.ending = self.logprob(row, id)?;
+                self.stop(end);
                 return Ok(index);
             }
             self.push(id, row)?;
@@ -365,17 +467,27 @@ impl Active {
         Ok(self.drafted)
     }
 
+    /// The text ends here.
+    fn stop(&mut self, by: StoppedBy) {
+        self.stopped_by = Some(by);
+        self.result = Some(Ok(FinishReason::Stop));
+    }
+
+    /// The log probability of a new token, if they are asked for.
+    fn logprob(&self, row: &[f32], id: u32) -> Result<Option<TokenLogprob>, EngineError> {
+        self.logprobs
+            .map(|top| log_probabilities(row, id, top))
+            .transpose()
+    }
+
     /// Adds a token to the text.
     fn push(&mut self, id: u32, row: &[f32]) -> Result<(), EngineError> {
         self.ids.push(id);
         self.usage.tokens += 1;
-        let logprob = match self.logprobs {
-            Some(top) => Some(log_probabilities(row, id, top)?),
-            None => None,
-        };
-        let passed = self.writer.push(id)?;
-        if passed.stopped {
-            self.result = Some(Ok(FinishReason::Stop));
+        let logprob = self.logprob(row, id)?;
+        let passed = self.writer.push(id, self.usage.tokens <= self.least)?;
+        if let Some(index) = passed.stopped {
+            self.stop(StoppedBy::Text(self.ends.strings[index].clone()));
         } else if self.usage.tokens == self.most.0 {
             self.result = Some(Ok(self.most.1));
         }

@@ -54,10 +54,21 @@ impl fmt::Display for RequestId {
 pub struct GenerateParams {
     /// Tokens to generate at most.
     pub max_tokens: usize,
+    /// Tokens before which nothing ends the text: the ids that end it are not chosen, and a stop string counts only if it
+    /// becomes complete later. A [`LogitsProcessor`] that leaves nothing but such ids has its way.
+    pub min_tokens: usize,
     /// How to choose them.
     pub sampling: SamplingParams,
-    /// Strings that end the text; they are not part of it.
+    /// Strings that end the text.
     pub stop: Vec<String>,
+    /// What ended the text is part of it: the stop string, or the text of the token.
+    pub include_stop: bool,
+    /// Ids that end the text, beside the model's own.
+    pub stop_token_ids: Vec<u32>,
+    /// The model's own ids that end a text are tokens like any other.
+    pub ignore_eos: bool,
+    /// Special tokens are part of the text, by their names.
+    pub show_special: bool,
 }
 
 impl GenerateParams {
@@ -66,12 +77,17 @@ impl GenerateParams {
 }
 
 impl Default for GenerateParams {
-    /// [`GenerateParams::DEFAULT_TOKENS`], default sampling, no stop strings.
+    /// [`GenerateParams::DEFAULT_TOKENS`], default sampling, nothing that ends the text but the model.
     fn default() -> Self {
         Self {
             max_tokens: Self::DEFAULT_TOKENS,
+            min_tokens: 0,
             sampling: SamplingParams::default(),
             stop: Vec::new(),
+            include_stop: false,
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            show_special: false,
         }
     }
 }
@@ -80,7 +96,7 @@ impl Default for GenerateParams {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FinishReason {
-    /// The model ended the text, or a stop string came.
+    /// The model ended the text, or what the request says ends it came: see [`StoppedBy`].
     Stop,
     /// As many tokens as were asked for.
     Length,
@@ -101,6 +117,18 @@ impl fmt::Display for FinishReason {
     }
 }
 
+/// What ended a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoppedBy {
+    /// One of the model's own ids.
+    Eos(u32),
+    /// One of [`GenerateParams::stop_token_ids`].
+    Token(u32),
+    /// One of [`GenerateParams::stop`].
+    Text(String),
+}
+
 /// A prompt to continue.
 #[derive(Debug, Default)]
 pub struct Request {
@@ -115,9 +143,20 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// Changes the logits before a token is chosen.
     pub processor: Option<Box<dyn LogitsProcessor>>,
+    /// Whose it is. A host admits requests of all tenants in turn.
+    pub tenant: u64,
+    /// Pages of the prefix cache are shared among requests with the same salt only: who measures times learns nothing of the
+    /// prompts of others.
+    pub cache_salt: Option<String>,
 }
 
-/// What happens to a request.
+/// What happens to a request, in order.
+///
+/// The texts of all events joined are the text. A token's text often comes with a later event: part of a character, and what
+/// may become a stop string, is held back until it is certain. So a front end that has to say which tokens a piece of text
+/// belongs to keeps the tokens since the last piece that was not empty: they and their log probabilities go with the next one.
+/// What is held back at the end comes with [`Event::Finished`]; after a stop string that is nothing, and the tokens that were
+/// kept made the stop string.
 #[derive(Debug)]
 pub enum Event {
     /// More of the prompt is in the cache.
@@ -129,7 +168,7 @@ pub enum Event {
         /// Log probabilities of the tokens after those reported before, if they are asked for. The first token has none.
         logprobs: Vec<TokenLogprob>,
     },
-    /// A new token. The one that ends the text is not reported.
+    /// A new token. The one that ends the text is no event of its own.
     Token {
         /// The token.
         id: u32,
@@ -144,6 +183,11 @@ pub enum Event {
         text: String,
         /// Why it ended.
         result: Result<FinishReason, EngineError>,
+        /// What ended the text; none unless the result is [`FinishReason::Stop`].
+        stopped_by: Option<StoppedBy>,
+        /// The log probability of the token that ended the text, if one did and they are asked for. It is not among those of
+        /// [`Event::Token`].
+        ending: Option<TokenLogprob>,
         /// What it took.
         usage: Usage,
     },
@@ -167,7 +211,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Those of them whose keys and values were there from other requests, at first admission.
     pub cached_tokens: usize,
-    /// New tokens.
+    /// New tokens, without the one that ended the text.
     pub tokens: usize,
     /// Draft tokens that went through the model.
     pub drafted: usize,
@@ -175,6 +219,8 @@ pub struct Usage {
     pub accepted: usize,
     /// Times it had to give back its memory and start over.
     pub preemptions: usize,
+    /// Time from submission to first admission, or to the end of a request that was never admitted.
+    pub queue_time: Duration,
     /// Time of the steps up to the first token, without the time it waited for admission.
     pub prefill_time: Duration,
     /// Time of the steps after that.
@@ -186,14 +232,26 @@ pub struct Usage {
 pub struct Stats {
     /// Requests not admitted yet, or preempted.
     pub waiting: usize,
+    /// Those of them that wait until the prompt that they share with another is in the cache.
+    pub deferred: usize,
     /// Requests admitted.
     pub running: usize,
+    /// Requests that have ended.
+    pub finished: Finished,
     /// Steps that ran the model.
     pub steps: u64,
+    /// Rows of those steps: tokens that went through the model, draft tokens included.
+    pub rows: u64,
+    /// Tokens of the prompts of all requests that were admitted, each counted once.
+    pub prompt_tokens: u64,
+    /// Those of them whose keys and values were there from other requests.
+    pub cached_tokens: u64,
     /// Tokens of prompts, and of preempted texts, that went through the model.
     pub prefill_tokens: u64,
     /// New tokens.
     pub tokens: u64,
+    /// Times a request took draft tokens in a step.
+    pub drafts: u64,
     /// Draft tokens that went through the model.
     pub drafted: u64,
     /// Draft tokens that were the ones chosen.
@@ -208,4 +266,43 @@ pub struct Stats {
     pub step_time: Duration,
     /// Memory of keys and values.
     pub pool: PoolUsage,
+}
+
+/// How many requests ended, by how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    /// [`FinishReason::Stop`].
+    pub stop: u64,
+    /// [`FinishReason::Length`].
+    pub length: u64,
+    /// [`FinishReason::Context`].
+    pub context: u64,
+    /// [`FinishReason::Cancelled`].
+    pub cancelled: u64,
+    /// An error.
+    pub error: u64,
+}
+
+impl Finished {
+    /// Counts a request that ended.
+    pub(crate) fn count(&mut self, result: &Result<FinishReason, EngineError>) {
+        *match result {
+            Ok(FinishReason::Stop) => &mut self.stop,
+            Ok(FinishReason::Length) => &mut self.length,
+            Ok(FinishReason::Context) => &mut self.context,
+            Ok(FinishReason::Cancelled) => &mut self.cancelled,
+            Err(_) => &mut self.error,
+        } += 1;
+    }
+}
+
+/// A step that ran the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepReport {
+    /// Tokens that went through the model.
+    pub rows: usize,
+    /// Requests that they belong to.
+    pub requests: usize,
+    /// Time of the step, without what is done on events.
+    pub time: Duration,
 }

@@ -8,7 +8,7 @@ use sparamx_kernels::Runtime;
 use sparamx_model::{Input, Model, RopeScaling, Workspace};
 
 use super::active::Active;
-use super::api::{Engine, Event, Request, RequestId, Stats};
+use super::api::{Engine, Event, Request, RequestId, Stats, StepReport};
 use super::intake::Intake;
 use super::schedule::{Schedule, Turn};
 use super::speculate::{MAX_DRAFT, Offer, StepCost, choose};
@@ -75,6 +75,7 @@ pub struct BatchEngine {
     workspace: Workspace,
     cost: StepCost,
     stats: Stats,
+    last_step: Option<StepReport>,
 }
 
 impl BatchEngine {
@@ -121,6 +122,7 @@ impl BatchEngine {
             workspace: Workspace::new(),
             cost: StepCost::default(),
             stats: Stats::default(),
+            last_step: None,
         })
     }
 
@@ -148,20 +150,47 @@ impl BatchEngine {
         id
     }
 
-    /// Decides what this step runs, oldest request first, and makes it ready. One that nobody can give memory fails.
-    fn plan(&mut self) -> Vec<Turn> {
+    /// Whether one more request would be looked at now: fewer run than may, and none waits.
+    pub(crate) fn has_room(&self) -> bool {
+        self.schedule.has_room()
+    }
+
+    /// Admits as many of those that wait as can run, without a step.
+    pub(crate) fn admit(&mut self) {
+        self.with_view(|schedule, view| schedule.admit(view));
+    }
+
+    /// What the last step ran; none if that was nothing.
+    pub fn last_step(&self) -> Option<StepReport> {
+        self.last_step
+    }
+
+    /// Lets the schedule work on the requests. Returns why memory was refused, too, if it was.
+    fn with_view<T>(
+        &mut self,
+        work: impl FnOnce(&mut Schedule, &mut View<'_>) -> T,
+    ) -> (T, Option<EngineError>) {
         let mut view = View {
-            requests: &mut self.requests,
             running: self.schedule.running().to_vec(),
+            requests: &mut self.requests,
             pool: &self.intake.pool,
             step_tokens: self.options.step_tokens,
             most_logits: (MOST_LOGITS / self.model.config().vocab_size).max(1),
             preemptions: 0,
+            prompt_tokens: 0,
+            cached_tokens: 0,
             refusal: None,
         };
-        let turns = self.schedule.step(&mut view);
-        let refusal = view.refusal;
+        let result = work(&mut self.schedule, &mut view);
         self.stats.preemptions += view.preemptions;
+        self.stats.prompt_tokens += view.prompt_tokens;
+        self.stats.cached_tokens += view.cached_tokens;
+        (result, view.refusal)
+    }
+
+    /// Decides what this step runs, oldest request first, and makes it ready. One that nobody can give memory fails.
+    fn plan(&mut self) -> Vec<Turn> {
+        let (turns, refusal) = self.with_view(|schedule, view| schedule.step(view));
         if turns.is_empty()
             && let [id] = *self.schedule.running()
             && let (Some(request), Some(error)) = (self.requests.get_mut(&id), refusal)
@@ -266,6 +295,7 @@ impl BatchEngine {
             self.stats.tokens += usage.tokens as u64;
             self.stats.drafted += usage.drafted as u64;
             self.stats.accepted += usage.accepted as u64;
+            self.stats.finished.count(request.result());
             self.events.push((id, request.finish()));
         }
     }
@@ -293,16 +323,24 @@ impl Engine for BatchEngine {
         for turn in &turns {
             if let Some(request) = self.requests.get_mut(&turn.id) {
                 rows += request.rows();
+                self.stats.drafts += u64::from(request.took_drafts());
                 self.stats.prefill_tokens += request.end_step(time) as u64;
             }
         }
         if turns.iter().all(|turn| turn.tokens == 1) && rows > 0 {
             self.cost.observe(rows, time.as_secs_f64());
         }
+        self.stats.rows += rows as u64;
         self.collect();
         // Requests cancelled between steps come in the order of ids too.
         self.events.sort_by_key(|&(id, _)| id);
-        self.stats.step_time += begin.elapsed();
+        let time = begin.elapsed();
+        self.stats.step_time += time;
+        self.last_step = (!turns.is_empty()).then_some(StepReport {
+            rows,
+            requests: turns.len(),
+            time,
+        });
         for (id, event) in self.events.drain(..) {
             on_event(id, event);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sparamx_model::{Config, ModelError};
 
 use super::active::Active;
-use super::api::{MAX_ALTERNATIVES, Request};
+use super::api::{GenerateParams, MAX_ALTERNATIVES, Request};
 use crate::{EngineError, PagePool, Tokenizer};
 
 /// What an engine can run.
@@ -69,6 +69,7 @@ impl Intake {
             let allowed = "1 or more, and 0 if prompt_logprobs are asked for";
             return Err(EngineError::parameter("max_tokens", 0, allowed));
         }
+        self.check_ids(params)?;
         for (name, count) in [("logprobs", logprobs), ("prompt_logprobs", prompt_logprobs)] {
             if let Some(count) = *count
                 && count > MAX_ALTERNATIVES
@@ -97,6 +98,29 @@ impl Intake {
                 free_bytes: usage.budget_bytes - usage.in_use_bytes,
                 budget_bytes: usage.budget_bytes,
             });
+        }
+        Ok(())
+    }
+}
+
+impl Intake {
+    /// Ids that the model does not know, and bounds that contradict each other.
+    fn check_ids(&self, params: &GenerateParams) -> Result<(), EngineError> {
+        let biased = params.sampling.logit_bias.iter();
+        let stops = params.stop_token_ids.iter();
+        for (name, id) in biased
+            .map(|(id, _)| ("logit_bias", id))
+            .chain(stops.map(|id| ("stop_token_ids", id)))
+        {
+            if *id as usize >= self.vocab_size {
+                let allowed = format!("an id below {}, the model's vocabulary", self.vocab_size);
+                return Err(EngineError::parameter(name, id, allowed));
+            }
+        }
+        if params.min_tokens > params.max_tokens {
+            let allowed = format!("0 to max_tokens, which is {}", params.max_tokens);
+            let least = params.min_tokens;
+            return Err(EngineError::parameter("min_tokens", least, allowed));
         }
         Ok(())
     }

@@ -15,8 +15,8 @@ mod view;
 
 pub(crate) use active::Active;
 pub use api::{
-    Engine, Event, FinishReason, GenerateParams, MAX_ALTERNATIVES, Request, RequestId, Stats,
-    TokenLogprob, Usage,
+    Engine, Event, FinishReason, Finished, GenerateParams, MAX_ALTERNATIVES, Request, RequestId,
+    Stats, StepReport, StoppedBy, TokenLogprob, Usage,
 };
 pub use engine::{BatchEngine, EngineOptions, Speculation};
 pub(crate) use intake::Intake;

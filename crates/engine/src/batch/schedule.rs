@@ -117,7 +117,13 @@ impl Schedule {
         turns
     }
 
-    fn admit(&mut self, requests: &mut dyn Requests) {
+    /// Whether one more request may run, and none waits for its turn.
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.running.len() < self.max_running
+    }
+
+    /// Admits as many as can run.
+    pub fn admit(&mut self, requests: &mut dyn Requests) {
         while self.running.len() < self.max_running
             && let Some(&first) = self.waiting.front()
             && requests.admit(first, self.running.is_empty())

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use sparamx_model::KvCache;
+
 use super::active::Active;
 use super::api::RequestId;
 use super::schedule::{Pending, Requests};
@@ -16,6 +18,9 @@ pub(super) struct View<'e> {
     pub step_tokens: usize,
     pub most_logits: usize,
     pub preemptions: u64,
+    /// Tokens of prompts that were admitted for the first time, and of those the ones that the cache had.
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
     /// The error of the last reservation that was refused.
     pub refusal: Option<EngineError>,
 }
@@ -34,7 +39,9 @@ impl Requests for View<'_> {
         let Some(request) = self.requests.get(&id) else {
             return false;
         };
-        let cache = self.pool.resume(request.reusable());
+        let cache = self
+            .pool
+            .resume_salted(request.reusable(), request.cache_salt());
         // What the running requests still need is not free, though nobody has it yet.
         let promised: u64 = self
             .running
@@ -48,7 +55,11 @@ impl Requests for View<'_> {
             return false;
         }
         if let Some(request) = self.requests.get_mut(&id) {
-            request.admit(cache);
+            let cached = cache.len();
+            if request.admit(cache) {
+                self.prompt_tokens += request.usage().prompt_tokens as u64;
+                self.cached_tokens += cached as u64;
+            }
         }
         self.running.push(id);
         true

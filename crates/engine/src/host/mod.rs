@@ -1,27 +1,35 @@
 //! An engine that owns what it runs, on a thread of its own.
 //!
-//! A front end opens a [`Host`] and submits requests; each comes back as a [`Handle`], which yields the request's events. The
-//! thread takes requests from a bounded channel between steps and steps as long as there is work. Events go to a queue per
-//! request without bound, so that a slow reader never holds up a step; `max_tokens` bounds what can be in it.
+//! A front end opens a [`Host`] and submits requests, each with a [`Sink`] for its events, or as a [`Handle`] that yields them.
+//! Requests wait in the host, the tenants in turn, and the engine gets no more than it can run. The thread steps as long as there
+//! is work. Between steps it takes in requests and lets go of those that were cancelled; after a step it hands out events. A
+//! sink must not wait, so that a slow reader never holds up a step: a queue without bound is fine, as `max_tokens` bounds what
+//! can be in it.
 
 mod handle;
 mod outcome;
+mod queue;
+mod shared;
 mod thread;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{self, SyncSender};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use sparamx_kernels::{KernelError, Runtime};
 
-use self::thread::{Client, Submission};
-use crate::batch::{BatchEngine, Engine, EngineOptions, Intake, Request, Stats};
-use crate::{EngineError, Loaded, Opening};
+use self::shared::{Entry, Limits, Observer, Shared};
+use crate::batch::{BatchEngine, Engine, EngineOptions, Event, Intake, Request, Stats, StepReport};
+use crate::{ChatTemplate, EngineError, Loaded, Opening};
 
-pub use handle::Handle;
+pub use handle::{Cancel, Handle};
 pub use outcome::Outcome;
+
+/// Takes the events of a request. It is called on the engine's thread (for a request that is cancelled while it waits, on the
+/// thread that cancels) and holds up all requests: it must not wait.
+pub type Sink = Box<dyn FnMut(Event) + Send>;
 
 /// How a model is opened and run.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,18 +40,27 @@ pub struct HostOptions {
     pub engine: EngineOptions,
     /// Requests at a time, those that run and those that wait. More are refused.
     pub max_requests: usize,
+    /// The same for each tenant.
+    pub max_tenant_requests: usize,
     /// Pins the thread to its processor, as the threads of the runtime are. Off where several hosts share processors.
     pub pin: bool,
+    /// A file with a chat template in place of the model's.
+    pub chat_template: Option<PathBuf>,
+    /// Does without a chat template, whatever the model has.
+    pub no_chat_template: bool,
 }
 
 impl Default for HostOptions {
-    /// 1024 requests at a time, on a pinned thread.
+    /// 1024 requests at a time, of one tenant or of many, on a pinned thread; the chat template of the model.
     fn default() -> Self {
         Self {
             memory_bytes: None,
             engine: EngineOptions::default(),
             max_requests: 1024,
+            max_tenant_requests: usize::MAX,
             pin: true,
+            chat_template: None,
+            no_chat_template: false,
         }
     }
 }
@@ -54,65 +71,29 @@ impl Default for HostOptions {
 pub struct Host {
     loaded: Loaded,
     intake: Intake,
-    max_requests: usize,
     shared: Arc<Shared>,
-    submissions: Option<SyncSender<Box<Submission>>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What the thread and its clients both see.
-struct Shared {
-    /// As of the last step.
-    stats: Mutex<Stats>,
-    /// Requests that have not ended.
-    requests: AtomicUsize,
-    /// The message of the panic that ended the thread.
-    panic: OnceLock<String>,
-}
-
-impl Shared {
-    fn stats(&self) -> MutexGuard<'_, Stats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Why a request without a last event ended: only a panic leaves one.
-    fn failure(&self) -> EngineError {
-        let message = self.panic.get().cloned().unwrap_or_default();
-        EngineError::Panicked { message }
-    }
-}
-
-/// Counts a request for as long as it lives.
-struct Ticket(Arc<Shared>);
-
-impl Ticket {
-    fn new(shared: &Arc<Shared>, most: usize) -> Result<Self, EngineError> {
-        let ticket = Self(Arc::clone(shared));
-        if shared.requests.fetch_add(1, Ordering::Relaxed) >= most {
-            return Err(EngineError::Busy { requests: most });
-        }
-        Ok(ticket)
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl Host {
     /// Opens the model in a directory or GGUF file and starts an engine for it, on the threads of `runtime`.
     ///
     /// # Errors
-    /// As [`Loaded::open`] and [`Host::start`].
+    /// As [`Loaded::open`] and [`Host::start`]; a chat template that cannot be used.
     pub fn open(
         path: &Path,
         runtime: Arc<Runtime>,
         options: HostOptions,
         report: &mut dyn FnMut(Opening),
     ) -> Result<Self, EngineError> {
-        let loaded = Loaded::open(path, runtime, options.memory_bytes, report)?;
+        // Before the weights: it is smaller, and as often wrong.
+        let template = match &options.chat_template {
+            _ if options.no_chat_template => None,
+            Some(file) => ChatTemplate::from_file(file, path)?,
+            None => ChatTemplate::from_dir(path)?,
+        };
+        let mut loaded = Loaded::open(path, runtime, options.memory_bytes, report)?;
+        loaded.template = template;
         Self::start(loaded, options)
     }
 
@@ -123,12 +104,11 @@ impl Host {
     pub fn start(loaded: Loaded, options: HostOptions) -> Result<Self, EngineError> {
         let engine = BatchEngine::new(&loaded, options.engine)?;
         let intake = engine.intake().clone();
-        let shared = Arc::new(Shared {
-            stats: Mutex::new(engine.stats()),
-            requests: AtomicUsize::new(0),
-            panic: OnceLock::new(),
-        });
-        let (sender, receiver) = mpsc::sync_channel(options.max_requests);
+        let limits = Limits {
+            all: options.max_requests,
+            tenant: options.max_tenant_requests,
+        };
+        let shared = Arc::new(Shared::new(limits, engine.stats()));
         let pinned = options.pin.then(|| Arc::clone(&loaded.runtime));
         let theirs = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
@@ -137,7 +117,7 @@ impl Host {
                 if let Some(runtime) = pinned {
                     runtime.pin_caller();
                 }
-                thread::run(engine, &receiver, &theirs);
+                thread::run(engine, &theirs);
             })
             .map_err(|error| KernelError::Thread {
                 threads: 1,
@@ -146,9 +126,7 @@ impl Host {
         Ok(Self {
             loaded,
             intake,
-            max_requests: options.max_requests,
             shared,
-            submissions: Some(sender),
             thread: Some(thread),
         })
     }
@@ -163,35 +141,105 @@ impl Host {
         self.intake.room()
     }
 
-    /// What the engine has done up to its last step.
-    pub fn stats(&self) -> Stats {
-        *self.shared.stats()
+    /// Tokens that the cache holds, about, of long texts that share nothing.
+    pub fn cache_tokens(&self) -> u64 {
+        let (pool, tokens) = (&self.intake.pool, self.context());
+        let bytes = pool.sequence_bytes(tokens, 1).max(1);
+        (u128::from(pool.usage().budget_bytes) * tokens as u128 / u128::from(bytes)) as u64
     }
 
-    /// Takes a request in. It is checked here; the engine sees it before its next step.
+    /// What the engine has done up to its last step, and what waits now. Never waits for a step.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats()
+    }
+
+    /// Requests that have not ended: those that run and those that wait.
+    pub fn requests(&self) -> usize {
+        self.shared.requests()
+    }
+
+    /// Time since the last step ended, or since there is work, if that is later; none if there is no work. Never waits for a
+    /// step.
+    pub fn busy_for(&self) -> Option<Duration> {
+        self.shared.busy_for()
+    }
+
+    /// Has `observer` called after each step that ran the model, on the engine's thread: it must not wait.
+    pub fn observe(&self, observer: Box<dyn FnMut(&StepReport) + Send>) {
+        let observer: Observer = observer;
+        self.shared.observe(observer);
+    }
+
+    /// Takes no more requests from now on. Those that were taken go on to their ends.
+    pub fn drain(&self) {
+        self.shared.drain();
+    }
+
+    /// Takes requests in, all or none. They are checked here; the engine gets them when it can run them. Of those that have
+    /// the same prompt, the others wait until the prompt of the first is in the cache.
     ///
     /// # Errors
-    /// As [`Engine::submit`]; [`EngineError::Busy`] beyond [`HostOptions::max_requests`]; [`EngineError::Panicked`] after a
+    /// As [`Engine::submit`]; [`EngineError::Busy`] beyond [`HostOptions::max_requests`] and
+    /// [`HostOptions::max_tenant_requests`]; [`EngineError::Draining`] after [`Host::drain`]; [`EngineError::Panicked`] after a
     /// fault of the engine.
-    pub fn submit(&self, request: Request) -> Result<Handle, EngineError> {
-        let request = self.intake.take(request)?;
-        let ticket = Ticket::new(&self.shared, self.max_requests)?;
-        let (client, handle) = Client::new(ticket, &self.shared);
-        let submission = Box::new(Submission { request, client });
-        // There is room in the channel for all that have a ticket.
-        if let Some(sender) = &self.submissions
-            && sender.try_send(submission).is_ok()
-        {
-            return Ok(handle);
+    pub fn submit_to(&self, requests: Vec<(Request, Sink)>) -> Result<Cancel, EngineError> {
+        self.shared
+            .check(requests.iter().map(|(request, _)| request.tenant))?;
+        let behind = leaders(&requests);
+        let mut entries = Vec::with_capacity(requests.len());
+        for ((request, sink), behind) in requests.into_iter().zip(behind) {
+            let request = self.intake.take(request)?;
+            entries.push(Entry {
+                behind: behind.filter(|_| request.fills_a_page()),
+                request,
+                sink,
+                leads: false,
+            });
         }
-        Err(self.shared.failure())
+        for index in 0..entries.len() {
+            if let Some(first) = entries[index].behind {
+                entries[first].leads = true;
+            }
+        }
+        let numbers = self.shared.submit(entries)?;
+        Ok(Cancel::new(&self.shared, numbers))
     }
+
+    /// Takes a request in.
+    ///
+    /// # Errors
+    /// As [`Host::submit_to`].
+    pub fn submit(&self, request: Request) -> Result<Handle, EngineError> {
+        let (sender, receiver) = mpsc::channel();
+        let sink: Sink = Box::new(move |event| {
+            // One whose handle is gone no longer cares.
+            let _ = sender.send(event);
+        });
+        let cancel = self.submit_to(vec![(request, sink)])?;
+        Ok(Handle::new(receiver, cancel))
+    }
+}
+
+/// For each request the index of the first one whose pages it can share, if that is an earlier one.
+fn leaders(requests: &[(Request, Sink)]) -> Vec<Option<usize>> {
+    let mut first = HashMap::new();
+    let requests = requests.iter().enumerate();
+    requests
+        .map(|(index, (request, _))| {
+            let prompt = (request.prompt.as_slice(), request.cache_salt.as_deref());
+            let leader = *first.entry(prompt).or_insert(index);
+            (leader < index).then_some(leader)
+        })
+        .collect()
 }
 
 impl Drop for Host {
     fn drop(&mut self) {
-        self.submissions = None;
-        if let Some(thread) = self.thread.take() {
+        self.shared.close();
+        if let Some(thread) = self.thread.take()
+            // A sink may have held the host.
+            && thread.thread().id() != std::thread::current().id()
+        {
             // Its panics are caught.
             let _ = thread.join();
         }

@@ -66,6 +66,7 @@ impl Host {
                     text: rest,
                     result,
                     usage,
+                    ..
                 } => {
                     if wanted {
                         text += &rest;

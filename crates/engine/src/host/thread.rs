@@ -1,102 +1,123 @@
 //! The engine's thread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender, TryRecvError};
 
-use super::{Handle, Shared, Ticket};
-use crate::batch::{Active, BatchEngine, Engine, Event, RequestId};
+use super::Sink;
+use super::shared::{Shared, Work};
+use crate::EngineError;
+use crate::batch::{BatchEngine, Engine, Event, RequestId, Usage};
 use crate::foreign::message;
 
-/// A request on its way to the engine.
-pub(super) struct Submission {
-    pub request: Active,
-    pub client: Client,
+/// Who gets the events of a request that the engine has.
+struct Client {
+    number: u64,
+    tenant: u64,
+    sink: Sink,
+    /// Others wait until its prompt is in the cache.
+    leads: bool,
 }
 
-/// Who gets the events of a request.
-pub(super) struct Client {
-    events: Sender<Event>,
-    cancelled: Arc<AtomicBool>,
-    ticket: Ticket,
+/// All of them, by the engine's name of the request and by the host's.
+#[derive(Default)]
+struct Clients {
+    by_id: BTreeMap<RequestId, Client>,
+    ids: HashMap<u64, RequestId>,
 }
-
-impl Client {
-    pub fn new(ticket: Ticket, shared: &Arc<Shared>) -> (Self, Handle) {
-        let (events, receiver) = mpsc::channel();
-        let cancelled = Arc::new(AtomicBool::new(false));
-        let handle = Handle::new(receiver, Arc::clone(&cancelled), Arc::clone(shared));
-        let client = Self {
-            events,
-            cancelled,
-            ticket,
-        };
-        (client, handle)
-    }
-}
-
-type Clients = BTreeMap<RequestId, Client>;
 
 /// Runs the engine until the host is gone. A panic ends it, and all requests.
-pub(super) fn run(
-    mut engine: BatchEngine,
-    submissions: &Receiver<Box<Submission>>,
-    shared: &Shared,
-) {
-    let mut clients = Clients::new();
-    let work = AssertUnwindSafe(|| serve(&mut engine, submissions, &mut clients, shared));
+pub(super) fn run(mut engine: BatchEngine, shared: &Shared) {
+    let mut clients = Clients::default();
+    let work = AssertUnwindSafe(|| serve(&mut engine, &mut clients, shared));
     if let Err(payload) = catch_unwind(work) {
-        // Before the clients go: their handles then look here. Nobody else sets it.
-        let _ = shared.panic.set(message(&*payload));
+        let message = message(&*payload);
+        let waiting = shared.fail(message.clone());
+        let sinks = waiting.into_iter().map(|entry| entry.sink);
+        let running = clients.by_id.into_values().map(|client| client.sink);
+        for mut sink in running.chain(sinks) {
+            // It may have been the sink that failed.
+            let _ = catch_unwind(AssertUnwindSafe(|| sink(panicked(message.clone()))));
+        }
     }
 }
 
-fn serve(
-    engine: &mut BatchEngine,
-    submissions: &Receiver<Box<Submission>>,
-    clients: &mut Clients,
-    shared: &Shared,
-) {
+/// The last event of a request when the engine is no more.
+fn panicked(message: String) -> Event {
+    Event::Finished {
+        text: String::new(),
+        result: Err(EngineError::Panicked { message }),
+        stopped_by: None,
+        ending: None,
+        usage: Usage::default(),
+    }
+}
+
+fn serve(engine: &mut BatchEngine, clients: &mut Clients, shared: &Shared) {
     loop {
-        let mut next = if clients.is_empty() {
-            submissions.recv().map_err(|_| TryRecvError::Disconnected)
-        } else {
-            submissions.try_recv()
-        };
-        while let Ok(submission) = next {
-            let Submission { request, client } = *submission;
-            clients.insert(engine.enqueue(request), client);
-            next = submissions.try_recv();
-        }
-        let closed = matches!(next, Err(TryRecvError::Disconnected));
-        if closed && clients.is_empty() {
-            return;
-        }
-        for (&id, client) in clients.iter() {
-            if closed || client.cancelled.load(Ordering::Relaxed) {
-                engine.cancel(id);
+        match shared.work(clients.by_id.is_empty()) {
+            Work::Step { cancelled } => {
+                let ids = cancelled
+                    .iter()
+                    .filter_map(|number| clients.ids.get(number));
+                ids.for_each(|&id| engine.cancel(id));
+            }
+            Work::Close(waiting) => {
+                waiting.into_iter().for_each(|entry| entry.cancel());
+                if clients.by_id.is_empty() {
+                    return;
+                }
+                clients.by_id.keys().for_each(|&id| engine.cancel(id));
             }
         }
+        admit(engine, clients, shared);
         let mut events = Vec::new();
         engine.step(&mut |id, event| events.push((id, event)));
-        *shared.stats() = engine.stats();
+        shared.step_ended(engine.stats(), engine.last_step());
         for (id, event) in events {
-            deliver(clients, id, event);
+            clients.deliver(id, event, shared);
         }
     }
 }
 
-/// Passes an event on. A client whose handle is gone no longer cares.
-fn deliver(clients: &mut Clients, id: RequestId, event: Event) {
-    if !matches!(event, Event::Finished { .. }) {
-        if let Some(client) = clients.get(&id) {
-            let _ = client.events.send(event);
+/// Gives the engine as many requests as it can run. One that it cannot run yet is the last it gets, so that the order of all
+/// others is still open.
+fn admit(engine: &mut BatchEngine, clients: &mut Clients, shared: &Shared) {
+    while engine.has_room()
+        && let Some((number, entry)) = shared.next()
+    {
+        let client = Client {
+            number,
+            tenant: entry.request.tenant(),
+            sink: entry.sink,
+            leads: entry.leads,
+        };
+        let id = engine.enqueue(entry.request);
+        clients.by_id.insert(id, client);
+        clients.ids.insert(number, id);
+        engine.admit();
+    }
+}
+
+impl Clients {
+    /// Passes an event on.
+    fn deliver(&mut self, id: RequestId, event: Event, shared: &Shared) {
+        let Some(client) = self.by_id.get_mut(&id) else {
+            return;
+        };
+        let cached = match event {
+            Event::Prompt { done, total, .. } => done == total,
+            _ => true,
+        };
+        if cached && std::mem::take(&mut client.leads) {
+            shared.release(client.number);
         }
-    } else if let Some(Client { events, ticket, .. }) = clients.remove(&id) {
-        // Who sees the last event may submit another request at once.
-        drop(ticket);
-        let _ = events.send(event);
+        if !matches!(event, Event::Finished { .. }) {
+            (client.sink)(event);
+        } else if let Some(mut client) = self.by_id.remove(&id) {
+            self.ids.remove(&client.number);
+            // Who sees the last event may submit another request at once.
+            shared.leave(client.tenant);
+            (client.sink)(event);
+        }
     }
 }

@@ -71,7 +71,7 @@ impl Tree {
         self.nodes[&parent].children.get(ids).copied()
     }
 
-    /// The page of `ids` after `parent`, which is made if there is none.
+    /// The page that is known by `ids` after `parent`, which is made if there is none.
     pub fn child_or_new(&mut self, parent: NodeId, ids: &[u32]) -> NodeId {
         if let Some(id) = self.child(parent, ids) {
             return id;

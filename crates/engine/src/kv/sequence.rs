@@ -1,6 +1,8 @@
 //! The pages of one sequence.
 
+use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 use sparamx_kernels::attention::{KvPages, PAGE_TOKENS, PackedPages, Page, PageDtype};
 use sparamx_kernels::{Rows, Runtime};
@@ -29,10 +31,21 @@ pub struct PagedCache {
     limit: usize,
     /// The first tokens, as far as they were named.
     ids: Vec<u32>,
+    /// What the first page is known by in the tree beside its tokens: see [`PagePool::resume_salted`].
+    salt: Arc<[u32]>,
     /// The nodes of the first pages in the tree. The slot of each holds a block of its node, which keeps the node there.
     path: Vec<NodeId>,
     /// From the sinks up to here pages are packed, and their dense form is not needed any more.
     retired: usize,
+}
+
+/// What a page is known by after its parent: its tokens, and a first page by the salt as well.
+fn page_key<'k>(parent: NodeId, ids: &'k [u32], salt: &[u32]) -> Cow<'k, [u32]> {
+    if parent == ROOT && !salt.is_empty() {
+        Cow::Owned([ids, salt].concat())
+    } else {
+        Cow::Borrowed(ids)
+    }
 }
 
 impl PagePool {
@@ -44,7 +57,18 @@ impl PagePool {
     /// A sequence that begins with the longest part of `tokens` that the prefix cache has: whole pages, and less than all of
     /// the tokens, so that one is left whose logits say how to go on.
     pub fn resume(&self, tokens: &[u32]) -> PagedCache {
+        self.resume_salted(tokens, None)
+    }
+
+    /// The same among the pages of sequences with this salt only; none is a salt of its own.
+    pub fn resume_salted(&self, tokens: &[u32], salt: Option<&str>) -> PagedCache {
         let mut sequence = self.sequence();
+        // No id is that large, so that no page of tokens is known by the same.
+        let salt = salt.into_iter().flat_map(|salt| {
+            let bytes = salt.bytes().map(u32::from);
+            std::iter::once(u32::MAX).chain(bytes)
+        });
+        sequence.salt = salt.collect();
         let whole = tokens.len().saturating_sub(1) / PAGE_TOKENS;
         sequence.find(tokens, whole);
         sequence
@@ -72,6 +96,7 @@ impl PagedCache {
             len: 0,
             limit,
             ids: Vec::new(),
+            salt: Arc::default(),
             path: Vec::new(),
             retired,
         }
@@ -186,7 +211,9 @@ impl PagedCache {
         let named = self.ids.chunks_exact(PAGE_TOKENS).zip(&mut self.slots);
         for (ids, slot) in named.skip(self.path.len()) {
             let parent = self.path.last().copied().unwrap_or(ROOT);
-            let id = ledger.tree.child_or_new(parent, ids);
+            let id = ledger
+                .tree
+                .child_or_new(parent, &page_key(parent, ids, &self.salt));
             slot.register(&mut ledger, id);
             self.path.push(id);
         }
@@ -243,6 +270,7 @@ impl PagedCache {
             len: self.len,
             limit: self.limit,
             ids: self.ids.clone(),
+            salt: Arc::clone(&self.salt),
             path: self.path.clone(),
             retired: self.retired,
         }
@@ -255,7 +283,10 @@ impl PagedCache {
         let (mut path, mut has) = (Vec::new(), Vec::new());
         for ids in tokens.chunks_exact(PAGE_TOKENS).take(whole) {
             let parent = path.last().copied().unwrap_or(ROOT);
-            let Some(id) = ledger.tree.child(parent, ids) else {
+            let Some(id) = ledger
+                .tree
+                .child(parent, &page_key(parent, ids, &self.salt))
+            else {
                 break;
             };
             let node = ledger.tree.node(id);

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use sparamx_engine::{
-    Engine, EngineError, Event, FinishReason, KvOptions, Loaded, PagePool, PagedCache, Request,
-    RequestId, Sampler, Stats, StopMatcher, TokenLogprob, Usage,
+    Engine, EngineError, Event, FinishReason, KvOptions, Loaded, LogitsProcessor, PagePool,
+    PagedCache, Request, RequestId, Sampler, Stats, StopMatcher, StoppedBy, TokenLogprob, Usage,
 };
 use sparamx_model::{Input, Want, Workspace};
 
@@ -50,8 +50,9 @@ impl NaiveEngine {
     fn run(
         &self,
         request: &Request,
+        processor: Option<Box<dyn LogitsProcessor>>,
         report: &mut dyn FnMut(Event),
-    ) -> Result<(String, FinishReason), EngineError> {
+    ) -> Result<End, EngineError> {
         let Request {
             prompt,
             params,
@@ -73,12 +74,22 @@ impl NaiveEngine {
             total: prompt.len(),
             logprobs: scored,
         });
-        let mut sampler = Sampler::new(&params.sampling, prompt)?;
-        let mut stream = self.loaded.tokenizer.stream(prompt)?;
-        let mut stops = StopMatcher::new(&params.stop)?;
+        let tokenizer = &self.loaded.tokenizer;
+        let mut sampler = Sampler::new(&params.sampling, prompt)?.with_processor(processor);
+        let mut stream = match params.show_special {
+            true => tokenizer.stream_all(prompt)?,
+            false => tokenizer.stream(prompt)?,
+        };
+        let mut stops = StopMatcher::new(&params.stop)?.including(params.include_stop);
         let room = self.loaded.model.config().context_length() - prompt.len();
+        let eos: &[u32] = match params.ignore_eos {
+            true => &[],
+            false => tokenizer.eos(),
+        };
+        let ends = [eos, &params.stop_token_ids].concat();
         let mut made = 0;
-        let reason = loop {
+        let mut end = End::default();
+        end.reason = loop {
             if made == params.max_tokens {
                 break FinishReason::Length;
             }
@@ -86,33 +97,65 @@ impl NaiveEngine {
                 break FinishReason::Context;
             }
             let row = rows.last().expect("a row");
-            let id = sampler.sample(row)?;
-            if self.loaded.tokenizer.eos().contains(&id) {
+            let early = made < params.min_tokens;
+            let id = sampler.sample_except(row, if early { &ends } else { &[] })?;
+            let scored = logprobs.map(|top| logprob(row, id, top));
+            if ends.contains(&id) {
+                end.ending = scored;
+                end.by = Some(match eos.contains(&id) {
+                    true => StoppedBy::Eos(id),
+                    false => StoppedBy::Token(id),
+                });
+                if params.include_stop {
+                    end.text = stream.push(id)?.unwrap_or_default();
+                }
                 break FinishReason::Stop;
             }
             made += 1;
-            let passed = match self.loaded.tokenizer.special(id) {
-                Some(name) => stops.push_special(name),
-                None => stops.push(&stream.push(id)?.unwrap_or_default()),
+            stops.ignore(made <= params.min_tokens);
+            let passed = match tokenizer.special(id) {
+                Some(name) if !params.show_special => stops.push_special(name),
+                _ => stops.push(&stream.push(id)?.unwrap_or_default()),
             };
             report(Event::Token {
                 id,
                 text: passed.text,
-                logprob: logprobs.map(|top| logprob(row, id, top)),
+                logprob: scored,
             });
-            if passed.stopped {
-                return Ok((String::new(), FinishReason::Stop));
+            if let Some(index) = passed.stopped {
+                end.by = Some(StoppedBy::Text(params.stop[index].clone()));
+                end.reason = FinishReason::Stop;
+                return Ok(end);
             }
             if made < params.max_tokens.min(room) {
                 rows = self.forward(&mut cache, &[id])?;
             }
         };
-        let passed = stops.push(&stream.finish()?.unwrap_or_default());
-        let held = match passed.stopped {
-            true => String::new(),
-            false => stops.finish(),
-        };
-        Ok((passed.text + &held, reason))
+        let passed = stops.push(&(end.text + &stream.finish()?.unwrap_or_default()));
+        end.text = passed.text;
+        if passed.stopped.is_none() {
+            end.text += &stops.finish();
+        }
+        Ok(end)
+    }
+}
+
+/// How a request ended.
+struct End {
+    text: String,
+    reason: FinishReason,
+    by: Option<StoppedBy>,
+    ending: Option<TokenLogprob>,
+}
+
+impl Default for End {
+    fn default() -> Self {
+        Self {
+            text: String::new(),
+            reason: FinishReason::Cancelled,
+            by: None,
+            ending: None,
+        }
     }
 }
 
@@ -143,21 +186,27 @@ impl Engine for NaiveEngine {
     }
 
     fn step(&mut self, on_event: &mut dyn FnMut(RequestId, Event)) -> bool {
-        if let Some((id, request)) = self.line.pop_front() {
-            let done = self.run(&request, &mut |event| on_event(id, event));
-            let (text, result) = match done {
-                Ok((text, reason)) => (text, Ok(reason)),
-                Err(error) => (String::new(), Err(error)),
-            };
+        if let Some((id, mut request)) = self.line.pop_front() {
+            let processor = request.processor.take();
+            let done = self.run(&request, processor, &mut |event| on_event(id, event));
             let usage = Usage {
                 prompt_tokens: request.prompt.len(),
                 ..Usage::default()
             };
+            let (end, result) = match done {
+                Ok(end) => {
+                    let reason = end.reason;
+                    (end, Ok(reason))
+                }
+                Err(error) => (End::default(), Err(error)),
+            };
             on_event(
                 id,
                 Event::Finished {
-                    text,
+                    text: end.text,
                     result,
+                    stopped_by: end.by,
+                    ending: end.ending,
                     usage,
                 },
             );

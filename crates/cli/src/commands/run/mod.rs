@@ -141,6 +141,7 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         max_tokens: args.max_tokens,
         sampling,
         stop: args.stop.clone(),
+        ..GenerateParams::default()
     };
     let options = HostOptions {
         memory_bytes: args.memory.memory_bytes,
