@@ -51,6 +51,7 @@ mod room;
 mod sampler;
 mod stop;
 mod stream;
+mod token_bytes;
 mod tokenizer;
 mod writer;
 

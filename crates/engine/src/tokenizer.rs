@@ -1,6 +1,6 @@
 //! Text to ids and back, over the tokenizers crate.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,6 +11,7 @@ use tokenizers::AddedToken;
 use crate::folder::{SpecialTokens, read_object, roles};
 use crate::foreign::guarded;
 use crate::room::LeastTokens;
+use crate::token_bytes::Spelling;
 use crate::{EngineError, added};
 
 /// The tokenizer of a model's folder, with the ids that start and end a text.
@@ -24,6 +25,9 @@ pub struct Tokenizer {
     /// Special tokens by their roles.
     roles: BTreeMap<String, String>,
     least: LeastTokens,
+    pub(crate) spelling: Spelling,
+    /// Ids of tokens that are added to the vocabulary, whose names are their texts.
+    added: HashSet<u32>,
     warnings: Vec<String>,
 }
 
@@ -81,6 +85,8 @@ impl Tokenizer {
             special,
             roles: named_roles(specials),
             least: LeastTokens::new(&inner, vocabulary.keys()),
+            spelling: Spelling::of(&inner),
+            added: inner.get_added_tokens_decoder().into_keys().collect(),
             vocab_size,
             warnings,
             inner,
@@ -180,6 +186,27 @@ impl Tokenizer {
     /// The special tokens by role: `bos_token`, `eos_token`, `pad_token` and others that the model's files name.
     pub fn special_tokens(&self) -> &BTreeMap<String, String> {
         &self.roles
+    }
+
+    /// Number of ids of the model.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token of an id as the vocabulary spells it.
+    pub(crate) fn name(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether a token is added to the vocabulary rather than part of it.
+    pub(crate) fn is_added(&self, id: u32) -> bool {
+        self.added.contains(&id)
+    }
+
+    /// The id of the special token with this text, if there is one and the model has it.
+    pub fn special_id(&self, text: &str) -> Option<u32> {
+        let id = self.inner.token_to_id(text)?;
+        ((id as usize) < self.vocab_size && self.special.contains_key(&id)).then_some(id)
     }
 
     /// The name of a special token, which is no part of a text; none for any other.

@@ -47,6 +47,30 @@ fn text_goes_there_and_back() {
 }
 
 #[test]
+fn bytes_of_tokens_join_to_the_text() {
+    for text in ["hello the tall 🦀 é", "two  spaces", "\n\ttab 日本語"] {
+        for (tokenizer, text) in [
+            (level(), text.to_owned()),
+            // A space is put before every text.
+            (fallback(), format!(" {text}")),
+        ] {
+            let ids = tokenizer.encode(text.trim_start_matches(' '), false).unwrap();
+            let bytes = ids.iter().flat_map(|&id| tokenizer.token_bytes(id));
+            assert_eq!(String::from_utf8(bytes.collect()).unwrap(), text);
+        }
+    }
+    let (level, fallback) = (level(), fallback());
+    let crab = level.encode("🦀", false).unwrap();
+    assert_eq!(level.token_bytes(crab[0]), [0xF0]);
+    assert_eq!(level.token_text(crab[0]), "\u{FFFD}");
+    assert_eq!(fallback.token_bytes(3 + 0xE2), [0xE2]);
+    assert_eq!(fallback.token_text(2), "</s>");
+    assert_eq!(fallback.special_id("</s>"), Some(2));
+    assert_eq!(fallback.special_id("▁t"), None);
+    assert_eq!(fallback.token_bytes(BYTE_FALLBACK_IDS as u32 + 9), []);
+}
+
+#[test]
 fn pieces_are_whole_characters_as_early_as_can_be() {
     let t = fallback();
     let stream = |ids: &[u32]| -> Vec<Option<String>> {
