@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 mod added;
+mod apart;
 mod batch;
 mod chat;
 mod defaults;
@@ -60,7 +61,7 @@ pub use batch::{
     MAX_ALTERNATIVES, Request, RequestId, Speculation, Stats, StepReport, StoppedBy, TokenLogprob,
     Usage,
 };
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Conversation, Message};
 pub use defaults::SamplingDefaults;
 pub use error::EngineError;
 pub use host::{Cancel, Handle, Host, HostOptions, Outcome, Sink};

@@ -1,5 +1,6 @@
 //! Conversations to prompts, by the template that comes with a model.
 
+mod conversation;
 mod filters;
 #[cfg(test)]
 mod hostile;
@@ -45,6 +46,8 @@ impl Message {
     }
 }
 
+pub use conversation::Conversation;
+
 const NAME: &str = "chat";
 const MAX_DATE_FORMAT_BYTES: usize = 256;
 
@@ -59,8 +62,11 @@ const MAX_DATE_FORMAT_BYTES: usize = 256;
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     env: Arc<Environment<'static>>,
+    source: Arc<str>,
     path: PathBuf,
     variables: BTreeMap<String, Value>,
+    /// Whether contents are to be lists of parts.
+    parts: conversation::Found,
 }
 
 impl ChatTemplate {
@@ -125,8 +131,9 @@ impl ChatTemplate {
             let error = format!("the template has {bytes} bytes, at most {limit} are read");
             return Err(failed(None, error));
         }
-        let source = source.to_owned();
-        let env = sandbox::run(move || compile(&source))
+        let source: Arc<str> = source.into();
+        let text = Arc::clone(&source);
+        let env = sandbox::run(move || compile(&text))
             .map_err(|error| failed(None, error))?
             .map_err(|e| template_error(path, &e))?;
         let variables = special_tokens
@@ -134,8 +141,10 @@ impl ChatTemplate {
             .map(|(role, text)| (role.to_string(), Value::from(text.to_string())));
         Ok(Self {
             env: Arc::new(env),
+            source,
             path: path.to_owned(),
             variables: variables.collect(),
+            parts: conversation::Found::default(),
         })
     }
 
@@ -149,10 +158,14 @@ impl ChatTemplate {
         self
     }
 
+    /// The text of the template.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether the template says `name` anywhere; a variable that it does not say changes nothing.
     pub fn mentions(&self, name: &str) -> bool {
-        let template = self.env.get_template(NAME);
-        template.is_ok_and(|template| template.source().contains(name))
+        self.source.contains(name)
     }
 
     /// The prompt for a conversation. With `add_generation_prompt` it ends where the model's answer begins.
@@ -166,15 +179,31 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, EngineError> {
+        let messages: Vec<serde_json::Value> = messages
+            .iter()
+            .map(|message| serde_json::json!({"role": message.role, "content": message.content}))
+            .collect();
+        let variables = [
+            ("messages".to_owned(), messages.into()),
+            (
+                "add_generation_prompt".to_owned(),
+                add_generation_prompt.into(),
+            ),
+        ];
+        self.render_variables(serde_json::Map::from_iter(variables))
+    }
+
+    /// Renders with these variables and those of the template, of which `tools` and `documents` are none where nobody says more.
+    fn render_variables(
+        &self,
+        variables: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<String, EngineError> {
         let mut context = self.variables.clone();
-        for (name, value) in [
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-            ("tools", Value::from(())),
-            ("documents", Value::from(())),
-        ] {
-            context.entry(name.to_owned()).or_insert(value);
+        let given = variables.into_iter();
+        context.extend(given.map(|(name, value)| (name, Value::from(Serde(value)))));
+        for name in ["tools", "documents"] {
+            context.entry(name.to_owned()).or_insert(Value::from(()));
         }
-        context.insert("messages".to_owned(), Value::from(Serde(messages)));
         let env = Arc::clone(&self.env);
         sandbox::run(move || env.get_template(NAME)?.render(context))
             .map_err(|error| EngineError::Template {
