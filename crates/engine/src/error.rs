@@ -59,6 +59,11 @@ pub enum EngineError {
         /// What the template engine, or the template itself, said.
         error: String,
     },
+    /// A grammar that cannot be followed.
+    Grammar {
+        /// What is wrong with it: the keyword that cannot be kept, the place of a syntax error, the limit.
+        error: String,
+    },
     /// A parameter is outside what it may be.
     Parameter {
         /// The parameter.
@@ -241,6 +246,7 @@ impl EngineError {
                 f,
                 "the logit of token {id} is {value}: the weights are damaged or their values too large"
             ),
+            Self::Grammar { error } => write!(f, "the grammar: {}", BothEnds(error)),
             Self::NoToken => write!(f, "every logit is minus infinity: no token is possible"),
             Self::EmptyPrompt => write!(
                 f,

@@ -44,6 +44,7 @@ mod defaults;
 mod error;
 mod folder;
 mod foreign;
+mod grammar;
 mod host;
 mod kv;
 mod logprobs;
@@ -64,6 +65,7 @@ pub use batch::{
 pub use chat::{ChatTemplate, Conversation, Message};
 pub use defaults::SamplingDefaults;
 pub use error::EngineError;
+pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use host::{Cancel, Handle, Host, HostOptions, Outcome, Sink};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};
 pub use logprobs::negative_log_likelihood;

@@ -106,6 +106,11 @@ pub trait LogitsProcessor: fmt::Debug + Send {
 
     /// The token `id` was chosen.
     fn accept(&mut self, id: u32);
+
+    /// Why no token can be chosen after [`Self::process`], if so: it ends the request.
+    fn failure(&self) -> Option<EngineError> {
+        None
+    }
 }
 
 /// A token that may be drawn, with its logit after penalty (not yet divided by the temperature).
@@ -194,6 +199,9 @@ impl Sampler {
         }
         if let Some(processor) = &mut self.processor {
             processor.process(&mut penalized);
+            if let Some(error) = processor.failure() {
+                return Err(error);
+            }
             check_logits(&penalized)?;
         }
         ban(&mut penalized, banned);

@@ -54,7 +54,9 @@ fn bytes_of_tokens_join_to_the_text() {
             // A space is put before every text.
             (fallback(), format!(" {text}")),
         ] {
-            let ids = tokenizer.encode(text.trim_start_matches(' '), false).unwrap();
+            let ids = tokenizer
+                .encode(text.trim_start_matches(' '), false)
+                .unwrap();
             let bytes = ids.iter().flat_map(|&id| tokenizer.token_bytes(id));
             assert_eq!(String::from_utf8(bytes.collect()).unwrap(), text);
         }

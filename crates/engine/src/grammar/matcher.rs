@@ -1,0 +1,90 @@
+//! The grammar of one text as it grows.
+
+use std::fmt;
+
+use llguidance::Matcher;
+
+use super::clean;
+use crate::{EngineError, LogitsProcessor};
+
+/// Ids in a word of a mask.
+const WORD: usize = u32::BITS as usize;
+
+/// Forbids the tokens that a grammar does not allow next.
+pub(super) struct Masking {
+    matcher: Matcher,
+    error: Option<String>,
+}
+
+impl Masking {
+    pub fn new(matcher: Matcher) -> Self {
+        Self {
+            matcher,
+            error: None,
+        }
+    }
+}
+
+impl fmt::Debug for Masking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Masking")
+            .field("stop_reason", &self.matcher.stop_reason())
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LogitsProcessor for Masking {
+    fn process(&mut self, logits: &mut [f32]) {
+        match self.matcher.compute_mask_or_eos() {
+            Ok(mask) => forbid_others(logits, mask.as_slice()),
+            Err(error) => self.error = Some(clean(&error.to_string())),
+        }
+    }
+
+    fn accept(&mut self, id: u32) {
+        if self.error.is_some() || self.matcher.is_stopped() {
+            return;
+        }
+        if let Err(error) = self.matcher.consume_token(id) {
+            self.error = Some(clean(&error.to_string()));
+        }
+    }
+
+    fn failure(&self) -> Option<EngineError> {
+        let error = self.error.as_ref()?;
+        Some(EngineError::Grammar {
+            error: format!("no token is possible any more: {error}"),
+        })
+    }
+}
+
+/// Sets the logits of ids without a bit to minus infinity.
+fn forbid_others(logits: &mut [f32], mask: &[u32]) {
+    let words = mask.iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in logits.chunks_mut(WORD).zip(words) {
+        if word == 0 {
+            logits.fill(f32::NEG_INFINITY);
+        } else if word != u32::MAX {
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_beyond_the_mask_are_forbidden() {
+        let mut logits = vec![1.0; 100];
+        forbid_others(&mut logits, &[u32::MAX, 0b101, 0]);
+        let allowed: Vec<usize> = (0..100).filter(|&id| logits[id] == 1.0).collect();
+        let want: Vec<usize> = (0..33).chain([34]).collect();
+        assert_eq!(allowed, want);
+    }
+}
