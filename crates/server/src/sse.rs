@@ -1,0 +1,143 @@
+//! Server-sent events: the body of a streamed answer.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::Stream;
+use hyper::body::Frame;
+use tokio::time::{Instant, Sleep, sleep};
+
+/// Silence after which a comment says that the stream is alive. Proxies close streams that are silent for longer.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+const COMMENT: &str = ": keep-alive\n\n";
+/// Bytes of events that go out as one piece.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// An event: `data` is one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SseEvent {
+    /// Its `event` field, if it has one.
+    pub event: Option<&'static str>,
+    /// Its `data` field.
+    pub data: String,
+}
+
+impl SseEvent {
+    /// An event without a name.
+    pub fn data(data: impl Into<String>) -> Self {
+        let data = data.into();
+        Self { event: None, data }
+    }
+
+    /// What OpenAI's streams end with.
+    pub fn done() -> Self {
+        Self::data("[DONE]")
+    }
+
+    fn write(&self, out: &mut String) {
+        if let Some(event) = self.event {
+            out.push_str("event: ");
+            out.push_str(event);
+            out.push('\n');
+        }
+        out.push_str("data: ");
+        out.push_str(&self.data);
+        out.push_str("\n\n");
+    }
+}
+
+/// An answer of events as they come, with comments in between when none do. Its end ends the stream.
+pub fn sse<S>(events: S) -> Response
+where
+    S: Stream<Item = SseEvent> + Send + 'static,
+{
+    let body = SseBody::new(events, KEEP_ALIVE);
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (
+            header::HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
+    ];
+    (headers, Body::new(body)).into_response()
+}
+
+struct SseBody<S> {
+    events: Pin<Box<S>>,
+    silence: Duration,
+    last: Instant,
+    /// Rings at `last + silence` or before: it is set anew only when it rings.
+    timer: Pin<Box<Sleep>>,
+    ended: bool,
+}
+
+impl<S: Stream<Item = SseEvent>> SseBody<S> {
+    fn new(events: S, silence: Duration) -> Self {
+        Self {
+            events: Box::pin(events),
+            silence,
+            last: Instant::now(),
+            timer: Box::pin(sleep(silence)),
+            ended: false,
+        }
+    }
+
+    /// All events that are there, up to about [`PIECE_BYTES`].
+    fn gather(&mut self, cx: &mut Context<'_>) -> String {
+        let mut piece = String::new();
+        while piece.len() < PIECE_BYTES && !self.ended {
+            match self.events.as_mut().poll_next(cx) {
+                Poll::Ready(Some(event)) => event.write(&mut piece),
+                Poll::Ready(None) => self.ended = true,
+                Poll::Pending => break,
+            }
+        }
+        piece
+    }
+
+    fn poll_comment(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let silent = now >= self.last + self.silence;
+            if silent {
+                self.last = now;
+            }
+            self.timer.as_mut().reset(self.last + self.silence);
+            if silent {
+                return Poll::Ready(());
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl<S: Stream<Item = SseEvent>> hyper::body::Body for SseBody<S> {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.get_mut();
+        let piece = this.gather(cx);
+        if !piece.is_empty() {
+            this.last = Instant::now();
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(piece)))));
+        }
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        this.poll_comment(cx)
+            .map(|()| Some(Ok(Frame::data(Bytes::from_static(COMMENT.as_bytes())))))
+    }
+}
