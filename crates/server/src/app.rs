@@ -4,10 +4,10 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware;
-use axum::routing::get;
+use axum::routing::{get, post};
 
 use crate::error::ApiError;
-use crate::routes::{health, models, version};
+use crate::routes::{chat_completions, completions, health, models, version};
 use crate::security;
 use crate::state::App;
 
@@ -18,6 +18,8 @@ pub fn router(app: &App) -> Router {
         .route("/health", get(health::get))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::get))
+        .route("/v1/chat/completions", post(chat_completions::post))
+        .route("/v1/completions", post(completions::post))
         .route("/version", get(version::get))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)

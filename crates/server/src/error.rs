@@ -201,6 +201,7 @@ impl From<EngineError> for ApiError {
             | EngineError::EmptyPrompt
             | EngineError::NoToken => Self::malformed(message),
             EngineError::Busy { .. } => Self::busy(message),
+            EngineError::Draining => Self::unavailable("the server is shutting down"),
             EngineError::PoolFull { .. } | EngineError::CacheMemory { .. } => {
                 Self::unavailable(message)
             }

@@ -6,17 +6,22 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod chat;
+mod completion;
 mod error;
 mod extract;
+mod generate;
 mod ids;
 mod net;
 mod options;
 mod routes;
 mod security;
 mod server;
+mod sse;
 mod state;
 #[cfg(test)]
 mod testing;
+mod wire;
 
 pub use error::ApiError;
 pub use options::{Limits, Listen, ModelOptions, ServerOptions, Tls};

@@ -44,6 +44,8 @@ pub struct Served {
     pub sampling: SamplingParams,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
+    /// What answers say of the server: with another one the same request may give another text.
+    pub fingerprint: String,
 }
 
 impl Served {
@@ -70,6 +72,7 @@ impl Served {
             }
         };
         Self {
+            fingerprint: fingerprint(&host),
             host,
             names,
             root,
@@ -95,6 +98,17 @@ impl Served {
             _ => Ok(()),
         }
     }
+}
+
+/// The version, the weights and the level of the processor: the same ones give the same bits.
+fn fingerprint(host: &Host) -> String {
+    let loaded = host.loaded();
+    let isa = loaded.runtime.cpu().isa();
+    format!(
+        "sparamx-{}-{isa}-{:x}",
+        env!("CARGO_PKG_VERSION"),
+        loaded.model.weight_bytes()
+    )
 }
 
 /// Seconds since 1970.

@@ -1,0 +1,109 @@
+//! What happens to a chat, in no API's form.
+
+use sparamx_engine::{FinishReason, StoppedBy, Usage};
+
+use crate::error::ApiError;
+use crate::wire::openai::chat::ChatLogprob;
+
+/// What happens to the texts of a chat, in order. `index` names the text.
+#[derive(Debug)]
+pub enum ChatEvent {
+    /// More of the answer. `text` is empty where tokens of something else have log probabilities.
+    Content {
+        /// The text.
+        index: usize,
+        /// What is new.
+        text: String,
+        /// The log probabilities of new tokens, if asked for.
+        logprobs: Vec<ChatLogprob>,
+    },
+    /// More of what the model thinks before it answers.
+    Reasoning {
+        /// The text.
+        index: usize,
+        /// What is new.
+        text: String,
+    },
+    /// A call of a tool begins.
+    ToolCall {
+        /// The text.
+        index: usize,
+        /// Which of its calls, from 0.
+        call: usize,
+        /// The name of the call.
+        id: String,
+        /// The name of the tool.
+        name: String,
+    },
+    /// More of the arguments of a call, which are the text of a JSON object.
+    ToolArguments {
+        /// The text.
+        index: usize,
+        /// Which of its calls.
+        call: usize,
+        /// What is new.
+        text: String,
+    },
+    /// A text ends.
+    Finished {
+        /// The text.
+        index: usize,
+        /// Why.
+        reason: Finish,
+        /// What ended it.
+        stopped_by: Option<StoppedBy>,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The chat ends, and not well.
+    Failed(ApiError),
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it, or a stop string or token did.
+    Stop,
+    /// As many tokens as were asked for, or as fit in the context.
+    Length,
+    /// The model waits for what its tools say.
+    ToolCalls,
+    /// The server ended it.
+    Abort,
+}
+
+impl Finish {
+    /// OpenAI's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::Abort => "abort",
+        }
+    }
+}
+
+impl From<FinishReason> for Finish {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length | FinishReason::Context => Self::Length,
+            FinishReason::Cancelled => Self::Abort,
+        }
+    }
+}
+
+impl ChatEvent {
+    /// The text it belongs to.
+    pub fn index(&self) -> Option<usize> {
+        match self {
+            Self::Content { index, .. }
+            | Self::Reasoning { index, .. }
+            | Self::ToolCall { index, .. }
+            | Self::ToolArguments { index, .. }
+            | Self::Finished { index, .. } => Some(*index),
+            Self::Failed(_) => None,
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A chat, in no API's form: what the routes for chats share.
+
+mod event;
+mod prompt;
+mod stream;
+
+use std::sync::Arc;
+
+use sparamx_engine::GenerateParams;
+use tokio::task::spawn_blocking;
+
+use self::prompt::Talk;
+use self::stream::Setup;
+use crate::error::ApiError;
+use crate::extract::Caller;
+use crate::generate::head::Head;
+use crate::generate::logprobs::TokenWriter;
+use crate::generate::{Job, params};
+use crate::state::{App, Served};
+use crate::wire::openai::ChatRequest;
+
+pub use event::{ChatEvent, Finish};
+pub use stream::ChatStream;
+
+/// Starts a chat. All that can be known before the first token is an error here.
+///
+/// # Errors
+/// 400 for a request that cannot be served, 404 for another model, 429 and 503 for one that cannot be served now.
+pub async fn start_chat(
+    app: &App,
+    caller: &Caller,
+    request: ChatRequest,
+) -> Result<ChatStream, ApiError> {
+    let served = app.served()?;
+    served.check_model(request.model.as_deref())?;
+    check_supported(&request)?;
+    let sampling = request.sampling();
+    let mut params = params::params(served, &sampling)?;
+    let n = params::choices(&sampling)?;
+    let logprobs = top_logprobs(&request)?;
+    let talk = Talk::new(&request, &app.options().model.template_variables)?;
+
+    let prompt = ids(served, talk).await?;
+    params.max_tokens = max_tokens(&request, prompt.len(), served.host.context())?;
+    params::check_min_tokens(&params)?;
+    let setup = setup(served, &request, &params, n, prompt.len());
+    let job = Job {
+        prompt,
+        params,
+        logprobs,
+        prompt_logprobs: None,
+        n,
+        cache_salt: request.cache_salt,
+    };
+    let running = app.start(caller, vec![job])?;
+    Ok(ChatStream::new(setup, running))
+}
+
+/// Ids of the prompt. Templates and tokenizers take their time, which is not that of the other connections.
+async fn ids(served: &Served, talk: Talk) -> Result<Vec<u32>, ApiError> {
+    let loaded = served.host.loaded();
+    let (template, tokenizer) = (loaded.template.clone(), Arc::clone(&loaded.tokenizer));
+    let context = served.host.context();
+    let work = spawn_blocking(move || talk.ids(template.as_ref(), &tokenizer, context));
+    work.await.map_err(|_| ApiError::fault())?
+}
+
+fn setup(
+    served: &Served,
+    request: &ChatRequest,
+    params: &GenerateParams,
+    n: usize,
+    prompt_tokens: usize,
+) -> Setup {
+    Setup {
+        head: Head::new(served, "chatcmpl-"),
+        tokenizer: Arc::clone(&served.host.loaded().tokenizer),
+        writer: TokenWriter {
+            as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
+        },
+        include_stop: params.include_stop,
+        n,
+        prompt_tokens,
+    }
+}
+
+fn check_supported(request: &ChatRequest) -> Result<(), ApiError> {
+    if let Some(field) = request.refused() {
+        return Err(params::unsupported(field));
+    }
+    let modalities = request.modalities.as_deref().unwrap_or_default();
+    if modalities.iter().any(|modality| modality != "text") {
+        let message =
+            "modalities has something other than text, which is all that this server makes";
+        return Err(ApiError::unsupported("modalities", message));
+    }
+    Ok(())
+}
+
+/// How many alternatives come with each token; none: no log probabilities.
+fn top_logprobs(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
+    let most = sparamx_engine::MAX_ALTERNATIVES as i64;
+    let top = params::integer("top_logprobs", request.top_logprobs, 0, most)?;
+    match (request.logprobs.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0) as usize)),
+        (false, None) => Ok(None),
+        (false, Some(_)) => {
+            let message = "top_logprobs is given and logprobs is not true: it must be";
+            Err(ApiError::invalid("top_logprobs", message))
+        }
+    }
+}
+
+fn max_tokens(request: &ChatRequest, prompt: usize, context: usize) -> Result<usize, ApiError> {
+    let given = match request.max_completion_tokens {
+        Some(tokens) => ("max_completion_tokens", Some(tokens)),
+        None => ("max_tokens", request.max_tokens),
+    };
+    params::max_tokens(given, usize::MAX, 1, prompt, context)
+}

@@ -1,0 +1,140 @@
+//! The one place that gives work to the engine: requests go in, their events come out as a stream.
+//!
+//! The engine's thread puts events into a queue for each HTTP request, without bound, so that a slow reader holds up nobody;
+//! `max_tokens` bounds what can be in it. The stream's value is also the guard: once it is dropped, which hyper does with a
+//! handler or a body whose client is gone, the engine ends the requests before its next step.
+
+pub mod head;
+pub mod logprobs;
+pub mod params;
+mod sink;
+pub mod usage;
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures_util::Stream;
+use serde_json::{Value, json};
+use sparamx_engine::{Cancel, Event, GenerateParams, Request, StoppedBy};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+
+use self::sink::Feed;
+use crate::error::ApiError;
+use crate::extract::Caller;
+use crate::state::App;
+
+/// A prompt to go on with.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Token ids.
+    pub prompt: Vec<u32>,
+    /// What to generate.
+    pub params: GenerateParams,
+    /// See [`Request::logprobs`].
+    pub logprobs: Option<usize>,
+    /// See [`Request::prompt_logprobs`].
+    pub prompt_logprobs: Option<usize>,
+    /// Texts to generate, with seeds one after the other.
+    pub n: usize,
+    /// See [`Request::cache_salt`].
+    pub cache_salt: Option<String>,
+}
+
+impl Job {
+    fn request(&self, choice: usize, tenant: u64) -> Request {
+        let mut params = self.params.clone();
+        params.sampling.seed = params.sampling.seed.wrapping_add(choice as u64);
+        Request {
+            prompt: self.prompt.clone(),
+            params,
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
+            processor: None,
+            tenant,
+            cache_salt: self.cache_salt.clone(),
+        }
+    }
+}
+
+/// Events of the requests of one HTTP request, each with the index of its text: those of the first prompt come first. It ends
+/// after the last event of the last text. Dropping it cancels what has not ended.
+pub struct Running {
+    events: UnboundedReceiver<(usize, Event)>,
+    ready: Vec<(usize, Event)>,
+    next: VecDeque<(usize, Event)>,
+    /// Texts that have not ended.
+    left: usize,
+    _cancel: Cancel,
+}
+
+/// Events taken from the queue at a time.
+const BATCH: usize = 64;
+
+impl App {
+    /// Starts the requests of `jobs`: all of them or none.
+    ///
+    /// # Errors
+    /// As [`Host::submit_to`](sparamx_engine::Host::submit_to); the model is not there or the server shuts down.
+    pub fn start(&self, caller: &Caller, jobs: Vec<Job>) -> Result<Running, ApiError> {
+        let served = self.served()?;
+        let (sender, events) = mpsc::unbounded_channel();
+        let mut requests = Vec::new();
+        for job in &jobs {
+            caller.tally.add_prompt(job.prompt.len());
+            for choice in 0..job.n {
+                let feed = Feed::new(requests.len(), sender.clone(), caller);
+                requests.push((job.request(choice, caller.tenant), feed.sink()));
+            }
+        }
+        let left = requests.len();
+        Ok(Running {
+            events,
+            ready: Vec::with_capacity(BATCH),
+            next: VecDeque::new(),
+            left,
+            _cancel: served.host.submit_to(requests)?,
+        })
+    }
+}
+
+impl Stream for Running {
+    type Item = (usize, Event);
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.left == 0 {
+            return Poll::Ready(None);
+        }
+        if this.next.is_empty() {
+            match this.events.poll_recv_many(cx, &mut this.ready, BATCH) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(_) => this.next.extend(this.ready.drain(..)),
+            }
+        }
+        let next = this.next.pop_front();
+        match &next {
+            Some((_, Event::Finished { .. })) => this.left -= 1,
+            Some(_) => {}
+            None => this.left = 0,
+        }
+        Poll::Ready(next)
+    }
+}
+
+/// Whether a token ended the text that came by no event: the model's own end, or one of the request's.
+pub fn ends_unseen(stopped_by: Option<&StoppedBy>, include_stop: bool) -> bool {
+    !include_stop && matches!(stopped_by, Some(StoppedBy::Eos(_) | StoppedBy::Token(_)))
+}
+
+/// vLLM's `stop_reason`: the stop string or the id that ended the text; none for the model's own end.
+pub fn stop_reason(stopped_by: Option<StoppedBy>) -> Option<Value> {
+    match stopped_by? {
+        StoppedBy::Eos(_) => None,
+        StoppedBy::Token(id) => Some(json!(id)),
+        StoppedBy::Text(text) => Some(json!(text)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! Takes the events of one text on the engine's thread: into the queue of its HTTP request and into the metrics.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use sparamx_engine::{EngineError, Event, Sink, Usage};
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::extract::{Caller, Tally};
+
+/// Where the events of one text go.
+pub struct Feed {
+    index: usize,
+    events: UnboundedSender<(usize, Event)>,
+    tally: Arc<Tally>,
+    submitted: Instant,
+    last_token: Option<Instant>,
+    ended: bool,
+}
+
+impl Feed {
+    /// Of the text `index` of a request by `caller`.
+    pub fn new(index: usize, events: UnboundedSender<(usize, Event)>, caller: &Caller) -> Self {
+        Self {
+            index,
+            events,
+            tally: Arc::clone(&caller.tally),
+            submitted: Instant::now(),
+            last_token: None,
+            ended: false,
+        }
+    }
+
+    /// What the engine calls.
+    pub fn sink(mut self) -> Sink {
+        Box::new(move |event| self.take(event))
+    }
+
+    fn take(&mut self, event: Event) {
+        match &event {
+            Event::Prompt { logprobs, .. } if logprobs.is_empty() => return,
+            Event::Prompt { .. } => {}
+            Event::Token { .. } => self.last_token = Some(Instant::now()),
+            Event::Finished { usage, .. } => {
+                self.ended = true;
+                self.tally.add_generated(usage.tokens);
+            }
+        }
+        // Nobody reads the events of a client that is gone.
+        let _ = self.events.send((self.index, event));
+    }
+}
+
+impl Drop for Feed {
+    /// Only a fault of the engine leaves a text without its last event.
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.take(Event::Finished {
+            text: String::new(),
+            result: Err(EngineError::Panicked {
+                message: String::new(),
+            }),
+            stopped_by: None,
+            ending: None,
+            usage: Usage::default(),
+        });
+    }
+}
