@@ -199,7 +199,8 @@ impl From<EngineError> for ApiError {
             EngineError::Vocabulary { .. }
             | EngineError::Coding { .. }
             | EngineError::EmptyPrompt
-            | EngineError::NoToken => Self::malformed(message),
+            | EngineError::NoToken
+            | EngineError::Grammar { .. } => Self::malformed(message),
             EngineError::Busy { .. } => Self::busy(message),
             EngineError::Draining => Self::unavailable("the server is shutting down"),
             EngineError::PoolFull { .. } | EngineError::CacheMemory { .. } => {
