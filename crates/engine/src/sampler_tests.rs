@@ -280,7 +280,102 @@ fn parameters_are_checked_by_name() {
         message(|p| p.repetition_penalty = 0.0),
         "repetition_penalty is 0, allowed is more than 0, and 1 for none"
     );
+    assert_eq!(
+        message(|p| p.presence_penalty = 2.5),
+        "presence_penalty is 2.5, allowed is -2 to 2"
+    );
+    assert_eq!(
+        message(|p| p.frequency_penalty = f32::NAN),
+        "frequency_penalty is NaN, allowed is -2 to 2"
+    );
+    assert_eq!(
+        message(|p| p.logit_bias = vec![(1, 100.0), (2, -101.0)]),
+        "logit_bias is -101, allowed is -100 to 100"
+    );
     assert!(params(|_| ()).validate().is_ok());
+    let ends = |p: &mut SamplingParams| {
+        (p.presence_penalty, p.frequency_penalty) = (-2.0, 2.0);
+        p.logit_bias = vec![(0, -100.0), (0, 100.0)];
+    };
+    assert!(params(ends).validate().is_ok());
+}
+
+#[test]
+fn presence_counts_once_frequency_every_time_and_neither_the_prompt() {
+    let chosen = |change: fn(&mut SamplingParams), rows: &[&[f32]]| -> Vec<u32> {
+        let mut p = SamplingParams::greedy();
+        change(&mut p);
+        let mut sampler = Sampler::new(&p, &[0, 0, 0, 1]).unwrap();
+        rows.iter()
+            .map(|row| sampler.sample(row).unwrap())
+            .collect()
+    };
+    let row: &[f32] = &[3.0, 2.0, 1.75];
+    // 0 is 1 behind after its first time, whatever its number.
+    let presence = |p: &mut SamplingParams| p.presence_penalty = 1.125;
+    assert_eq!(chosen(presence, &[row; 5]), [0, 1, 0, 0, 0]);
+    // 3, then 2.5, 2 and so on; an equal one has the lower id.
+    let frequency = |p: &mut SamplingParams| p.frequency_penalty = 0.5;
+    assert_eq!(chosen(frequency, &[row; 5]), [0, 0, 0, 1, 2]);
+    let both = |p: &mut SamplingParams| (p.presence_penalty, p.frequency_penalty) = (1.0, 0.5);
+    assert_eq!(chosen(both, &[row; 5]), [0, 1, 2, 0, 0]);
+    let reward = |p: &mut SamplingParams| p.frequency_penalty = -1.0;
+    assert_eq!(
+        chosen(reward, &[&[0.0, 1.0], &[1.5, 1.0], &[2.5, 1.0]]),
+        [1, 1, 1]
+    );
+    // The repetition penalty comes first: 4 / 2 - 1, and not (4 - 1) / 2.
+    let order = |p: &mut SamplingParams| (p.repetition_penalty, p.presence_penalty) = (2.0, 1.0);
+    assert_eq!(chosen(order, &[&[0.0, 0.0, 4.0], &[0.0, 2.5, 4.0]]), [2, 1]);
+}
+
+#[test]
+fn what_is_impossible_stays_so_whatever_it_is_owed() {
+    let change = |p: &mut SamplingParams| {
+        (p.presence_penalty, p.frequency_penalty) = (-2.0, -2.0);
+        p.logit_bias = vec![(1, 100.0)];
+    };
+    let mut sampler = sampler(change);
+    assert_eq!(sampler.sample(&[0.0, 0.0]).unwrap(), 1);
+    for _ in 0..20 {
+        assert_eq!(sampler.sample(&[0.0, f32::NEG_INFINITY]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_bias_forces_bans_and_comes_before_everything_else() {
+    let row = bumpy(60);
+    let biased = |bias: f32, change: fn(&mut SamplingParams)| {
+        let mut p = params(change);
+        p.logit_bias = vec![(7, bias)];
+        let mut sampler = Sampler::new(&p, &[]).unwrap();
+        let mut ids: Vec<u32> = (0..2000).map(|_| sampler.sample(&row).unwrap()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    };
+    assert_eq!(biased(100.0, |_| ()), [7]);
+    assert_eq!(biased(100.0, |p| p.frequency_penalty = 0.01), [7]);
+    assert_eq!(biased(100.0, |p| p.top_k = 1), [7]);
+    let without = biased(-100.0, |_| ());
+    assert!(without.len() > 20 && !without.contains(&7), "{without:?}");
+    // A processor sees what the bias made of the row, and has the last word.
+    let mut sampler = self::biased(1, f32::NEG_INFINITY, |p| {
+        (p.temperature, p.logit_bias) = (0.0, vec![(1, 100.0), (2, 0.5), (2, 0.75)]);
+    });
+    assert_eq!(sampler.sample(&[3.0, 3.0, 2.0]).unwrap(), 2);
+}
+
+#[test]
+fn ids_can_be_banned_unless_nothing_else_is_left() {
+    let mut greedy = Sampler::new(&SamplingParams::greedy(), &[]).unwrap();
+    let row = [1.0, 3.0, 2.0];
+    assert_eq!(greedy.sample_except(&row, &[1]).unwrap(), 2);
+    assert_eq!(greedy.sample_except(&row, &[1, 2, 9, 1]).unwrap(), 0);
+    assert_eq!(greedy.sample_except(&row, &[0, 1, 2, 1]).unwrap(), 1);
+    let forbidden = [f32::NEG_INFINITY, 0.5, 0.75];
+    assert_eq!(greedy.sample_except(&forbidden, &[2]).unwrap(), 1);
+    assert_eq!(greedy.sample_except(&forbidden, &[2, 1]).unwrap(), 2);
 }
 
 /// Adds a bias to one token, or forbids it, and remembers what was chosen.

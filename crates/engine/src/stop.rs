@@ -239,6 +239,68 @@ mod tests {
         assert_eq!(run(&["a", end, "b"], "ab"), ("ab".into(), false));
     }
 
+    /// Pushes pieces, those of the first `early` without effect; the text, and the stop string that ended it.
+    fn run_with(
+        pieces: &[&str],
+        stops: &[&str],
+        early: usize,
+        includes: bool,
+    ) -> (String, Option<usize>) {
+        let mut matcher = StopMatcher::new(&strings(stops))
+            .unwrap()
+            .including(includes);
+        let mut text = String::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            matcher.ignore(index < early);
+            let passed = matcher.push(piece);
+            text += &passed.text;
+            if passed.stopped.is_some() {
+                return (text + &matcher.finish(), passed.stopped);
+            }
+        }
+        (text + &matcher.finish(), None)
+    }
+
+    #[test]
+    fn the_stop_string_is_named_and_may_be_part_of_the_text() {
+        let run = |pieces, stops, includes| run_with(pieces, stops, 0, includes);
+        assert_eq!(
+            run(&["on", "e;x"], &[",", "e;"], true),
+            ("one;".into(), Some(1))
+        );
+        assert_eq!(
+            run(&["on", "e;x"], &[",", "e;"], false),
+            ("on".into(), Some(1))
+        );
+        // The one that is complete first; of those complete together the longest.
+        assert_eq!(
+            run(&["abc"], &["c", "b", "ab"], true),
+            ("ab".into(), Some(2))
+        );
+        assert_eq!(run(&["abc"], &["x"], true), ("abc".into(), None));
+        let mut matcher = StopMatcher::new(&strings(&["<|end|>"]))
+            .unwrap()
+            .including(true);
+        assert_eq!(matcher.push("Hi").text, "Hi");
+        assert_eq!(matcher.push_special("<|end|>").text, "<|end|>");
+    }
+
+    #[test]
+    fn a_stop_string_that_comes_early_does_not_count() {
+        let run = |pieces, stops, early| run_with(pieces, stops, early, false);
+        assert_eq!(
+            run(&["a.", "b", "c.d"], &["."], 2),
+            ("a.bc".into(), Some(0))
+        );
+        assert_eq!(run(&["a.", "b."], &["."], 2), ("a.b.".into(), None));
+        // It counts if it is complete later, wherever it begins.
+        assert_eq!(run(&["a", "é🦀", "é"], &["é🦀é"], 2), ("a".into(), Some(0)));
+        assert_eq!(run(&["a", "aa", "a"], &["aaa"], 2), ("a".into(), Some(0)));
+        assert_eq!(run(&["xyz", "z"], &["yz", "yzz"], 1), ("x".into(), Some(1)));
+        // One that is held back as the beginning of another.
+        assert_eq!(run(&["ab", "c"], &["b", "abd"], 1), ("abc".into(), None));
+    }
+
     #[test]
     fn an_empty_stop_string_is_refused() {
         let error = StopMatcher::new(&strings(&["a", ""])).unwrap_err();
@@ -249,6 +311,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn early_ones_agree_with_the_definition(
+            pieces in prop::collection::vec("[abé🦀]{0,4}", 0..8),
+            stops in prop::collection::vec("[abé🦀]{1,4}", 0..4),
+            early in 0usize..8, includes: bool,
+        ) {
+            let text = pieces.concat();
+            let least = pieces.iter().take(early).map(String::len).sum::<usize>();
+            // The first end after the early pieces, and there the longest.
+            let ends = (least + 1..=text.len()).find_map(|end| {
+                let at = |stop: &&String| text.as_bytes()[..end].ends_with(stop.as_bytes());
+                let longest = stops.iter().filter(at).map(String::len).max()?;
+                Some(if includes { end } else { end - longest })
+            });
+            let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            let names: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let (got, stopped) = run_with(&pieces, &names, early, includes);
+            prop_assert_eq!(stopped.is_some(), ends.is_some());
+            prop_assert_eq!(got, text[..ends.unwrap_or(text.len())].to_owned());
+        }
+
         #[test]
         fn agrees_with_the_definition(
             pieces in prop::collection::vec("[abé🦀]{0,4}", 0..8),

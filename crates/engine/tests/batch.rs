@@ -275,8 +275,21 @@ fn random_kv(dice: &mut Dice) -> KvOptions {
     }
 }
 
-/// One engine with a random load; returns its steps, its preemptions and the draft tokens that were accepted.
-fn campaign(seed: u64, loaded: &Loaded) -> (u64, u64, u64) {
+/// What happened under a random load.
+#[derive(Debug, Default)]
+struct Load {
+    steps: u64,
+    preemptions: u64,
+    /// Draft tokens.
+    accepted: u64,
+    /// Those of them of requests whose logits are changed.
+    accepted_changed: u64,
+    /// Tokens of prompts that were in the cache.
+    cached: u64,
+}
+
+/// One engine with a random load.
+fn campaign(seed: u64, loaded: &Loaded) -> Load {
     let mut dice = Dice(ChaCha8Rng::seed_from_u64(seed));
     let documents = documents();
     let mut options = EngineOptions {
@@ -364,11 +377,34 @@ fn campaign(seed: u64, loaded: &Loaded) -> (u64, u64, u64) {
         assert_eq!(got.usage().tokens, got.ids.len(), "{about}");
     }
     let stats = engine.stats();
+    let prompts: usize = requests.values().map(|request| request.prompt.len()).sum();
+    let usages = || received.values().map(Received::usage);
+    let cached: usize = usages().map(|usage| usage.cached_tokens).sum();
+    assert!(stats.prompt_tokens <= prompts as u64);
+    assert_eq!(stats.cached_tokens, cached as u64, "seed {seed}");
+    let preemptions: usize = usages().map(|usage| usage.preemptions).sum();
+    assert_eq!(stats.preemptions, preemptions as u64);
+    let ends = stats.finished;
+    let ended = ends.stop + ends.length + ends.context + ends.cancelled + ends.error;
+    assert_eq!(ended, requests.len() as u64);
     assert_eq!(stats.pool.in_use_bytes, 0, "seed {seed}");
     assert_eq!((stats.running, stats.waiting), (0, 0));
     let tokens: usize = received.values().map(|received| received.ids.len()).sum();
     assert_eq!(stats.tokens, tokens as u64);
-    (stats.steps, stats.preemptions, stats.accepted)
+    let changed = received.iter().filter(|(id, _)| {
+        let Request {
+            params, processor, ..
+        } = &requests[id];
+        let sampling = &params.sampling;
+        processor.is_some() || sampling.presence_penalty != 0.0 || !sampling.logit_bias.is_empty()
+    });
+    Load {
+        steps: stats.steps,
+        preemptions: stats.preemptions,
+        accepted: stats.accepted,
+        accepted_changed: changed.map(|(_, got)| got.usage().accepted as u64).sum(),
+        cached: stats.cached_tokens,
+    }
 }
 
 /// `SPARAMX_TEST_SEED` runs other seeds: `7` or `100..200`.
@@ -384,26 +420,28 @@ fn whatever_happens_around_it_a_request_gets_the_same_tokens() {
     let runtimes = [1, 2].map(runtime);
     let model = model(&runtimes[0], CONTEXT);
     let tokenizer = plain();
-    let mut sum = (0, 0, 0);
+    let mut sum = Load::default();
     for &seed in &seeds {
         // Past the capture of the test harness: a failure or a hang is to say where it is.
         let _ = writeln!(std::io::stderr(), "batch engine: seed {seed}");
-        let (steps, preemptions, accepted) = campaign(
+        let load = campaign(
             seed,
             &loaded(&runtimes[seed as usize % 2], &model, &tokenizer),
         );
-        sum = (sum.0 + steps, sum.1 + preemptions, sum.2 + accepted);
+        sum.steps += load.steps;
+        sum.preemptions += load.preemptions;
+        sum.accepted += load.accepted;
+        sum.accepted_changed += load.accepted_changed;
+        sum.cached += load.cached;
     }
-    let _ = writeln!(
-        std::io::stderr(),
-        "batch engine: {} steps, {} preemptions, {} draft tokens accepted",
-        sum.0,
-        sum.1,
-        sum.2
-    );
+    let _ = writeln!(std::io::stderr(), "batch engine: {sum:?}");
     // Nothing is shown by a load too light.
     if std::env::var("SPARAMX_TEST_SEED").is_err() {
-        assert!(sum.0 > 2000 && sum.1 > 5 && sum.2 > 200, "{sum:?}");
+        let enough = sum.steps > 2000 && sum.preemptions > 5 && sum.accepted > 200;
+        assert!(
+            enough && sum.accepted_changed > 20 && sum.cached > 2000,
+            "{sum:?}"
+        );
     }
 }
 
