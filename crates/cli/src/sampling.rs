@@ -56,12 +56,12 @@ fn number(text: &str, fits: impl Fn(f32) -> bool, wanted: &str) -> Result<f32, S
 }
 
 impl SamplingArgs {
-    /// The parameters for the model in a directory.
+    /// The parameters for the model in a directory, which has these defaults.
     ///
     /// # Errors
-    /// Its `generation_config.json` cannot be read, or has a value that means nothing.
-    pub fn params(&self, directory: &Path) -> Result<SamplingParams> {
-        let model = SamplingDefaults::read(directory)?.params();
+    /// One of them has a value that means nothing.
+    pub fn params(&self, defaults: &SamplingDefaults, directory: &Path) -> Result<SamplingParams> {
+        let model = defaults.params();
         let params = SamplingParams {
             temperature: self.temperature.unwrap_or(model.temperature),
             top_k: self.top_k.unwrap_or(model.top_k),
@@ -149,22 +149,21 @@ mod tests {
             repetition_penalty: None,
             seed: Some(7),
         };
-        let params = args.params(directory.path()).expect("parameters");
+        let read = || {
+            let defaults = SamplingDefaults::read(directory.path()).expect("defaults");
+            args.params(&defaults, directory.path())
+        };
+        let params = read().expect("parameters");
         assert_eq!(
             (params.temperature, params.top_k, params.top_p, params.seed),
             (0.0, 20, SamplingParams::default().top_p, 7)
         );
-        fs::write(directory.path().join("generation_config.json"), "{").expect("a file");
-        assert!(args.params(directory.path()).is_err());
         fs::write(
             directory.path().join("generation_config.json"),
             r#"{"top_p": 2.0}"#,
         )
         .expect("a file");
-        let error = format!(
-            "{:#}",
-            args.params(directory.path()).expect_err("2 is no share")
-        );
+        let error = format!("{:#}", read().expect_err("2 is no share"));
         assert!(
             error.contains("generation_config.json") && error.contains("top_p is 2"),
             "{error}"

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use sparamx_engine::{ChatTemplate, EngineOptions, GenerateParams, Host, HostOptions, Speculation};
+use sparamx_engine::{
+    ChatTemplate, EngineOptions, GenerateParams, Host, HostOptions, Loaded, Speculation,
+};
 
 use crate::args::{Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
@@ -132,17 +134,6 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
         Some(model) => format!("model: {}", source::name(model, &directory)),
         None => format!("model: {}, which ships with sparamx", directory.display()),
     };
-    let sampling = args.sampling.params(&directory)?;
-    if common.verbose {
-        output::complain(&format!("{sampling:?}"));
-    }
-    let template = args.template(&directory, common)?;
-    let params = GenerateParams {
-        max_tokens: args.max_tokens,
-        sampling,
-        stop: args.stop.clone(),
-        ..GenerateParams::default()
-    };
     let options = HostOptions {
         memory_bytes: args.memory.memory_bytes,
         engine: EngineOptions {
@@ -155,14 +146,27 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
             kv: args.kv.options(),
             ..EngineOptions::default()
         },
+        chat_template: args.chat_template.clone(),
+        no_chat_template: args.no_chat_template,
         ..HostOptions::default()
     };
     let runtime = Arc::new(runtime::start(args.threads.count(), common)?);
     let host = Host::open(&directory, runtime, options, &mut loading::report(common))?;
-    loading::details(&directory, host.loaded(), common);
+    let loaded = host.loaded();
+    loading::details(&directory, loaded, common);
+    let sampling = args.sampling.params(&loaded.defaults, &directory)?;
+    if common.verbose {
+        output::complain(&format!("{sampling:?}"));
+    }
+    let params = GenerateParams {
+        max_tokens: args.max_tokens,
+        sampling,
+        stop: args.stop.clone(),
+        ..GenerateParams::default()
+    };
     let mut talk = Talk {
+        template: args.template(loaded, common)?,
         host,
-        template,
         system: args.system.clone(),
         params,
         common,
@@ -201,15 +205,11 @@ impl RunArgs {
         })
     }
 
-    /// The template of the user, of the model, or none.
-    fn template(&self, directory: &Path, common: Common) -> Result<Option<ChatTemplate>> {
-        let template = match &self.chat_template {
-            _ if self.no_chat_template => None,
-            Some(file) => ChatTemplate::from_file(file, directory)?,
-            None => ChatTemplate::from_dir(directory)?,
-        };
+    /// The template of the user or of the model with the user's variables, or none.
+    fn template(&self, loaded: &Loaded, common: Common) -> Result<Option<ChatTemplate>> {
+        let template = &loaded.template;
         let Some(variables) = &self.chat_template_kwargs else {
-            return Ok(template);
+            return Ok(template.clone());
         };
         let Some(template) = template else {
             bail!(UsageError("--chat-template-kwargs: the model has no chat template; give one by --chat-template".to_owned()));
@@ -222,7 +222,7 @@ impl RunArgs {
                 "warning: the chat template does not mention '{name}'"
             ));
         }
-        Ok(Some(template.with_variables(variables.clone())))
+        Ok(Some(template.clone().with_variables(variables.clone())))
     }
 }
 
