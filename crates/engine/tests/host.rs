@@ -491,6 +491,7 @@ fn a_host_that_drains_ends_what_it_has_and_takes_no_more() {
         assert!(!text.is_empty());
     }
     assert_eq!(host.requests(), 0);
+    assert!(host.failure().is_none());
 }
 
 /// Waits in the step until it is let go.
@@ -573,6 +574,8 @@ fn a_panic_ends_those_that_wait_as_well() {
     ended.sort_unstable();
     assert_eq!(ended, [0, 1, 2]);
     assert_eq!((host.requests(), host.busy_for()), (0, None));
+    let failure = host.failure().unwrap().to_string();
+    assert_eq!(failure, "a fault of the engine ended it: a fault in a test");
     let refused = host.submit(request(1, 1)).err().unwrap();
     assert!(matches!(refused, EngineError::Panicked { .. }), "{refused}");
 }

@@ -164,6 +164,11 @@ impl Host {
         self.shared.busy_for()
     }
 
+    /// What ended the engine's thread, if something has: [`EngineError::Panicked`]. No request runs then any more.
+    pub fn failure(&self) -> Option<EngineError> {
+        self.shared.failure()
+    }
+
     /// Has `observer` called after each step that ran the model, on the engine's thread: it must not wait.
     pub fn observe(&self, observer: Box<dyn FnMut(&StepReport) + Send>) {
         let observer: Observer = observer;

@@ -201,6 +201,10 @@ impl Shared {
         (state.total > 0).then(|| state.progress.elapsed())
     }
 
+    pub fn failure(&self) -> Option<EngineError> {
+        self.lock().failure()
+    }
+
     pub fn observe(&self, observer: Observer) {
         self.observers().push(observer);
     }
@@ -271,10 +275,7 @@ impl State {
         match &self.stage {
             Stage::Open => {}
             Stage::Draining | Stage::Closed => return Err(EngineError::Draining),
-            Stage::Failed(message) => {
-                let message = message.clone();
-                return Err(EngineError::Panicked { message });
-            }
+            Stage::Failed(_) => return self.failure().map_or(Ok(()), Err),
         }
         let mut new: BTreeMap<u64, usize> = BTreeMap::new();
         for tenant in tenants {
@@ -289,6 +290,15 @@ impl State {
             let has = self.taken.get(tenant).copied().unwrap_or_default();
             over(has + count, limits.tenant)
         })
+    }
+
+    fn failure(&self) -> Option<EngineError> {
+        match &self.stage {
+            Stage::Failed(message) => Some(EngineError::Panicked {
+                message: message.clone(),
+            }),
+            _ => None,
+        }
     }
 
     fn leave(&mut self, tenant: u64) {
