@@ -2,8 +2,6 @@
 
 use serde_json::Value;
 
-use crate::Tokenizer;
-
 /// How the names of tokens say what bytes they stand for.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Spelling {
@@ -37,8 +35,8 @@ impl Spelling {
         }
     }
 
-    /// The bytes of a token with this name.
-    fn bytes(&self, name: &str) -> Vec<u8> {
+    /// The bytes of a token of the vocabulary with this name.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
         match self {
             Self::Letters => {
                 let bytes: Option<Vec<u8>> = name.chars().map(byte_of).collect();
@@ -74,34 +72,6 @@ fn byte_of(letter: char) -> Option<u8> {
         Err(_) => (0..=u8::MAX)
             .filter(|&b| !seen(b))
             .nth(usize::try_from(code - 256).ok()?),
-    }
-}
-
-impl Tokenizer {
-    /// The bytes that a token stands for in the middle of a text, which may be a part of a character. A special token stands
-    /// for its name. An id without a token has none.
-    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
-        if let Some(name) = self.special(id) {
-            return name.into();
-        }
-        let Some(name) = self.name(id) else {
-            return Vec::new();
-        };
-        if self.is_added(id) {
-            return name.into_bytes();
-        }
-        match &self.spelling {
-            Spelling::Text {
-                space: None,
-                bytes: false,
-            } => self.decode(&[id]).unwrap_or(name).into_bytes(),
-            spelling => spelling.bytes(&name),
-        }
-    }
-
-    /// The text of [`Self::token_bytes`], with U+FFFD for what is no whole character.
-    pub fn token_text(&self, id: u32) -> String {
-        String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
     }
 }
 

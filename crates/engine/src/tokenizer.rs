@@ -25,7 +25,7 @@ pub struct Tokenizer {
     /// Special tokens by their roles.
     roles: BTreeMap<String, String>,
     least: LeastTokens,
-    pub(crate) spelling: Spelling,
+    spelling: Spelling,
     /// Ids of tokens that are added to the vocabulary, whose names are their texts.
     added: HashSet<u32>,
     warnings: Vec<String>,
@@ -193,14 +193,30 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// The token of an id as the vocabulary spells it.
-    pub(crate) fn name(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+    /// The bytes that a token stands for in the middle of a text, which may be a part of a character. A special token stands
+    /// for its name. An id without a token has none.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        if let Some(name) = self.special(id) {
+            return name.into();
+        }
+        let Some(name) = self.inner.id_to_token(id) else {
+            return Vec::new();
+        };
+        if self.added.contains(&id) {
+            return name.into_bytes();
+        }
+        match &self.spelling {
+            Spelling::Text {
+                space: None,
+                bytes: false,
+            } => self.decode(&[id]).unwrap_or(name).into_bytes(),
+            spelling => spelling.bytes(&name),
+        }
     }
 
-    /// Whether a token is added to the vocabulary rather than part of it.
-    pub(crate) fn is_added(&self, id: u32) -> bool {
-        self.added.contains(&id)
+    /// The text of [`Self::token_bytes`], with U+FFFD for what is no whole character.
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
     }
 
     /// The id of the special token with this text, if there is one and the model has it.
