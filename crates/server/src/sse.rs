@@ -141,3 +141,82 @@ impl<S: Stream<Item = SseEvent>> hyper::body::Body for SseBody<S> {
             .map(|()| Some(Ok(Frame::data(Bytes::from_static(COMMENT.as_bytes())))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use futures_util::stream::{self, StreamExt};
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn run<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
+        runtime.unwrap().block_on(future)
+    }
+
+    #[test]
+    fn events_that_are_there_go_out_together() {
+        let events = [
+            SseEvent::data("{}"),
+            SseEvent {
+                event: Some("named"),
+                data: "1".to_owned(),
+            },
+            SseEvent::done(),
+        ];
+        run(async {
+            let mut body = SseBody::new(stream::iter(events), KEEP_ALIVE);
+            let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(
+                piece,
+                "data: {}\n\nevent: named\ndata: 1\n\ndata: [DONE]\n\n"
+            );
+            assert!(body.frame().await.is_none());
+        });
+    }
+
+    #[test]
+    fn silence_is_filled_with_comments_and_ends_with_an_event() {
+        run(async {
+            let period = Duration::from_millis(20);
+            let late = stream::once(sleep(period * 5)).map(|()| SseEvent::data("late"));
+            let begin = Instant::now();
+            let mut body = SseBody::new(late.chain(stream::once(pending())), period);
+            let mut comments = 0;
+            loop {
+                let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
+                if piece != COMMENT {
+                    assert_eq!(piece, "data: late\n\n");
+                    break;
+                }
+                comments += 1;
+                assert!(begin.elapsed() >= period * comments);
+            }
+            assert!(comments >= 1);
+            // The event began a new silence.
+            assert_eq!(
+                body.frame().await.unwrap().unwrap().into_data().unwrap(),
+                COMMENT
+            );
+        });
+    }
+
+    #[test]
+    fn a_piece_has_a_size_of_its_own() {
+        run(async {
+            let many = stream::iter(vec![SseEvent::data("x".repeat(1000)); 100]);
+            let mut body = SseBody::new(many, KEEP_ALIVE);
+            let (mut pieces, mut bytes) = (0, 0);
+            while let Some(frame) = body.frame().await {
+                let piece = frame.unwrap().into_data().unwrap();
+                assert!(piece.len() < PIECE_BYTES + 2000);
+                (pieces, bytes) = (pieces + 1, bytes + piece.len());
+            }
+            assert_eq!((pieces > 1, bytes), (true, 100 * 1008));
+        });
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sparamx_engine::{Host, SamplingParams};
+use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
 
 use crate::error::ApiError;
 use crate::options::ServerOptions;
@@ -46,6 +46,8 @@ pub struct Served {
     pub created: u64,
     /// What answers say of the server: with another one the same request may give another text.
     pub fingerprint: String,
+    /// Makes grammars for its tokens; none if its tokenizer does not allow that.
+    grammars: Option<GrammarCompiler>,
 }
 
 impl Served {
@@ -73,6 +75,7 @@ impl Served {
         };
         Self {
             fingerprint: fingerprint(&host),
+            grammars: GrammarCompiler::new(&host.loaded().tokenizer).ok(),
             host,
             names,
             root,
@@ -84,6 +87,20 @@ impl Served {
     /// The name that answers carry.
     pub fn name(&self) -> &str {
         self.names.first().map_or("", String::as_str)
+    }
+
+    /// Compiles a grammar, which may take seconds.
+    ///
+    /// # Errors
+    /// 400: it cannot be kept.
+    pub async fn grammar(&self, spec: GrammarSpec) -> Result<Grammar, ApiError> {
+        let Some(compiler) = self.grammars.clone() else {
+            let message = "the tokenizer of this model does not allow to constrain an answer";
+            return Err(ApiError::unsupported("response_format", message));
+        };
+        let work = tokio::task::spawn_blocking(move || compiler.compile(&spec));
+        let grammar = work.await.map_err(|_| ApiError::fault())??;
+        Ok(grammar)
     }
 
     /// Checks the `model` of a request; none: the one there is.

@@ -15,7 +15,7 @@ use crate::error::ApiError;
 use crate::extract::Caller;
 use crate::generate::head::Head;
 use crate::generate::logprobs::TokenWriter;
-use crate::generate::{Job, params};
+use crate::generate::{Job, format, params};
 use crate::state::{App, Served};
 use crate::wire::openai::ChatRequest;
 
@@ -40,9 +40,18 @@ pub async fn start_chat(
     let logprobs = top_logprobs(&request)?;
     let talk = Talk::new(&request, &app.options().model.template_variables)?;
 
+    let grammar = format::grammar(
+        request.response_format.as_ref(),
+        request.structured_outputs.as_ref(),
+    )?;
+
     let prompt = ids(served, talk).await?;
     params.max_tokens = max_tokens(&request, prompt.len(), served.host.context())?;
     params::check_min_tokens(&params)?;
+    let grammar = match grammar {
+        Some(spec) => Some(served.grammar(spec).await?),
+        None => None,
+    };
     let setup = setup(served, &request, &params, n, prompt.len());
     let job = Job {
         prompt,
@@ -50,6 +59,7 @@ pub async fn start_chat(
         logprobs,
         prompt_logprobs: None,
         n,
+        grammar,
         cache_salt: request.cache_salt,
     };
     let running = app.start(caller, vec![job])?;

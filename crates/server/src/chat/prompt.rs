@@ -1,22 +1,13 @@
 //! From messages to the ids that generation starts from.
 
 use serde_json::{Map, Value, json};
-use sparamx_engine::{ChatTemplate, Message, Tokenizer};
+use sparamx_engine::{ChatTemplate, Conversation, Tokenizer};
 
 use crate::error::ApiError;
 use crate::wire::openai::ChatRequest;
 use crate::wire::openai::chat::{ChatMessage, Content, Part};
 
 const ROLES: &str = "system, developer, user, assistant and tool";
-
-#[derive(Debug, Clone)]
-struct Conversation {
-    messages: Vec<Value>,
-    tools: Option<Value>,
-    variables: Map<String, Value>,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
-}
 
 /// A conversation whose messages have been looked at.
 #[derive(Debug, Clone)]
@@ -75,7 +66,7 @@ impl Talk {
         context: usize,
     ) -> Result<Vec<u32>, ApiError> {
         let text = match template {
-            Some(template) => self.rendered(template)?,
+            Some(template) => template.render_conversation(&self.conversation)?,
             None => self.joined(),
         };
         tokenizer.check_room(&text, context)?;
@@ -88,16 +79,6 @@ impl Talk {
             true => Err(ApiError::invalid("messages", "the messages have no text")),
             false => Ok(ids),
         }
-    }
-
-    fn rendered(&self, template: &ChatTemplate) -> Result<String, ApiError> {
-        let text =
-            |message: &Value, name: &str| message[name].as_str().unwrap_or_default().to_owned();
-        let messages = self.conversation.messages.iter();
-        let messages: Vec<Message> = messages
-            .map(|m| Message::new(text(m, "role"), text(m, "content")))
-            .collect();
-        Ok(template.render(&messages, self.conversation.add_generation_prompt)?)
     }
 
     fn joined(&self) -> String {

@@ -6,17 +6,19 @@ mod stream;
 
 use std::sync::Arc;
 
-use sparamx_engine::GenerateParams;
+use sparamx_engine::{GenerateParams, Grammar};
 use tokio::task::spawn_blocking;
 
 use self::prompts::{Start, Wanted};
+use self::stream::Setup;
 use crate::error::ApiError;
 use crate::extract::Caller;
 use crate::generate::head::Head;
 use crate::generate::logprobs::TokenWriter;
-use crate::generate::{Job, params};
-use crate::state::App;
+use crate::generate::{Job, format, params};
+use crate::state::{App, Served};
 use crate::wire::openai::CompletionRequest;
+use crate::wire::openai::completions::Prompt;
 
 pub use stream::{CompletionEvent, CompletionStream};
 
@@ -37,66 +39,85 @@ pub async fn start_completion(
     if let Some(field) = request.refused() {
         return Err(params::unsupported(field));
     }
-    let sampling = request.sampling();
-    let params = params::params(served, &sampling)?;
-    let n = params::choices(&sampling)?;
-    let most = sparamx_engine::MAX_ALTERNATIVES as i64;
-    let logprobs = params::integer("logprobs", request.logprobs, 0, most)?.map(|top| top as usize);
-    let Some(prompt) = request.prompt.take() else {
+    let prompt = request.prompt.take();
+    let mut plan = Plan::new(served, request)?;
+    let starts = starts(served, prompt, &plan).await?;
+    let formats = (
+        &plan.request.response_format,
+        &plan.request.structured_outputs,
+    );
+    if let Some(spec) = format::grammar(formats.0.as_ref(), formats.1.as_ref())? {
+        plan.grammar = Some(served.grammar(spec).await?);
+    }
+    let context = served.host.context();
+    let jobs = starts.iter().map(|start| plan.job(start, context));
+    let jobs = jobs.collect::<Result<Vec<_>, _>>()?;
+    let running = app.start(caller, jobs)?;
+    Ok(CompletionStream::new(plan.setup(served), starts, running))
+}
+
+/// The prompts. Tokenizers take their time, which is not that of the other connections.
+async fn starts(
+    served: &Served,
+    prompt: Option<Prompt>,
+    plan: &Plan,
+) -> Result<Vec<Start>, ApiError> {
+    let Some(prompt) = prompt else {
         return Err(ApiError::invalid("prompt", "prompt is missing"));
     };
-    prompts::check_count(&prompt, n)?;
-    let context = served.host.context();
+    prompts::check_count(&prompt, plan.n)?;
     let wanted = Wanted {
-        n,
-        echo: request.echo.unwrap_or(false),
-        add_special: request.add_special_tokens.unwrap_or(true),
-        context,
+        echo: plan.echo,
+        add_special: plan.request.add_special_tokens.unwrap_or(true),
+        context: served.host.context(),
     };
     let tokenizer = Arc::clone(&served.host.loaded().tokenizer);
-    let work = {
-        let tokenizer = Arc::clone(&tokenizer);
-        spawn_blocking(move || prompts::starts(prompt, &tokenizer, wanted))
-    };
-    let starts = work.await.map_err(|_| ApiError::fault())??;
-    let plan = Plan {
-        request: &request,
-        params,
-        n,
-        logprobs,
-        echo: wanted.echo,
-    };
-    let jobs = starts
-        .iter()
-        .map(|start| plan.job(start, context))
-        .collect::<Result<Vec<_>, _>>()?;
-    let running = app.start(caller, jobs)?;
-    let names = TokenWriter {
-        as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
-    };
-    let setup = stream::Setup {
-        head: Head::new(served, "cmpl-"),
-        tokenizer,
-        names,
-        show_special: plan.params.show_special,
-        include_stop: plan.params.include_stop,
-        logprobs: logprobs.is_some(),
-        echo: wanted.echo,
-        n,
-    };
-    Ok(CompletionStream::new(setup, starts, running))
+    let work = spawn_blocking(move || prompts::starts(prompt, &tokenizer, wanted));
+    work.await.map_err(|_| ApiError::fault())?
 }
 
 /// What is the same for all prompts.
-struct Plan<'a> {
-    request: &'a CompletionRequest,
+struct Plan {
+    request: CompletionRequest,
     params: GenerateParams,
     n: usize,
     logprobs: Option<usize>,
+    grammar: Option<Grammar>,
     echo: bool,
 }
 
-impl Plan<'_> {
+impl Plan {
+    fn new(served: &Served, request: CompletionRequest) -> Result<Self, ApiError> {
+        let sampling = request.sampling();
+        let params = params::params(served, &sampling)?;
+        let n = params::choices(&sampling)?;
+        let most = sparamx_engine::MAX_ALTERNATIVES as i64;
+        let logprobs = params::integer("logprobs", request.logprobs, 0, most)?;
+        Ok(Self {
+            params,
+            n,
+            logprobs: logprobs.map(|top| top as usize),
+            grammar: None,
+            echo: request.echo.unwrap_or(false),
+            request,
+        })
+    }
+
+    fn setup(&self, served: &Served) -> Setup {
+        Setup {
+            head: Head::new(served, "cmpl-"),
+            tokenizer: Arc::clone(&served.host.loaded().tokenizer),
+            names: TokenWriter {
+                as_ids: self.request.return_tokens_as_token_ids.unwrap_or(false),
+            },
+            show_special: self.params.show_special,
+            include_stop: self.params.include_stop,
+            logprobs: self.logprobs.is_some(),
+            echo: self.echo,
+            n: self.n,
+        }
+    }
+
     fn job(&self, start: &Start, context: usize) -> Result<Job, ApiError> {
         // A prompt alone may be asked for, if it is part of the answer.
         let least = if self.echo { 0 } else { 1 };
@@ -118,6 +139,7 @@ impl Plan<'_> {
             logprobs: self.logprobs,
             prompt_logprobs,
             n: self.n,
+            grammar: self.grammar.clone(),
             cache_salt: self.request.cache_salt.clone(),
         })
     }

@@ -18,8 +18,6 @@ pub struct Start {
 /// What to make of the prompts.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted {
-    /// Texts for each.
-    pub n: usize,
     /// Their texts are part of the answer.
     pub echo: bool,
     /// The tokenizer's own special tokens come around each text.

@@ -4,6 +4,7 @@
 //! `max_tokens` bounds what can be in it. The stream's value is also the guard: once it is dropped, which hyper does with a
 //! handler or a body whose client is gone, the engine ends the requests before its next step.
 
+pub mod format;
 pub mod head;
 pub mod logprobs;
 pub mod params;
@@ -16,7 +17,7 @@ use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use serde_json::{Value, json};
-use sparamx_engine::{Cancel, Event, GenerateParams, Request, StoppedBy};
+use sparamx_engine::{Cancel, Event, GenerateParams, Grammar, Request, StoppedBy};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use self::sink::Feed;
@@ -37,6 +38,8 @@ pub struct Job {
     pub prompt_logprobs: Option<usize>,
     /// Texts to generate, with seeds one after the other.
     pub n: usize,
+    /// What each text must look like.
+    pub grammar: Option<Grammar>,
     /// See [`Request::cache_salt`].
     pub cache_salt: Option<String>,
 }
@@ -50,7 +53,7 @@ impl Job {
             params,
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
-            processor: None,
+            processor: self.grammar.as_ref().map(Grammar::processor),
             tenant,
             cache_salt: self.cache_salt.clone(),
         }

@@ -697,3 +697,180 @@ fn prefixes_are_shared_among_equal_salts_only() {
     assert_eq!(cached(json!("b")), 0);
     assert_eq!(cached(Value::Null), 0);
 }
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {"name": {"enum": ["Lily", "Tim"]}, "age": {"type": "integer", "minimum": 1, "maximum": 9}},
+        "required": ["name", "age"],
+        "additionalProperties": false,
+    })
+}
+
+#[test]
+fn answers_have_the_form_that_is_asked_for() {
+    let server = server();
+    let long = |format: Value| {
+        let mut fields = format;
+        fields["max_completion_tokens"] = json!(100);
+        fields["temperature"] = json!(1);
+        fields["seed"] = json!(4);
+        fields
+    };
+    let formats = [
+        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "child", "strict": true, "schema": schema()}}}),
+        json!({"response_format": {"type": "json_object", "schema": schema()}}),
+        json!({"structured_outputs": {"json": schema()}}),
+        json!({"structured_outputs": {"json": schema().to_string()}}),
+    ];
+    for format in formats {
+        let answer = ask(&server, long(format.clone()));
+        assert_eq!(
+            answer["choices"][0]["finish_reason"], "stop",
+            "{format}: {answer}"
+        );
+        let object: Value = serde_json::from_str(content(&answer)).unwrap();
+        assert!(
+            object["name"] == "Lily" || object["name"] == "Tim",
+            "{object}"
+        );
+        assert!(
+            (1..=9).contains(&object["age"].as_i64().unwrap())
+                && object.as_object().unwrap().len() == 2
+        );
+        let chunks = stream(&server, long(format));
+        assert_eq!(joined(&chunks, 0), content(&answer));
+    }
+    let choice = text(
+        &server,
+        long(json!({"structured_outputs": {"choice": ["a 🦀", "ein Fuß"]}})),
+    );
+    assert!(choice == "a 🦀" || choice == "ein Fuß", "{choice}");
+    let regex = text(
+        &server,
+        long(json!({"structured_outputs": {"regex": "[a-c]{3}-[0-9]{2}"}})),
+    );
+    assert!(regex.len() == 6 && regex.as_bytes()[3] == b'-', "{regex}");
+    let grammar = text(
+        &server,
+        long(json!({"structured_outputs": {"grammar": "start: \"yes\" | \"no\""}})),
+    );
+    assert!(grammar == "yes" || grammar == "no", "{grammar}");
+    // Whatever it is, an object begins so.
+    let object = json!({"response_format": {"type": "json_object"}, "max_completion_tokens": 3});
+    assert!(text(&server, object).starts_with('{'));
+    assert!(
+        text(
+            &server,
+            json!({"structured_outputs": {"json_object": true}, "max_completion_tokens": 3})
+        )
+        .starts_with('{')
+    );
+}
+
+#[test]
+fn forms_that_cannot_be_kept_are_refused() {
+    let server = server();
+    let cases = [
+        (
+            json!({"response_format": {"type": "xml"}}),
+            "response_format.type",
+            "allowed are text",
+        ),
+        (json!({"response_format": {}}), "response_format", "type"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.json_schema",
+            "missing",
+        ),
+        (
+            json!({"structured_outputs": {}}),
+            "structured_outputs",
+            "exactly one",
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a", "choice": ["b"]}}),
+            "structured_outputs",
+            "exactly one",
+        ),
+        (
+            json!({"structured_outputs": {"json": "{"}}),
+            "structured_outputs.json",
+            "no JSON",
+        ),
+        (
+            json!({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}),
+            "structured_outputs",
+            "both",
+        ),
+    ];
+    for (fields, param, words) in cases {
+        let error = refused(&server, fields.clone());
+        assert_eq!(error["param"], param, "{fields}: {error}");
+        assert!(
+            error["message"].as_str().unwrap().contains(words),
+            "{error} has no '{words}'"
+        );
+    }
+    let unique = json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "a", "schema": unique}});
+    let error = refused(&server, json!({"response_format": format}));
+    assert!(
+        error["message"].as_str().unwrap().contains("uniqueItems"),
+        "{error}"
+    );
+    assert_eq!(
+        refused(
+            &server,
+            json!({"response_format": {"type": "structural_tag"}})
+        )["code"],
+        "unsupported_parameter"
+    );
+    let structured = json!({"structured_outputs": {"structural_tag": "a"}});
+    assert_eq!(
+        refused(&server, structured)["code"],
+        "unsupported_parameter"
+    );
+}
+
+#[test]
+fn characters_are_whole_in_every_chunk() {
+    let server = server();
+    let word = "Füße 🦀🦀 ≥ é";
+    let fields = json!({"structured_outputs": {"choice": [word]}, "max_completion_tokens": 60, "logprobs": true, "n": 2});
+    let chunks = stream(&server, fields);
+    for index in 0..2 {
+        assert_eq!(joined(&chunks, index), word);
+    }
+    let pieces = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str());
+    assert!(pieces.clone().all(|piece| !piece.contains('\u{FFFD}')));
+    // Bytes of the tokens are those of the text they came with.
+    for chunk in &chunks {
+        let choice = &chunk["choices"][0];
+        let Some(list) = choice["logprobs"]["content"].as_array() else {
+            continue;
+        };
+        let bytes = list
+            .iter()
+            .filter(|entry| entry["token"] != "<|endoftext|>");
+        let bytes: Vec<u8> = bytes
+            .flat_map(|entry| entry["bytes"].as_array().unwrap())
+            .map(|byte| byte.as_u64().unwrap() as u8)
+            .collect();
+        assert_eq!(
+            bytes,
+            choice["delta"]["content"].as_str().unwrap().as_bytes()
+        );
+    }
+    // A text that ends within a character says so at its end.
+    let cut = text(
+        &server,
+        json!({"structured_outputs": {"choice": ["🦀"]}, "max_completion_tokens": 2}),
+    );
+    assert!(
+        cut.chars().all(|char| char == '\u{FFFD}') && !cut.is_empty(),
+        "{cut}"
+    );
+}

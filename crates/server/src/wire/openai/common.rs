@@ -287,7 +287,6 @@ pub type LogitBias = BTreeMap<String, f64>;
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Sampling<'a> {
-    pub max_tokens: Option<i64>,
     pub min_tokens: Option<i64>,
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
@@ -410,7 +409,6 @@ macro_rules! request {
             /// What it says of sampling and of the end of the text.
             pub fn sampling(&self) -> $crate::wire::openai::common::Sampling<'_> {
                 $crate::wire::openai::common::Sampling {
-                    max_tokens: self.max_tokens,
                     min_tokens: self.min_tokens,
                     temperature: self.temperature,
                     top_p: self.top_p,
