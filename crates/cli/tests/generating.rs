@@ -500,6 +500,16 @@ fn questions_are_asked() {
     for field in ["acc_norm", "acc_norm_stderr", "truncated"] {
         assert!(result[field].is_number(), "no {field} in {report}");
     }
+    assert!(result.get("log_likelihoods").is_none(), "{report}");
+    let report = json(&ask(&["--json", "--samples"]));
+    let samples = report["results"][0]["log_likelihoods"].as_array();
+    let samples = samples.expect("a list for each question");
+    assert_eq!(samples.len(), 3);
+    // The questions are the same but for the label.
+    assert_eq!(samples[0], samples[1]);
+    let of = |choice: usize| samples[0][choice].as_f64().expect("a number");
+    assert!(of(0) < of(1) && of(1) < 0.0, "{samples:?}");
+    fails(&ask(&["--samples"]), 2, &["--samples", "--json"]);
     let table = stdout(&ask(&["--limit", "2", "--task", "piqa"]));
     assert!(
         table.contains("acc_norm") && table.contains("0.5000 ± 0.5000"),

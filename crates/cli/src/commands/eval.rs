@@ -39,7 +39,8 @@ A file has one question in JSON a line, as the data sets have them on the hub. I
   sciq         question, support, correct_answer, distractor1, distractor2, distractor3
   winogrande   sentence, option1, option2, answer
 
---json prints {results: [{file, task, questions, chance, acc, acc_stderr, acc_norm, acc_norm_stderr, truncated}, ..]}.")]
+--json prints {results: [{file, task, questions, chance, acc, acc_stderr, acc_norm, acc_norm_stderr, truncated}, ..]}. With --samples
+log_likelihoods is there, too: for each question those of its choices, in nats.")]
 pub struct EvalArgs {
     /// Directory, GGUF file or hub id
     #[arg(value_name = "MODEL")]
@@ -53,6 +54,9 @@ pub struct EvalArgs {
     /// Take the first N questions of each file
     #[arg(long, value_name = "N", value_parser = args::whole::<usize>)]
     limit: Option<usize>,
+    /// Print the log likelihood of every choice; needs --json
+    #[arg(long)]
+    samples: bool,
     #[command(flatten)]
     threads: Threads,
     #[command(flatten)]
@@ -75,6 +79,9 @@ pub struct Outcome {
     /// The figures.
     #[serde(flatten)]
     pub figures: Evaluation,
+    /// The log likelihoods of the choices of each question, in nats, where they are asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log_likelihoods: Vec<Vec<f64>>,
 }
 
 /// Measures and prints.
@@ -84,6 +91,9 @@ pub struct Outcome {
 pub fn run(args: &EvalArgs, common: Common) -> Result<()> {
     if args.limit == Some(0) {
         bail!(UsageError("--limit must be at least 1".to_owned()));
+    }
+    if args.samples && !common.json {
+        bail!(UsageError("--samples needs --json".to_owned()));
     }
     let files = read(&args.files, args.task, args.limit)?;
     let loaded = loading::load(
@@ -95,7 +105,12 @@ pub fn run(args: &EvalArgs, common: Common) -> Result<()> {
     let measured = files
         .iter()
         .map(|(path, file)| measure(&loaded, path, file, common));
-    let results: Vec<Outcome> = measured.collect::<Result<_>>()?;
+    let mut results: Vec<Outcome> = measured.collect::<Result<_>>()?;
+    if !args.samples {
+        results
+            .iter_mut()
+            .for_each(|result| result.log_likelihoods.clear());
+    }
     for result in results.iter().filter(|_| !common.quiet) {
         if result.figures.truncated > 0 {
             output::complain(&format!(
@@ -117,6 +132,7 @@ pub fn run(args: &EvalArgs, common: Common) -> Result<()> {
         file,
         task,
         figures,
+        ..
     } in &results
     {
         table.row(vec![
@@ -155,8 +171,10 @@ pub fn read(
 pub fn measure(loaded: &Loaded, path: &str, file: &Questions, common: Common) -> Result<Outcome> {
     let total = file.questions.len() as u64;
     let bar = progress::count_bar(common, total, "questions", file.task.to_string());
-    let figures = evaluate(loaded, file, &mut |done, _| {
+    let mut log_likelihoods = Vec::with_capacity(file.questions.len());
+    let figures = evaluate(loaded, file, &mut |done, answer| {
         bar.set_position(done as u64);
+        log_likelihoods.push(answer.log_likelihoods.clone());
     })
     .with_context(|| path.to_owned())?;
     bar.finish_and_clear();
@@ -164,5 +182,6 @@ pub fn measure(loaded: &Loaded, path: &str, file: &Questions, common: Common) ->
         file: path.to_owned(),
         task: file.task.to_string(),
         figures,
+        log_likelihoods,
     })
 }
