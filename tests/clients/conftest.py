@@ -119,5 +119,5 @@ def smol(tmp_path_factory):
 @pytest.fixture(scope="session")
 def narrow(tmp_path_factory):
     """The model that ships, for one request at a time and one in the queue."""
-    options = ("--served-model-name", "narrow", "--max-num-seqs", "1", "--max-queue", "1")
+    options = ("--served-model-name", "narrow", "--max-num-seqs", "1", "--max-requests", "2")
     yield from serve(tmp_path_factory, ROOT / "models/stories-5m-50", *options)
