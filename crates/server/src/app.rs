@@ -1,33 +1,52 @@
 //! All paths, and what every request passes before it gets to one.
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::middleware;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 
 use crate::error::ApiError;
-use crate::routes::{chat_completions, completions, health, models, version};
+use crate::observe::observe;
+use crate::routes::{
+    chat_completions, completions, detokenize, health, models, tokenize, tokenizer_info, version,
+};
 use crate::security;
 use crate::state::App;
 
-/// The service of a server. Layers that come later are passed earlier.
+/// The service of a server.
 pub fn router(app: &App) -> Router {
-    let with = |app: &App| app.clone();
-    Router::new()
+    let paths = Router::new()
+        .route("/detokenize", post(detokenize::post))
         .route("/health", get(health::get))
+        .route("/ping", get(health::get).post(health::get))
+        .route("/tokenize", post(tokenize::post))
+        .route("/tokenizer_info", get(tokenizer_info::get))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::get))
         .route("/v1/chat/completions", post(chat_completions::post))
         .route("/v1/completions", post(completions::post))
         .route("/version", get(version::get))
         .fallback(no_path)
-        .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn_with_state(with(app), security::guard))
-        .with_state(app.clone())
+        .method_not_allowed_fallback(no_method);
+    guarded(paths, app).with_state(app.clone())
 }
 
-async fn no_path(State(_): State<App>, request: Request) -> ApiError {
+/// What every request passes before it gets to a path. Layers that come later are passed earlier.
+pub(crate) fn guarded(paths: Router<App>, app: &App) -> Router<App> {
+    let state = || app.clone();
+    let paths = paths.layer(from_fn_with_state(state(), security::keyed));
+    // What a browser asks for a page has no key.
+    let paths = match security::origins(&app.options().allowed_origins) {
+        Some(origins) => paths.layer(origins),
+        None => paths,
+    };
+    paths
+        .layer(from_fn_with_state(state(), security::named))
+        .layer(from_fn_with_state(state(), observe))
+}
+
+async fn no_path(request: Request) -> ApiError {
     ApiError::no_path(request.uri().path())
 }
 

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod about;
 mod app;
 mod chat;
 mod completion;
@@ -12,7 +13,9 @@ mod error;
 mod extract;
 mod generate;
 mod ids;
+mod keys;
 mod net;
+mod observe;
 mod options;
 mod routes;
 mod security;
@@ -23,6 +26,7 @@ mod state;
 mod testing;
 mod wire;
 
+pub use about::About;
 pub use error::ApiError;
 pub use options::{Limits, Listen, ModelOptions, ServerOptions, Tls};
 pub use server::{Server, StartError};

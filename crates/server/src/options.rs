@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use sparamx_engine::KvOptions;
 
 /// Takes a line for the log.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -19,6 +20,8 @@ pub struct ServerOptions {
     pub tls: Option<Tls>,
     /// Keys, any of which opens all paths; none: no key is needed. Each is a tenant of its own.
     pub keys: Vec<String>,
+    /// Lets everybody in without a key, also from other machines.
+    pub no_auth: bool,
     /// Serves the page at `/` without a key.
     pub public_page: bool,
     /// Names, beside those of the loopback, that a request may give as `Host`. They are looked at on the loopback, and on other
@@ -45,6 +48,7 @@ impl Default for ServerOptions {
             listen: Listen::default(),
             tls: None,
             keys: Vec::new(),
+            no_auth: false,
             public_page: false,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
@@ -148,6 +152,8 @@ pub struct ModelOptions {
     pub neutral_sampling: bool,
     /// Variables for the chat template where a request does not set them.
     pub template_variables: Map<String, Value>,
+    /// How keys and values are kept, as the engine was told.
+    pub kv: KvOptions,
     /// How the model writes calls of tools, by vLLM's name of the parser; none: as its template says.
     pub tool_parser: Option<String>,
     /// How the model marks its reasoning, by vLLM's name of the parser; none: as its template says.

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::time::Duration;
 
+use axum::Router;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::app;
 use crate::net::{self, Listener};
@@ -15,6 +17,8 @@ use crate::state::{App, Served};
 
 /// Threads for the network; the engine has its own.
 const THREADS: usize = 2;
+/// For tasks to end by themselves once there are no connections.
+const REST: Duration = Duration::from_millis(100);
 
 /// Why a server does not start.
 #[derive(Debug)]
@@ -26,6 +30,10 @@ pub enum StartError {
         /// What the system says.
         error: io::Error,
     },
+    /// Others than this machine would reach it without a key.
+    Open(Listen),
+    /// The certificate or its key cannot be used.
+    Certificate(String),
     /// The system gives no threads.
     Threads(io::Error),
 }
@@ -37,6 +45,12 @@ impl fmt::Display for StartError {
                 f,
                 "cannot listen at {listen}: {error}; another --port may be free"
             ),
+            Self::Open(listen) => write!(
+                f,
+                "others than this machine reach {listen}: give them a key by --api-key or --api-key-file, or let everybody in \
+                 by --no-auth"
+            ),
+            Self::Certificate(error) => write!(f, "TLS: {error}"),
             Self::Threads(error) => write!(f, "cannot start the server's threads: {error}"),
         }
     }
@@ -48,8 +62,7 @@ impl std::error::Error for StartError {}
 pub struct Server {
     app: App,
     address: Option<SocketAddr>,
-    stop: watch::Sender<bool>,
-    accepting: JoinHandle<()>,
+    end: JoinHandle<usize>,
     runtime: Runtime,
 }
 
@@ -57,39 +70,51 @@ impl Server {
     /// Takes the address and answers from now on, with 503 until there is a model.
     ///
     /// # Errors
-    /// The address cannot be had; the system gives no threads.
+    /// The address cannot be had, or is open to others without a key; the certificate cannot be used; the system gives no
+    /// threads.
     pub fn start(options: ServerOptions) -> Result<Self, StartError> {
+        Self::with_paths(options, app::router)
+    }
+
+    /// The same with other paths.
+    pub(crate) fn with_paths(
+        options: ServerOptions,
+        paths: impl FnOnce(&App) -> Router,
+    ) -> Result<Self, StartError> {
         let listen = options.listen.clone();
-        let refused = |error| StartError::Address {
+        let tls = options.tls.as_ref().map(net::acceptor).transpose();
+        let tls = tls.map_err(StartError::Certificate)?;
+        let listener = Listener::bind(&listen).map_err(|error| StartError::Address {
             listen: listen.clone(),
             error,
-        };
-        let Listen::Tcp { host, port } = &listen else {
-            return Err(refused(io::ErrorKind::Unsupported.into()));
-        };
-        let listener = TcpListener::bind((host.as_str(), *port)).map_err(refused)?;
-        listener.set_nonblocking(true).map_err(refused)?;
-        let address = listener.local_addr().ok();
+        })?;
+        if !listener.is_local() && options.keys.is_empty() && !options.no_auth {
+            return Err(StartError::Open(listen));
+        }
+        let address = listener.address();
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("sparamx-server")
             .enable_all()
             .build()
             .map_err(StartError::Threads)?;
-        let app = App::new(options);
-        let (stop, stopped) = watch::channel(false);
-        let router = app::router(&app);
-        let accepting = runtime.spawn(net::serve(app.clone(), router, Listener(listener), stopped));
+        let app = App::new(options, address);
+        let router = paths(&app);
+        let listener = {
+            let _runtime = runtime.enter();
+            listener.start().map_err(StartError::Threads)?
+        };
+        runtime.spawn(net::serve(app.clone(), router, listener, tls));
+        let end = runtime.spawn(end(app.clone()));
         Ok(Self {
             app,
             address,
-            stop,
-            accepting,
+            end,
             runtime,
         })
     }
 
-    /// The address it listens at; none for one in the file system.
+    /// The address it listens at; none for a place in the file system.
     pub fn address(&self) -> Option<SocketAddr> {
         self.address
     }
@@ -104,15 +129,31 @@ impl Server {
         self.app.ready(served);
     }
 
-    /// Takes no new requests. Those that run go on.
+    /// Takes no new requests. Those that run go on, for [`Limits::shutdown`](crate::Limits) at most; then the server ends.
     pub fn shutdown(&self) {
         self.app.drain();
-        let _ = self.stop.send(true);
     }
 
-    /// Waits for its end.
-    pub fn wait(self) {
-        let _ = self.runtime.block_on(self.accepting);
-        self.runtime.shutdown_background();
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.end.is_finished()
     }
+
+    /// Waits for its end, which [`Server::shutdown`] brings about. Gives the connections whose requests were cut off.
+    pub fn wait(self) -> usize {
+        let Self { end, runtime, .. } = self;
+        let cut = runtime.block_on(end).unwrap_or_default();
+        runtime.shutdown_timeout(REST);
+        cut
+    }
+}
+
+/// Waits until the server is to shut down and its requests have ended, or their time is over.
+async fn end(app: App) -> usize {
+    app.draining().await;
+    let limit = app.options().limits.shutdown;
+    let in_time = timeout(limit, app.finished()).await.is_ok();
+    let cut = if in_time { 0 } else { app.connections() };
+    app.close();
+    cut
 }

@@ -1,12 +1,15 @@
 //! What every route sees: the options, the model once it is there, and how far the server is.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
+use tokio::sync::watch;
 
+use crate::about::About;
 use crate::error::ApiError;
+use crate::keys::Keys;
 use crate::options::ServerOptions;
 
 /// The state that all routes share. A clone is the same.
@@ -15,14 +18,16 @@ pub struct App(Arc<Shared>);
 
 struct Shared {
     options: ServerOptions,
+    keys: Keys,
+    address: Option<SocketAddr>,
     served: OnceLock<Served>,
-    phase: AtomicU8,
-    connections: AtomicUsize,
+    phase: watch::Sender<Phase>,
+    /// Those that began before the server began to shut down, and those since.
+    connections: watch::Sender<(usize, usize)>,
 }
 
 /// How far a server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd)]
 pub enum Phase {
     /// The model is on its way.
     Loading,
@@ -30,6 +35,8 @@ pub enum Phase {
     Ready,
     /// Those that run are answered, new ones are not.
     Draining,
+    /// No connection is taken any more.
+    Closed,
 }
 
 /// The model, and what it goes by.
@@ -42,6 +49,8 @@ pub struct Served {
     pub root: String,
     /// How tokens are chosen where a request does not say.
     pub sampling: SamplingParams,
+    /// What it is made of.
+    pub about: About,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
     /// What answers say of the server: with another one the same request may give another text.
@@ -76,6 +85,7 @@ impl Served {
         Self {
             fingerprint: fingerprint(&host),
             grammars: GrammarCompiler::new(&host.loaded().tokenizer).ok(),
+            about: About::new(host.loaded(), &options.model.kv),
             host,
             names,
             root,
@@ -136,12 +146,14 @@ pub fn now() -> u64 {
 
 impl App {
     /// A server that is loading.
-    pub fn new(options: ServerOptions) -> Self {
+    pub fn new(options: ServerOptions, address: Option<SocketAddr>) -> Self {
         Self(Arc::new(Shared {
+            keys: Keys::new(&options.keys),
             options,
+            address,
             served: OnceLock::new(),
-            phase: AtomicU8::new(Phase::Loading as u8),
-            connections: AtomicUsize::new(0),
+            phase: watch::Sender::new(Phase::Loading),
+            connections: watch::Sender::new((0, 0)),
         }))
     }
 
@@ -150,13 +162,19 @@ impl App {
         &self.0.options
     }
 
+    /// The keys of the options.
+    pub fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    /// The address that the server listens at; none for a place in the file system.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.0.address
+    }
+
     /// How far the server is.
     pub fn phase(&self) -> Phase {
-        match self.0.phase.load(Ordering::Acquire) {
-            0 => Phase::Loading,
-            1 => Phase::Ready,
-            _ => Phase::Draining,
-        }
+        *self.0.phase.borrow()
     }
 
     /// The model, for requests that need it.
@@ -165,7 +183,9 @@ impl App {
     /// 503 while the model is loaded, and once the server shuts down.
     pub fn served(&self) -> Result<&Served, ApiError> {
         match (self.phase(), self.model()) {
-            (Phase::Draining, _) => Err(ApiError::unavailable("the server is shutting down")),
+            (Phase::Draining | Phase::Closed, _) => {
+                Err(ApiError::unavailable("the server is shutting down"))
+            }
             (_, None) => Err(ApiError::unavailable("the model is being loaded")),
             (_, Some(served)) => Ok(served),
         }
@@ -179,27 +199,79 @@ impl App {
     /// The model is there.
     pub fn ready(&self, served: Served) {
         if self.0.served.set(served).is_ok() {
-            let (loading, ready) = (Phase::Loading as u8, Phase::Ready as u8);
-            let phase = &self.0.phase;
             // It may be on its way out already.
-            let _ = phase.compare_exchange(loading, ready, Ordering::AcqRel, Ordering::Acquire);
+            self.advance(Phase::Ready);
         }
     }
 
     /// No new requests from now on.
     pub fn drain(&self) {
-        self.0.phase.store(Phase::Draining as u8, Ordering::Release);
+        self.advance(Phase::Draining);
+    }
+
+    /// No new connections from now on.
+    pub fn close(&self) {
+        self.advance(Phase::Closed);
+    }
+
+    fn advance(&self, phase: Phase) {
+        self.0.phase.send_if_modified(|now| {
+            let later = phase > *now;
+            if later {
+                *now = phase;
+            }
+            later
+        });
+    }
+
+    /// Whether no new requests are taken.
+    pub fn is_draining(&self) -> bool {
+        self.phase() >= Phase::Draining
+    }
+
+    /// What the engine said when a fault of ours ended it; none as long as it runs.
+    pub fn fault(&self) -> Option<String> {
+        let failure = self.model()?.host.failure()?;
+        Some(failure.to_string())
+    }
+
+    /// Waits until there are no new requests.
+    pub async fn draining(&self) {
+        self.reached(Phase::Draining).await;
+    }
+
+    /// Waits until there are no new connections.
+    pub async fn closed(&self) {
+        self.reached(Phase::Closed).await;
+    }
+
+    async fn reached(&self, phase: Phase) {
+        let mut phases = self.0.phase.subscribe();
+        // It lives as long as this does.
+        let _ = phases.wait_for(|now| *now >= phase).await;
     }
 
     /// Connections that are open.
     pub fn connections(&self) -> usize {
-        self.0.connections.load(Ordering::Relaxed)
+        let (early, late) = *self.0.connections.borrow();
+        early + late
     }
 
     /// Counts a connection for as long as the value lives.
     pub fn connected(&self) -> Connected {
-        self.0.connections.fetch_add(1, Ordering::Relaxed);
-        Connected(self.clone())
+        let late = self.is_draining();
+        let connected = Connected {
+            app: self.clone(),
+            late,
+        };
+        connected.count(|open| *open += 1);
+        connected
+    }
+
+    /// Waits until the connections are closed that began before the server began to shut down.
+    pub async fn finished(&self) {
+        let mut connections = self.0.connections.subscribe();
+        let _ = connections.wait_for(|(early, _)| *early == 0).await;
     }
 
     /// Writes a line to the log.
@@ -211,10 +283,26 @@ impl App {
 }
 
 /// An open connection.
-pub struct Connected(App);
+pub struct Connected {
+    app: App,
+    late: bool,
+}
+
+impl Connected {
+    /// Whether the server was shutting down when it began.
+    pub fn late(&self) -> bool {
+        self.late
+    }
+
+    fn count(&self, change: impl FnOnce(&mut usize)) {
+        self.app.0.connections.send_modify(|(early, late)| {
+            change(if self.late { late } else { early });
+        });
+    }
+}
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.count(|open| *open -= 1);
     }
 }

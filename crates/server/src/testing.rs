@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use axum::Router;
 use serde_json::Value;
 use sparamx_engine::{Host, HostOptions, Loaded};
 use sparamx_kernels::Runtime;
 
+use crate::app;
 use crate::options::{Listen, ServerOptions};
 use crate::server::Server;
-use crate::state::Served;
+use crate::state::{App, Served};
 
 /// What the model of tests is called.
 pub const MODEL: &str = "org/stories";
@@ -66,13 +68,23 @@ pub fn server_with(options: ServerOptions, engine: HostOptions) -> TestServer {
 
 /// A server whose model is not there yet.
 pub fn loading(options: ServerOptions) -> TestServer {
+    paths(options, app::router)
+}
+
+/// A server of the given paths, without a model.
+pub fn paths(options: ServerOptions, paths: impl FnOnce(&App) -> Router) -> TestServer {
+    let server = Server::with_paths(local(options), paths).unwrap();
+    let address = server.address().unwrap();
+    TestServer { server, address }
+}
+
+/// The same options, at any port that is free.
+fn local(options: ServerOptions) -> ServerOptions {
     let listen = Listen::Tcp {
         host: "127.0.0.1".to_owned(),
         port: 0,
     };
-    let server = Server::start(ServerOptions { listen, ..options }).unwrap();
-    let address = server.address().unwrap();
-    TestServer { server, address }
+    ServerOptions { listen, ..options }
 }
 
 /// What a server answered.

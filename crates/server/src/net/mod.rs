@@ -2,6 +2,18 @@
 
 mod accept;
 mod body;
+mod connection;
+mod listen;
+mod refuse;
+mod socket;
+mod stage;
+mod tls;
+mod watched;
 
-pub use accept::{Listener, serve};
+pub use accept::serve;
 pub use body::BodyFault;
+pub use listen::Listener;
+pub use tls::acceptor;
+
+#[cfg(test)]
+mod tests;

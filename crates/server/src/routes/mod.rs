@@ -2,6 +2,9 @@
 
 pub mod chat_completions;
 pub mod completions;
+pub mod detokenize;
 pub mod health;
 pub mod models;
+pub mod tokenize;
+pub mod tokenizer_info;
 pub mod version;

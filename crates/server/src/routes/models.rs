@@ -34,6 +34,7 @@ fn card(served: &Served, name: &str) -> Value {
         "parent": null,
         "max_model_len": served.host.context(),
         "permission": [],
+        "meta": served.about,
     })
 }
 
@@ -48,6 +49,9 @@ mod tests {
         assert_eq!(list["data"][0]["id"], MODEL);
         assert_eq!(list["data"][1]["id"], "alias");
         assert_eq!(list["data"][0]["max_model_len"], 512);
+        let meta = &list["data"][0]["meta"];
+        assert_eq!(meta["weights"], "sparse bf16", "{meta}");
+        assert!(meta["sparsity"].as_f64().unwrap() > 0.3, "{meta}");
         for path in ["org/stories", "org%2Fstories", "alias"] {
             let answer = server.get(&format!("/v1/models/{path}"));
             assert_eq!(answer.status, 200, "{path}");

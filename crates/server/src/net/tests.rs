@@ -1,0 +1,443 @@
+//! Every limit, over a socket.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures_util::stream;
+
+use crate::app::guarded;
+use crate::extract::Json;
+use crate::options::{Limits, ServerOptions};
+use crate::state::App;
+use crate::testing::{TestServer, paths, read_answer, try_answer};
+
+const SHORT: Duration = Duration::from_millis(300);
+/// Longer than anything takes that does not hang.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Requests that are being answered, by the paths below.
+#[derive(Clone, Default)]
+struct Running(Arc<AtomicUsize>);
+
+struct One(Running);
+
+impl Running {
+    fn one(&self) -> One {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        One(self.clone())
+    }
+
+    /// Waits until there are so many.
+    fn wait_for(&self, count: usize) {
+        let start = Instant::now();
+        while self.0.load(Ordering::SeqCst) != count {
+            assert!(start.elapsed() < LONG, "not {count} after {LONG:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn panics() -> &'static str {
+    panic!("on purpose")
+}
+
+/// Paths that show what becomes of a request.
+fn odd_paths(app: &App, running: &Running) -> Router {
+    let (never, slow, endless) = (running.clone(), running.clone(), running.clone());
+    let paths = Router::new()
+        .route("/quick", get(|| async { "quick" }))
+        .route(
+            "/echo",
+            post(|Json(body): Json<serde_json::Value>| async move { Json(body) }),
+        )
+        .route("/panic", get(panics))
+        .route(
+            "/never",
+            post(move || async move {
+                let _one = never.one();
+                std::future::pending::<()>().await;
+            }),
+        )
+        .route(
+            "/slow",
+            get(move || async move {
+                let _one = slow.one();
+                tokio::time::sleep(2 * SHORT).await;
+                "slow"
+            }),
+        )
+        .route(
+            "/endless",
+            get(move || async move {
+                let one = endless.one();
+                Body::from_stream(stream::repeat_with(move || {
+                    let _still = &one;
+                    Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 65536]))
+                }))
+            }),
+        );
+    guarded(paths, app).with_state(app.clone())
+}
+
+fn start(limits: Limits) -> (TestServer, Running) {
+    let running = Running::default();
+    let options = ServerOptions {
+        limits,
+        ..ServerOptions::default()
+    };
+    let server = paths(options, |app| odd_paths(app, &running));
+    (server, running)
+}
+
+/// Sends bytes and leaves the connection open.
+fn send(server: &TestServer, bytes: &str) -> TcpStream {
+    let mut stream = server.connect();
+    stream.write_all(bytes.as_bytes()).unwrap();
+    stream
+}
+
+/// Asserts that nothing more comes and the connection is closed.
+fn assert_closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    // A reset closes it too.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(rest.is_empty(), "{}", String::from_utf8_lossy(&rest));
+}
+
+const GET: &str = "GET /quick HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+#[test]
+fn what_is_no_request_is_told_so_in_json() {
+    let (server, _) = start(Limits::default());
+    let fields = |count: usize| {
+        let fields: String = (0..count).map(|i| format!("X-{i}: 1\r\n")).collect();
+        format!("GET /quick HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
+    };
+    let long = "x".repeat(40_000);
+    let body = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    for (bytes, status) in [
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /quick\r\n\r\n".to_owned(), 400),
+        ("G\0T / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        ("GET /quick HTTP/9.9\r\n\r\n".to_owned(), 400),
+        (
+            "GET /quick HTTP/1.1\r\nHost localhost\r\n\r\n".to_owned(),
+            400,
+        ),
+        (
+            "GET /quick HTTP/1.1\r\nHost: localhost\r\nA b: c\r\n\r\n".to_owned(),
+            400,
+        ),
+        (
+            format!("{body}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}"),
+            400,
+        ),
+        (format!("{body}Content-Length: -1\r\n\r\n{{}}"), 400),
+        (format!("{body}Content-Length: 2x\r\n\r\n{{}}"), 400),
+        (format!("{body}Transfer-Encoding: gzip\r\n\r\n{{}}"), 400),
+        (
+            format!("{body}Transfer-Encoding: chunked\r\n\r\nzz\r\n{{}}\r\n"),
+            400,
+        ),
+        (fields(90), 200),
+        (fields(101), 431),
+        (
+            format!("GET /quick HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n"),
+            431,
+        ),
+        (
+            format!("GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+            431,
+        ),
+    ] {
+        let start = &bytes[..bytes.len().min(100)];
+        let mut stream = send(&server, &bytes);
+        let answer = try_answer(&mut stream).unwrap_or_else(|| panic!("no answer: {start}"));
+        assert_eq!(answer.status, status, "{start}");
+        if status != 200 {
+            assert_eq!(
+                answer.header("content-type"),
+                Some("application/json"),
+                "{start}"
+            );
+            let error = answer.json()["error"].clone();
+            assert_eq!(error["type"], "invalid_request_error", "{start}");
+            assert!(answer.body.len() < 600, "{start}");
+            assert_closed(&mut stream);
+        }
+    }
+    // A length beside chunks is passed over.
+    let answer = server.raw(
+        format!("{body}Content-Length: 9\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n")
+            .as_bytes(),
+    );
+    assert_eq!((answer.status, answer.text().as_str()), (200, "{}"));
+}
+
+#[test]
+fn a_head_that_does_not_end_is_waited_for_no_longer() {
+    let (server, _) = start(Limits {
+        head: SHORT,
+        ..Limits::default()
+    });
+    let mut stream = send(&server, "GET /quick HTTP/1.1\r\nHo");
+    let answer = read_answer(&mut stream);
+    assert_eq!(answer.status, 408);
+    assert!(
+        answer.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("0.3 seconds")
+    );
+    assert_closed(&mut stream);
+    // Bytes that drip do not help.
+    let mut stream = send(&server, "GET /quick HTTP/1.1\r\nX: ");
+    let mut reader = stream.try_clone().unwrap();
+    let dripping = std::thread::spawn(move || {
+        while stream.write_all(b"x").is_ok() {
+            std::thread::sleep(SHORT / 10);
+        }
+    });
+    let answer = try_answer(&mut reader);
+    assert!(answer.is_none_or(|answer| answer.status == 408));
+    drop(reader);
+    dripping.join().unwrap();
+}
+
+#[test]
+fn a_connection_without_a_request_ends() {
+    let (server, _) = start(Limits {
+        idle: SHORT,
+        ..Limits::default()
+    });
+    let mut fresh = server.connect();
+    assert_closed(&mut fresh);
+    let mut used = send(&server, GET);
+    assert_eq!(read_answer(&mut used).text(), "quick");
+    used.write_all(GET.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut used).text(), "quick");
+    assert_closed(&mut used);
+    let start = Instant::now();
+    while server.server.app().connections() > 0 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_body_that_stops_coming_is_waited_for_no_longer() {
+    let (server, _) = start(Limits {
+        body: SHORT,
+        ..Limits::default()
+    });
+    let head = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    for rest in [
+        "Content-Length: 10\r\n\r\n[1,",
+        "Transfer-Encoding: chunked\r\n\r\n3\r\n[1,\r\n",
+    ] {
+        let mut stream = send(&server, &format!("{head}{rest}"));
+        let answer = read_answer(&mut stream);
+        assert_eq!(answer.status, 408, "{rest}");
+        assert!(
+            answer.json()["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("0.3 seconds")
+        );
+        assert_closed(&mut stream);
+    }
+    // One that comes slowly is waited for.
+    let mut stream = send(&server, &format!("{head}Content-Length: 8\r\n\r\n"));
+    for byte in *b"[1,2,34]" {
+        std::thread::sleep(SHORT / 4);
+        stream.write_all(&[byte]).unwrap();
+    }
+    assert_eq!(read_answer(&mut stream).text(), "[1,2,34]");
+}
+
+#[test]
+fn a_body_beyond_the_limit_is_refused_as_it_comes() {
+    let (server, _) = start(Limits {
+        body_bytes: 1000,
+        ..Limits::default()
+    });
+    let head = "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let body = format!("\"{}\"", "x".repeat(998));
+    let whole = format!("{head}Transfer-Encoding: chunked\r\n\r\n3e8\r\n{body}\r\n0\r\n\r\n");
+    let mut stream = send(&server, &whole);
+    assert_eq!(read_answer(&mut stream).text(), body);
+    // The body never ends.
+    let part = format!("{head}Transfer-Encoding: chunked\r\n\r\n3e8\r\n{body}\r\n1\r\nx\r\n");
+    let mut stream = send(&server, &part);
+    let answer = read_answer(&mut stream);
+    assert_eq!(answer.status, 413);
+    assert!(
+        answer.json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("1000 bytes")
+    );
+    // A client that goes on to send gets its answer.
+    let mut stream = send(&server, &format!("{head}Content-Length: 3000000\r\n\r\n"));
+    let mut writer = stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || writer.write_all(&[b'x'; 3_000_000]));
+    assert_eq!(read_answer(&mut stream).status, 413);
+    drop(stream);
+    // It may have been cut off.
+    let _ = writing.join().unwrap();
+}
+
+#[test]
+fn a_reader_that_takes_nothing_is_dropped_and_a_slow_one_is_not() {
+    let (server, running) = start(Limits {
+        write: 2 * SHORT,
+        ..Limits::default()
+    });
+    let request = "GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let stuck = send(&server, request);
+    running.wait_for(1);
+    running.wait_for(0);
+    drop(stuck);
+    let mut slow = send(&server, request);
+    let mut some = vec![0; 1 << 20];
+    for _ in 0..10 {
+        std::thread::sleep(SHORT / 2);
+        slow.read_exact(&mut some).unwrap();
+    }
+    running.wait_for(1);
+    drop(slow);
+    running.wait_for(0);
+}
+
+#[test]
+fn a_client_that_is_gone_ends_its_request() {
+    let (server, running) = start(Limits::default());
+    let request = "POST /never HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let closed = send(&server, request);
+    running.wait_for(1);
+    drop(closed);
+    running.wait_for(0);
+    // One that will send no more is gone too.
+    let half = send(&server, request);
+    running.wait_for(1);
+    half.shutdown(Shutdown::Write).unwrap();
+    running.wait_for(0);
+    // So is one that left bytes of another request behind.
+    let more = send(&server, &format!("{request}{GET}"));
+    running.wait_for(1);
+    drop(more);
+    running.wait_for(0);
+}
+
+#[test]
+fn beyond_the_limit_a_connection_is_told_to_come_back() {
+    let (server, _) = start(Limits {
+        connections: 2,
+        ..Limits::default()
+    });
+    let mut open: Vec<TcpStream> = (0..2).map(|_| send(&server, GET)).collect();
+    for stream in &mut open {
+        assert_eq!(read_answer(stream).status, 200);
+    }
+    let mut third = send(&server, GET);
+    let answer = read_answer(&mut third);
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.header("retry-after"), Some("1"));
+    assert_eq!(answer.json()["error"]["type"], "unavailable_error");
+    open.pop();
+    let start = Instant::now();
+    while server.server.app().connections() > 1 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(read_answer(&mut send(&server, GET)).status, 200);
+}
+
+#[test]
+fn a_handler_that_panics_answers_500_and_others_go_on() {
+    let lines = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = {
+        let lines = Arc::clone(&lines);
+        Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()))
+    };
+    let options = ServerOptions {
+        log: Some(log),
+        unlogged: vec!["/quick".to_owned()],
+        ..ServerOptions::default()
+    };
+    let server = paths(options, |app| odd_paths(app, &Running::default()));
+    let answer = server.get("/panic");
+    assert_eq!(answer.status, 500);
+    assert_eq!(answer.json()["error"]["type"], "server_error");
+    assert!(!answer.text().contains("on purpose"));
+    assert_eq!(server.get("/quick").status, 200);
+    let headers = [
+        ("X-Request-Id", "mine-1"),
+        ("Content-Type", "application/json"),
+    ];
+    let answer = server.request("POST", "/echo?secret=1", &headers, b"\"words\"");
+    assert_eq!(answer.header("x-request-id"), Some("mine-1"));
+    let lines = || lines.lock().unwrap().clone();
+    let start = Instant::now();
+    while lines().len() < 3 {
+        assert!(start.elapsed() < LONG, "{:?}", lines());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let lines = lines();
+    assert!(lines[0].contains("on purpose"), "{lines:?}");
+    assert!(lines[1].starts_with("GET /panic 500 "), "{lines:?}");
+    assert!(
+        lines[2].starts_with("POST /echo 200 ") && lines[2].ends_with(" mine-1"),
+        "{lines:?}"
+    );
+    assert!(!lines.concat().contains("words") && !lines.concat().contains("secret"));
+    assert_eq!(lines.len(), 3);
+}
+
+#[test]
+fn requests_that_run_end_and_new_ones_are_refused() {
+    let (server, running) = start(Limits::default());
+    let mut idle = send(&server, GET);
+    assert_eq!(read_answer(&mut idle).status, 200);
+    let mut fresh = server.connect();
+    let mut slow = send(&server, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    running.wait_for(1);
+    server.server.shutdown();
+    assert_closed(&mut idle);
+    assert_closed(&mut fresh);
+    // Connections are still taken, so that a new request gets a status.
+    let answer = read_answer(&mut send(&server, GET));
+    assert_eq!(answer.header("connection"), Some("close"));
+    let answer = read_answer(&mut slow);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "slow"));
+    let address = server.address;
+    assert_eq!(server.server.wait(), 0);
+    assert!(TcpStream::connect(address).is_err());
+}
+
+#[test]
+fn requests_that_do_not_end_are_cut_off() {
+    let (server, running) = start(Limits {
+        shutdown: SHORT,
+        ..Limits::default()
+    });
+    let mut never = send(&server, "POST /never HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    running.wait_for(1);
+    server.server.shutdown();
+    assert_eq!(server.server.wait(), 1);
+    running.wait_for(0);
+    assert_closed(&mut never);
+}

@@ -1,0 +1,125 @@
+//! POST /tokenize: the ids of a text, in the forms of vLLM and of llama-server.
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::ApiError;
+use crate::extract::Json;
+use crate::state::App;
+
+/// A text: vLLM's `prompt` or llama-server's `content`.
+#[derive(Debug, Deserialize)]
+pub struct TokenizeRequest {
+    model: Option<String>,
+    prompt: Option<String>,
+    content: Option<String>,
+    /// As a prompt has them; without, if the text is `content`.
+    add_special_tokens: Option<bool>,
+    add_special: Option<bool>,
+    return_token_strs: Option<bool>,
+    with_pieces: Option<bool>,
+    parse_special: Option<bool>,
+}
+
+/// Its ids.
+#[derive(Debug, Serialize)]
+pub struct TokenizeResponse {
+    count: usize,
+    max_model_len: usize,
+    /// Ids, or ids with their pieces if those are asked for.
+    tokens: Value,
+    token_strs: Option<Vec<String>>,
+}
+
+/// The ids of a text.
+pub async fn post(
+    State(app): State<App>,
+    Json(request): Json<TokenizeRequest>,
+) -> Result<Json<TokenizeResponse>, ApiError> {
+    let served = app.served()?;
+    served.check_model(request.model.as_deref())?;
+    if request.parse_special == Some(false) {
+        let message = "special tokens in a text are always read as such";
+        return Err(ApiError::unsupported("parse_special", message));
+    }
+    let (text, special) = match (request.prompt, request.content) {
+        (Some(text), None) => (text, request.add_special_tokens.unwrap_or(true)),
+        (None, Some(text)) => (text, request.add_special.unwrap_or(false)),
+        _ => {
+            let message = "one of prompt, content and messages is needed";
+            return Err(ApiError::invalid("prompt", message));
+        }
+    };
+    let host = &served.host;
+    let tokenizer = host.loaded().tokenizer.clone();
+    // A long text takes a while, and others wait for this thread.
+    let ids = tokio::task::spawn_blocking(move || tokenizer.encode(&text, special)).await;
+    let ids = ids.map_err(|_| ApiError::fault())??;
+    let tokenizer = &host.loaded().tokenizer;
+    let strings = || ids.iter().map(|&id| tokenizer.token_text(id));
+    Ok(Json(TokenizeResponse {
+        count: ids.len(),
+        max_model_len: host.context(),
+        token_strs: request
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| strings().collect()),
+        tokens: if request.with_pieces.unwrap_or(false) {
+            let piece = |(&id, piece): (&u32, String)| json!({"id": id, "piece": piece});
+            ids.iter().zip(strings()).map(piece).collect()
+        } else {
+            json!(ids)
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::testing::{MODEL, loaded, server};
+
+    #[test]
+    fn both_forms_give_the_ids_of_the_tokenizer() {
+        let server = server();
+        let text = "Once upon a time";
+        let ids = |special| loaded().tokenizer.encode(text, special).unwrap();
+        let answer = server.post("/tokenize", &json!({"model": MODEL, "prompt": text}));
+        assert_eq!(
+            answer.json(),
+            json!({"count": ids(true).len(), "max_model_len": 512, "tokens": ids(true), "token_strs": null})
+        );
+        let answer = server.post("/tokenize", &json!({"content": text, "with_pieces": true}));
+        let tokens = answer.json()["tokens"].clone();
+        let pieces: Vec<&str> = (tokens.as_array().unwrap().iter())
+            .map(|token| token["piece"].as_str().unwrap())
+            .collect();
+        assert_eq!(tokens[0]["id"], ids(false)[0]);
+        assert_eq!(pieces.concat().trim_start(), text);
+        let body = json!({"prompt": text, "add_special_tokens": false, "return_token_strs": true});
+        let answer = server.post("/tokenize", &body).json();
+        assert_eq!(answer["tokens"], json!(ids(false)));
+        assert_eq!(answer["token_strs"], json!(pieces));
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let server = server();
+        for (body, status, param) in [
+            (json!({}), 400, "prompt"),
+            (json!({"prompt": "a", "content": "b"}), 400, "prompt"),
+            (json!({"prompt": 5}), 400, "prompt"),
+            (json!({"prompt": "a", "model": "other"}), 404, "model"),
+            (
+                json!({"content": "a", "parse_special": false}),
+                400,
+                "parse_special",
+            ),
+        ] {
+            let answer = server.post("/tokenize", &body);
+            assert_eq!(answer.status, status, "{body}");
+            assert_eq!(answer.json()["error"]["param"], param, "{body}");
+        }
+    }
+}
