@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use serde_json::{Map, Value};
 
 use crate::units;
 
@@ -89,6 +90,18 @@ pub fn one_of<T: Copy + Send + Sync + 'static>(
         let named = |&&(value, _): &&(T, _)| name(value) == text;
         values.iter().find(named).expect("one of those listed").0
     })
+}
+
+/// Reads variables for a chat template: a JSON object.
+pub fn variables(text: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(variables)) if variables.contains_key("messages") => {
+            Err("'messages' is the conversation itself".to_owned())
+        }
+        Ok(Value::Object(variables)) => Ok(variables),
+        Ok(_) => Err("an object is needed, such as {\"enable_thinking\": false}".to_owned()),
+        Err(error) => Err(format!("not JSON: {error}")),
+    }
 }
 
 /// Wrong usage that only showed after parsing; ends with exit status 2.

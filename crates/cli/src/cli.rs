@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use crate::args::Common;
 use crate::commands::{
     bench, bench_kernels, compress, doctor, eval, export, inspect, kv_report, perplexity, report,
-    run,
+    run, serve,
 };
 use crate::output;
 
@@ -17,6 +17,7 @@ Examples:
   sparamx run \"Once upon a time\"
   sparamx compress meta-llama/Llama-3.1-8B-Instruct -o llama-8b-50 --sparsity 0.5
   sparamx run llama-8b-50
+  sparamx serve llama-8b-50
   sparamx bench --shape llama3-8b --sparsity 0,0.5
   sparamx doctor
 
@@ -42,6 +43,8 @@ pub struct Cli {
 pub enum Command {
     /// Generate text and stream it to standard output
     Run(run::RunArgs),
+    /// Serve a model to programs: an HTTP server that speaks OpenAI's API
+    Serve(Box<serve::ServeArgs>),
     /// Prune a model and write it packed: bitmap and non-zero values
     Compress(compress::CompressArgs),
     /// Write a model in a form that other programs read
@@ -87,6 +90,7 @@ impl Cli {
         let common = self.common;
         match self.command {
             Command::Run(args) => run::run(&args, common),
+            Command::Serve(args) => serve::run(&args, common),
             Command::Compress(args) => compress::run(&args, common),
             Command::Export(args) => export::run(&args, common),
             Command::Perplexity(args) => perplexity::run(&args, common),

@@ -11,3 +11,4 @@ pub mod kv_report;
 pub mod perplexity;
 pub mod report;
 pub mod run;
+pub mod serve;

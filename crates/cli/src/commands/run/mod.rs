@@ -14,7 +14,7 @@ use sparamx_engine::{
     ChatTemplate, EngineOptions, GenerateParams, Host, HostOptions, Loaded, Speculation,
 };
 
-use crate::args::{Common, Memory, Threads, UsageError};
+use crate::args::{self, Common, Memory, Threads, UsageError};
 use crate::hub::HubId;
 use crate::kv::KvArgs;
 use crate::sampling::SamplingArgs;
@@ -76,7 +76,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "no_chat_template")]
     chat_template: Option<PathBuf>,
     /// Variables for the chat template, such as '{"enable_thinking": false}'
-    #[arg(long, value_name = "JSON", value_parser = variables, conflicts_with = "no_chat_template")]
+    #[arg(long, value_name = "JSON", value_parser = args::variables, conflicts_with = "no_chat_template")]
     chat_template_kwargs: Option<Map<String, Value>>,
     /// Generate without draft tokens: the same text, and slower where it repeats itself
     #[arg(long)]
@@ -105,17 +105,6 @@ fn word_or_text(text: &str) -> Result<String, String> {
         );
     }
     Ok(text.to_owned())
-}
-
-fn variables(text: &str) -> Result<Map<String, Value>, String> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(variables)) if variables.contains_key("messages") => {
-            Err("'messages' is the conversation itself".to_owned())
-        }
-        Ok(Value::Object(variables)) => Ok(variables),
-        Ok(_) => Err("an object is needed, such as {\"enable_thinking\": false}".to_owned()),
-        Err(error) => Err(format!("not JSON: {error}")),
-    }
 }
 
 /// Generates.

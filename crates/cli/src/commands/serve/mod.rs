@@ -1,0 +1,8 @@
+//! `serve`: a model for programs, over HTTP.
+
+mod keys;
+mod options;
+mod server;
+
+pub use options::ServeArgs;
+pub use server::run;
