@@ -1,8 +1,9 @@
-"""Sparse linear layers and a sparse KV cache for PyTorch models on CPUs.
+"""Sparse language models on CPUs: text from a model, and sparse linear layers and a sparse KV cache for PyTorch.
 
-``sparamx.torch`` is the part for PyTorch; importing ``sparamx`` alone needs no PyTorch.
+:class:`LLM` generates. ``sparamx.torch`` is the part for PyTorch; importing ``sparamx`` alone needs no PyTorch.
 """
 
 from ._native import __version__, isa
+from .llm import LLM, CompletionOutput, RequestOutput, SamplingParams, TokenLogprob
 
-__all__ = ["__version__", "isa"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "TokenLogprob", "__version__", "isa"]

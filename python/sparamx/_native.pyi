@@ -1,6 +1,7 @@
 """The part that is Rust. Private: addresses are trusted."""
 
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 __version__: str
 WEIGHTS: list[str]
@@ -8,6 +9,8 @@ GROUP_SIZES: list[int]
 KV_DTYPES: list[str]
 
 _Tensor: TypeAlias = tuple[str, str, list[int], int]
+_Logprob: TypeAlias = tuple[int, float, list[tuple[int, float]]]
+_Outcome: TypeAlias = tuple[int, str, list[int], str, int | str | None, list[_Logprob] | None, int]
 
 def isa() -> str: ...
 def after_fork() -> None: ...
@@ -109,3 +112,43 @@ class KvCache:
     def fork(self) -> KvCache: ...
     @property
     def nbytes(self) -> int: ...
+
+class Engine:
+    def __init__(
+        self,
+        path: str,
+        *,
+        threads: int | None,
+        memory: int | None,
+        max_model_len: int | None,
+        max_num_seqs: int,
+        speculation: bool,
+        kv_memory: int | None,
+        kv_dtype: str,
+        key_sparsity: float,
+        value_sparsity: float,
+        window: int,
+        sinks: int,
+        rule: str,
+        chat_template: str | None,
+    ) -> None: ...
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]: ...
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str: ...
+    def apply_chat_template(
+        self,
+        messages: str,
+        tools: str,
+        variables: str,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> list[int]: ...
+    def generate(
+        self,
+        prompts: Sequence[str | list[int]],
+        params: Sequence[Any],
+        progress: Callable[[int], object] | None,
+    ) -> tuple[list[list[int]], list[_Outcome]]: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def warnings(self) -> list[str]: ...

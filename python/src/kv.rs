@@ -2,11 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pyo3::exceptions::{PyMemoryError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use sparamx_engine::{
-    EngineError, KvOptions, KvPrecision, KvRule, KvShape, PagePool, PagedCache, UNDO_TOKENS,
-};
+use sparamx_engine::{KvOptions, KvPrecision, KvRule, KvShape, PagePool, PagedCache, UNDO_TOKENS};
 use sparamx_kernels::attention::{KvPages, Params, Task, attention};
 use sparamx_kernels::{Rows, RowsMut};
 use sparamx_model::KvCache as _;
@@ -238,20 +236,9 @@ fn tasks<'a>(
 }
 
 /// The one of that name.
-fn by_name<T: Copy + ToString>(all: &[T], name: &str) -> PyResult<T> {
+pub(crate) fn by_name<T: Copy + ToString>(all: &[T], name: &str) -> PyResult<T> {
     let found = all.iter().find(|one| one.to_string() == name);
     found
         .copied()
         .ok_or_else(|| PyValueError::new_err(format!("no pages are called {name}")))
-}
-
-impl IntoPython for EngineError {
-    fn into_python(self) -> PyErr {
-        match self {
-            Self::CacheMemory { .. } | Self::PoolFull { .. } => {
-                PyMemoryError::new_err(self.to_string())
-            }
-            _ => PyValueError::new_err(self.to_string()),
-        }
-    }
 }

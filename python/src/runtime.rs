@@ -8,7 +8,7 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use rayon::ThreadPool;
 use sparamx_cpu::{Cpu, ISA_VARIABLE};
-use sparamx_kernels::{Pool, Runtime};
+use sparamx_kernels::{KernelError, Pool, Runtime};
 
 use crate::IntoPython;
 
@@ -93,11 +93,7 @@ pub(crate) fn threads(threads: usize) -> PyResult<Arc<Threads>> {
         false => Pool::new(threads),
     };
     let kernels = pool.map(|pool| Runtime::with_pool(cpu, pool));
-    let kernels = match std::env::var("SPARAMX_KERNEL") {
-        Ok(name) if !name.is_empty() => kernels.and_then(|kernels| kernels.with_kernel(&name)),
-        _ => kernels,
-    };
-    let kernels = kernels.map_err(IntoPython::into_python)?;
+    let kernels = kernels.and_then(forced).map_err(IntoPython::into_python)?;
     let work = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
     let work = work.map_err(|e| PyRuntimeError::new_err(e.to_string()))?;
     let new = Arc::new(Threads { kernels, work });
@@ -105,8 +101,16 @@ pub(crate) fn threads(threads: usize) -> PyResult<Arc<Threads>> {
     Ok(new)
 }
 
+/// The same with the kernel that `SPARAMX_KERNEL` names, if it does.
+pub(crate) fn forced(kernels: Runtime) -> Result<Runtime, KernelError> {
+    match std::env::var("SPARAMX_KERNEL") {
+        Ok(name) if !name.is_empty() => kernels.with_kernel(&name),
+        _ => Ok(kernels),
+    }
+}
+
 /// The CPU, up to the level that `SPARAMX_ISA` allows.
-fn cpu() -> PyResult<Cpu> {
+pub(crate) fn cpu() -> PyResult<Cpu> {
     Cpu::detect_up_to(std::env::var_os(ISA_VARIABLE).as_deref())
         .map_err(|e| PyRuntimeError::new_err(e.to_string()))
 }
