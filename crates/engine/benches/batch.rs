@@ -2,16 +2,17 @@
 //!
 //! For the model that ships and a random one of TinyLlama's shape (dense bf16; another shape as argument), by the number of
 //! sequences that decode: tokens a second, time of a step, and how it divides into the model, the choice of tokens, and the
-//! rest, which is the schedule. Then the gain by draft tokens on texts that repeat themselves. Medians of the steps.
+//! rest, which is the schedule. Then the gain by draft tokens on texts that repeat themselves. Medians of the steps. And what
+//! requests that wait in a host cost.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
 use sparamx_cpu::{Cpu, topology};
 use sparamx_engine::{
-    BatchEngine, Engine, EngineOptions, GenerateParams, Loaded, Request, SamplingParams,
-    Speculation, Stats,
+    BatchEngine, Engine, EngineOptions, Event, GenerateParams, Host, HostOptions, Loaded, Request,
+    SamplingParams, Sink, Speculation, Stats,
 };
 use sparamx_kernels::Runtime;
 use sparamx_model::{Model, Precision, RandomSpec, shapes};
@@ -35,6 +36,7 @@ fn main() {
     let loaded = Loaded::open(&dir, Arc::clone(&rt), None, &mut |_| ()).expect("the shipped model");
     rt.pin_caller();
     measure("stories-5m-50", &loaded, 128);
+    queued(&loaded);
     let config = shapes::config(shape).expect("a shape");
     let spec = RandomSpec {
         sparsity: 0.0,
@@ -47,6 +49,53 @@ fn main() {
         &Loaded::new(rt, Arc::new(model), loaded.tokenizer),
         16,
     );
+}
+
+/// What requests that wait cost those that run: microseconds a token of one sequence in a host, by the number that waits.
+fn queued(loaded: &Loaded) {
+    println!("\nhost: requests that wait, us a token of the one that runs");
+    for waiting in [0, 1000, 10_000] {
+        let options = HostOptions {
+            engine: EngineOptions {
+                max_running: 1,
+                speculation: Speculation::Off,
+                ..EngineOptions::default()
+            },
+            max_requests: waiting + 1,
+            ..HostOptions::default()
+        };
+        let host = Host::start(loaded.clone(), options).expect("a host");
+        let (sender, tokens) = mpsc::channel();
+        let request = |tenant: usize| {
+            let sender = sender.clone();
+            let sink: Sink = Box::new(move |event| {
+                if let Event::Token { .. } = event {
+                    // The last of them may come when nobody listens.
+                    let _ = sender.send(Instant::now());
+                }
+            });
+            let request = Request {
+                prompt: vec![3; PROMPT],
+                params: GenerateParams {
+                    max_tokens: 400,
+                    sampling: SamplingParams::greedy(),
+                    ignore_eos: true,
+                    ..GenerateParams::default()
+                },
+                tenant: tenant as u64 % 100,
+                ..Request::default()
+            };
+            (request, sink)
+        };
+        let requests = (0..=waiting).map(request).collect();
+        let cancel = host.submit_to(requests).expect("requests");
+        let times: Vec<Instant> = tokens.iter().take(400).collect();
+        drop(cancel);
+        let mut steps: Vec<Duration> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        steps.sort_unstable();
+        let median = steps[steps.len() / 2].as_secs_f64();
+        println!("{waiting:6} {:9.1}", median * 1e6);
+    }
 }
 
 fn measure(name: &str, loaded: &Loaded, tokens: usize) {

@@ -6,7 +6,7 @@
 //! up.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use rand_chacha::ChaCha8Rng;
@@ -136,9 +136,8 @@ pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
     processor: Option<Box<dyn LogitsProcessor>>,
-    /// Distinct ids of the prompt and the text so far; kept only for the penalty.
-    seen: Vec<u32>,
-    is_seen: Vec<bool>,
+    /// Ids of the prompt and the text so far; kept only for the repetition penalty.
+    seen: HashSet<u32>,
     /// How often each id is in the text so far; kept only for the penalties that count.
     counts: HashMap<u32, u32>,
     /// Logits after processor and penalty, kept to reuse the memory.
@@ -157,8 +156,7 @@ impl Sampler {
             params: params.clone(),
             rng: ChaCha8Rng::seed_from_u64(params.seed),
             processor: None,
-            seen: Vec::new(),
-            is_seen: Vec::new(),
+            seen: HashSet::new(),
             counts: HashMap::new(),
             logits: Vec::new(),
             candidates: Vec::new(),
@@ -230,15 +228,8 @@ impl Sampler {
 
     /// Remembers a token of prompt or text.
     fn see(&mut self, id: u32) {
-        if self.params.repetition_penalty == 1.0 {
-            return;
-        }
-        let at = id as usize;
-        if self.is_seen.len() <= at {
-            self.is_seen.resize(at + 1, false);
-        }
-        if !std::mem::replace(&mut self.is_seen[at], true) {
-            self.seen.push(id);
+        if self.params.repetition_penalty != 1.0 {
+            self.seen.insert(id);
         }
     }
 

@@ -99,9 +99,9 @@ fn assert_distribution(logits: &[f32], p: &SamplingParams, prompt: &[u32]) {
 impl Sampler {
     /// Draws and forgets what was drawn, but for the random stream.
     fn draw_only(&mut self, logits: &[f32]) -> u32 {
-        let seen = (self.seen.clone(), self.is_seen.clone());
+        let seen = self.seen.clone();
         let id = self.sample(logits).unwrap();
-        (self.seen, self.is_seen) = seen;
+        self.seen = seen;
         id
     }
 }

@@ -247,7 +247,7 @@ impl Mask {
 impl LogitsProcessor for Mask {
     fn process(&mut self, logits: &mut [f32]) {
         for (logit, id) in logits.iter_mut().zip(0..) {
-            if (id * 7 + self.0) % 3 == 0 {
+            if (id * 7 + self.0).is_multiple_of(3) {
                 *logit = f32::NEG_INFINITY;
             }
         }
@@ -296,6 +296,7 @@ fn campaign(seed: u64, loaded: &Loaded) -> Load {
         context: Some(CONTEXT),
         max_running: 1 + dice.below(12),
         step_tokens: dice.pick(&[1, 20, 64, 130, 512]),
+        paced: dice.one_in(2),
         speculation: dice.pick(&[
             Speculation::Auto,
             Speculation::Always,
@@ -576,6 +577,7 @@ fn events_come_in_the_same_order_every_time() {
         let options = EngineOptions {
             max_running: 3,
             step_tokens: 100,
+            paced: false,
             speculation: Speculation::Always,
             ..EngineOptions::default()
         };

@@ -158,6 +158,10 @@ pub struct Request {
 /// What is held back at the end comes with [`Event::Finished`]; after a stop string that is nothing, and the tokens that were
 /// kept made the stop string.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one comes once a request"
+)]
 pub enum Event {
     /// More of the prompt is in the cache.
     Prompt {

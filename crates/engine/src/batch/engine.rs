@@ -10,6 +10,7 @@ use sparamx_model::{Input, Model, RopeScaling, Workspace};
 use super::active::Active;
 use super::api::{Engine, Event, Request, RequestId, Stats, StepReport};
 use super::intake::Intake;
+use super::pace::Pace;
 use super::schedule::{Schedule, Turn};
 use super::speculate::{MAX_DRAFT, Offer, StepCost, choose};
 use super::view::View;
@@ -41,6 +42,9 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Tokens that go through the model in a step, about: all that decode, and prompts with what is left.
     pub step_tokens: usize,
+    /// Prompts take fewer tokens of a step where those that decode would wait long: a step becomes about twice as long as
+    /// without prompts. How a prompt is cut depends on times then; what comes out does not.
+    pub paced: bool,
     /// Draft tokens.
     pub speculation: Speculation,
     /// Keys and values.
@@ -49,12 +53,13 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     /// 64 requests at a time, 512 tokens a step: enough rows for the kernels to be at full speed, few enough that buffers stay
-    /// small and those that decode do not wait long.
+    /// small. Paced.
     fn default() -> Self {
         Self {
             context: None,
             max_running: 64,
             step_tokens: 512,
+            paced: true,
             speculation: Speculation::default(),
             kv: KvOptions::default(),
         }
@@ -74,6 +79,7 @@ pub struct BatchEngine {
     events: Vec<(RequestId, Event)>,
     workspace: Workspace,
     cost: StepCost,
+    pace: Pace,
     stats: Stats,
     last_step: Option<StepReport>,
 }
@@ -121,6 +127,7 @@ impl BatchEngine {
             events: Vec::new(),
             workspace: Workspace::new(),
             cost: StepCost::default(),
+            pace: Pace::default(),
             stats: Stats::default(),
             last_step: None,
         })
@@ -176,6 +183,11 @@ impl BatchEngine {
             pool: &self.intake.pool,
             step_tokens: self.options.step_tokens,
             most_logits: (MOST_LOGITS / self.model.config().vocab_size).max(1),
+            beside: if self.options.paced {
+                self.pace.tokens()
+            } else {
+                usize::MAX
+            },
             preemptions: 0,
             prompt_tokens: 0,
             cached_tokens: 0,
@@ -274,6 +286,21 @@ impl BatchEngine {
         Ok(())
     }
 
+    /// Learns from the time of a step.
+    fn observe(&mut self, turns: &[Turn], rows: usize, seconds: f64) {
+        let decoding = turns.iter().filter(|turn| turn.tokens == 1).count();
+        if decoding == 0 {
+            return;
+        }
+        if decoding == turns.len() {
+            self.cost.observe(rows, seconds);
+            self.pace.decoded(seconds);
+        } else {
+            let plain = self.cost.curve().estimate(decoding);
+            self.pace.mixed(rows - decoding, seconds, plain);
+        }
+    }
+
     /// Collects the events of the running requests, and lets go of those that have ended.
     fn collect(&mut self) {
         for id in self.schedule.running().to_vec() {
@@ -327,9 +354,7 @@ impl Engine for BatchEngine {
                 self.stats.prefill_tokens += request.end_step(time) as u64;
             }
         }
-        if turns.iter().all(|turn| turn.tokens == 1) && rows > 0 {
-            self.cost.observe(rows, time.as_secs_f64());
-        }
+        self.observe(&turns, rows, time.as_secs_f64());
         self.stats.rows += rows as u64;
         self.collect();
         // Requests cancelled between steps come in the order of ids too.

@@ -2,7 +2,8 @@
 //!
 //! - First come, first served: requests are admitted in the order of their ids, and `running` is always in that order.
 //! - Every request that has one token to run (it decodes) runs it in every step. What is left of the step's tokens goes to
-//!   prompts, a page at a time in turn, so that a long prompt does not hold up a short one.
+//!   prompts, a page at a time in turn, so that a long prompt does not hold up a short one. There are fewer of them where those
+//!   that decode would wait too long.
 //! - Memory goes to the oldest first. If there is none left for it, the newest gives its own back and waits. So the oldest
 //!   always gets on, and all end.
 
@@ -19,6 +20,9 @@ pub(crate) trait Requests {
 
     /// Tokens of a running request that are not in its cache, at least one, and the most that it takes in a step.
     fn pending(&self, id: RequestId) -> Pending;
+
+    /// Tokens of prompts that a step takes at most beside requests that decode, at least one.
+    fn beside(&self) -> usize;
 
     /// Gets a running request the memory for so many tokens more; false if there is too little.
     fn reserve(&mut self, id: RequestId, tokens: usize) -> bool;
@@ -147,6 +151,9 @@ impl Schedule {
             .step_tokens
             .saturating_sub(decoding)
             .max(PAGE_TOKENS.min(self.step_tokens));
+        if decoding > 0 {
+            left = left.min(requests.beside());
+        }
         let mut tokens: Vec<usize> = pending.iter().map(|p| usize::from(decodes(p))).collect();
         let first = self.running.partition_point(|&id| id <= self.last_served);
         let order: Vec<usize> = (first..pending.len())
@@ -192,6 +199,8 @@ mod tests {
     /// Requests with a page count for memory: nothing is shared, pages are counted by tokens.
     struct Pages {
         total: usize,
+        /// Tokens of prompts beside those that decode.
+        beside: usize,
         line: BTreeMap<u64, Fake>,
     }
 
@@ -215,6 +224,7 @@ mod tests {
             let line = prompts.iter().map(fake);
             Self {
                 total,
+                beside: usize::MAX,
                 line: (1..).zip(line).collect(),
             }
         }
@@ -257,6 +267,10 @@ mod tests {
                 tokens: request.known - request.done,
                 most: usize::MAX,
             }
+        }
+
+        fn beside(&self) -> usize {
+            self.beside
         }
 
         fn reserve(&mut self, id: RequestId, tokens: usize) -> bool {
@@ -308,6 +322,23 @@ mod tests {
     }
 
     #[test]
+    fn prompts_are_slower_beside_those_that_decode() {
+        let mut pages = Pages::new(1000, &[1, 2000, 100]);
+        pages.beside = 100;
+        let mut schedule = schedule(3);
+        let turns = schedule.step(&mut pages);
+        assert_eq!(tokens(&turns), [(1, 1), (2, 64), (3, 36)]);
+        pages.run(&turns);
+        // The rest of the page, and what is left after that.
+        let turns = schedule.step(&mut pages);
+        assert_eq!(tokens(&turns), [(1, 1), (2, 72), (3, 28)]);
+        schedule.remove(RequestId(1));
+        pages.line.remove(&1);
+        let turns = schedule.step(&mut pages);
+        assert_eq!(turns.iter().map(|turn| turn.tokens).sum::<usize>(), 512);
+    }
+
+    #[test]
     fn the_newest_gives_way_and_comes_back_when_there_is_room() {
         let mut pages = Pages::new(4, &[60, 60, 60]);
         let mut schedule = schedule(3);
@@ -350,9 +381,10 @@ mod tests {
         fn all_end_and_none_starves(
             prompts in prop::collection::vec(1usize..500, 1..12),
             lengths in prop::collection::vec(1usize..100, 12),
-            total in 10usize..40, step_tokens in 1usize..600, max_running in 1usize..10,
+            total in 10usize..40, step_tokens in 1usize..600, max_running in 1usize..10, beside in 1usize..600,
         ) {
             let mut pages = Pages::new(total, &prompts);
+            pages.beside = beside;
             let mut schedule = Schedule::new(max_running, step_tokens);
             (1..=prompts.len() as u64).for_each(|id| schedule.push(RequestId(id)));
             let mut steps = 0;

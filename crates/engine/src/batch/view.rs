@@ -17,6 +17,8 @@ pub(super) struct View<'e> {
     pub pool: &'e PagePool,
     pub step_tokens: usize,
     pub most_logits: usize,
+    /// Tokens of prompts beside requests that decode.
+    pub beside: usize,
     pub preemptions: u64,
     /// Tokens of prompts that were admitted for the first time, and of those the ones that the cache had.
     pub prompt_tokens: u64,
@@ -70,6 +72,10 @@ impl Requests for View<'_> {
             Some(request) => request.pending(self.most_logits),
             None => unreachable!("request {id} runs and is gone"),
         }
+    }
+
+    fn beside(&self) -> usize {
+        self.beside
     }
 
     fn reserve(&mut self, id: RequestId, tokens: usize) -> bool {
