@@ -24,6 +24,7 @@ mod sse;
 mod state;
 #[cfg(test)]
 mod testing;
+mod tools;
 mod wire;
 
 pub use about::About;
