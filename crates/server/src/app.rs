@@ -3,13 +3,14 @@
 use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 
 use crate::error::ApiError;
 use crate::observe::observe;
 use crate::routes::{
-    chat_completions, completions, detokenize, health, models, tokenize, tokenizer_info, version,
+    chat_completions, completions, detokenize, health, messages, models, responses, tokenize,
+    tokenizer_info, version,
 };
 use crate::security;
 use crate::state::App;
@@ -26,6 +27,9 @@ pub fn router(app: &App) -> Router {
         .route("/v1/models/{*name}", get(models::get))
         .route("/v1/chat/completions", post(chat_completions::post))
         .route("/v1/completions", post(completions::post))
+        .route("/v1/messages", post(messages::post))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/v1/responses", post(responses::post))
         .route("/version", get(version::get))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method);
@@ -44,6 +48,7 @@ pub(crate) fn guarded(paths: Router<App>, app: &App) -> Router<App> {
     paths
         .layer(from_fn_with_state(state(), security::named))
         .layer(from_fn_with_state(state(), observe))
+        .layer(from_fn(messages::in_form))
 }
 
 async fn no_path(request: Request) -> ApiError {

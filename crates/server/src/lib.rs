@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod about;
+mod adapters;
 mod app;
 mod chat;
 mod completion;

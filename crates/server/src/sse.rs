@@ -56,7 +56,15 @@ pub fn sse<S>(events: S) -> Response
 where
     S: Stream<Item = SseEvent> + Send + 'static,
 {
-    let body = SseBody::new(events, KEEP_ALIVE);
+    sse_with(events, COMMENT)
+}
+
+/// The same, with something else in between.
+pub fn sse_with<S>(events: S, alive: &'static str) -> Response
+where
+    S: Stream<Item = SseEvent> + Send + 'static,
+{
+    let body = SseBody::new(events, KEEP_ALIVE, alive);
     let headers = [
         (
             header::CONTENT_TYPE,
@@ -74,6 +82,8 @@ where
 struct SseBody<S> {
     events: Pin<Box<S>>,
     silence: Duration,
+    /// Sent in silence.
+    alive: &'static str,
     last: Instant,
     /// Rings at `last + silence` or before: it is set anew only when it rings.
     timer: Pin<Box<Sleep>>,
@@ -81,10 +91,11 @@ struct SseBody<S> {
 }
 
 impl<S: Stream<Item = SseEvent>> SseBody<S> {
-    fn new(events: S, silence: Duration) -> Self {
+    fn new(events: S, silence: Duration, alive: &'static str) -> Self {
         Self {
             events: Box::pin(events),
             silence,
+            alive,
             last: Instant::now(),
             timer: Box::pin(sleep(silence)),
             ended: false,
@@ -138,7 +149,7 @@ impl<S: Stream<Item = SseEvent>> hyper::body::Body for SseBody<S> {
             return Poll::Ready(None);
         }
         this.poll_comment(cx)
-            .map(|()| Some(Ok(Frame::data(Bytes::from_static(COMMENT.as_bytes())))))
+            .map(|()| Some(Ok(Frame::data(Bytes::from_static(this.alive.as_bytes())))))
     }
 }
 

@@ -94,6 +94,18 @@ fn setup(
     }
 }
 
+/// Tokens of the prompt that a request makes.
+///
+/// # Errors
+/// As [`start_chat`], of what the prompt depends on.
+pub async fn count_prompt(app: &App, request: &ChatRequest) -> Result<usize, ApiError> {
+    let served = app.served()?;
+    served.check_model(request.model.as_deref())?;
+    check_supported(request)?;
+    let talk = Talk::new(request, &app.options().model.template_variables)?;
+    Ok(ids(served, talk).await?.len())
+}
+
 fn check_supported(request: &ChatRequest) -> Result<(), ApiError> {
     if let Some(field) = request.refused() {
         return Err(params::unsupported(field));
@@ -125,6 +137,11 @@ fn max_tokens(request: &ChatRequest, prompt: usize, context: usize) -> Result<us
     let given = match request.max_completion_tokens {
         Some(tokens) => ("max_completion_tokens", Some(tokens)),
         None => ("max_tokens", request.max_tokens),
+    };
+    let rest = context.saturating_sub(prompt).max(1);
+    let given = match given {
+        (name, Some(tokens)) if request.cut_to_context => (name, Some(tokens.min(rest as i64))),
+        given => given,
     };
     params::max_tokens(given, usize::MAX, 1, prompt, context)
 }

@@ -43,6 +43,10 @@ request! {
         /// Documents for the chat template.
         #[schema(value_type = Option<Vec<Object>>)]
         pub documents: Option<Vec<Value>>,
+        /// More tokens than the context has left are no error. For APIs whose clients have to ask for some number.
+        #[serde(skip)]
+        #[schema(ignore)]
+        pub cut_to_context: bool,
         /// `text` is the only one.
         pub modalities: Option<Vec<String>>,
     }
