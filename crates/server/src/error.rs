@@ -90,6 +90,15 @@ impl ApiError {
         Self::malformed(message).coded(INVALID, "context_length_exceeded")
     }
 
+    /// 400: a text of so many bytes is certain to have more tokens than the context.
+    fn text_length(context: usize, bytes: usize) -> Self {
+        let message = format!(
+            "This model's maximum context length is {context} tokens. However, your messages have {bytes} bytes, which are more \
+             tokens than that. Please reduce the length of the messages."
+        );
+        Self::malformed(message).coded(INVALID, "context_length_exceeded")
+    }
+
     /// 401.
     pub fn key() -> Self {
         let message = "Incorrect API key provided: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'";
@@ -192,9 +201,7 @@ impl From<EngineError> for ApiError {
             EngineError::PromptTooLong { prompt, context } => {
                 Self::context_length(context, prompt, 1)
             }
-            EngineError::TextTooLong { .. } => {
-                Self::malformed(message).coded(INVALID, "context_length_exceeded")
-            }
+            EngineError::TextTooLong { bytes, context } => Self::text_length(context, bytes),
             EngineError::Template { .. } => Self::invalid("messages", template(error)),
             EngineError::Vocabulary { .. }
             | EngineError::Coding { .. }

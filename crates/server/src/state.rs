@@ -11,6 +11,7 @@ use crate::about::About;
 use crate::error::ApiError;
 use crate::keys::Keys;
 use crate::options::ServerOptions;
+use crate::tools::ToolFormat;
 
 /// The state that all routes share. A clone is the same.
 #[derive(Clone)]
@@ -57,6 +58,8 @@ pub struct Served {
     pub fingerprint: String,
     /// Makes grammars for its tokens; none if its tokenizer does not allow that.
     grammars: Option<GrammarCompiler>,
+    /// How the model writes calls of tools; none: nobody knows.
+    pub tools: Option<ToolFormat>,
 }
 
 impl Served {
@@ -84,6 +87,7 @@ impl Served {
         };
         Self {
             fingerprint: fingerprint(&host),
+            tools: tool_format(&host, options),
             grammars: GrammarCompiler::new(&host.loaded().tokenizer).ok(),
             about: About::new(host.loaded(), &options.model.kv),
             host,
@@ -125,6 +129,17 @@ impl Served {
             _ => Ok(()),
         }
     }
+}
+
+/// How the model writes calls of tools: as the options say, or else its template.
+fn tool_format(host: &Host, options: &ServerOptions) -> Option<ToolFormat> {
+    let by_template = || ToolFormat::detect(host.loaded().template.as_ref()?.source());
+    let by_name = options
+        .model
+        .tool_parser
+        .as_deref()
+        .and_then(ToolFormat::parse_name);
+    by_name.or_else(by_template)
 }
 
 /// The version, the weights and the level of the processor: the same ones give the same bits.

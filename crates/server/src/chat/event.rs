@@ -106,4 +106,33 @@ impl ChatEvent {
             Self::Failed(_) => None,
         }
     }
+    /// Takes in an event that goes on with this one; gives back any other.
+    pub fn join(&mut self, more: ChatEvent) -> Option<ChatEvent> {
+        match (self, more) {
+            (
+                Self::Content { text, logprobs, .. },
+                Self::Content {
+                    text: more,
+                    logprobs: new,
+                    ..
+                },
+            ) => {
+                text.push_str(&more);
+                logprobs.extend(new);
+            }
+            (Self::Reasoning { text, .. }, Self::Reasoning { text: more, .. }) => {
+                text.push_str(&more);
+            }
+            (
+                Self::ToolArguments { text, call, .. },
+                Self::ToolArguments {
+                    text: more,
+                    call: same,
+                    ..
+                },
+            ) if *call == same => text.push_str(&more),
+            (_, other) => return Some(other),
+        }
+        None
+    }
 }

@@ -1,21 +1,22 @@
 //! A chat, in no API's form: what the routes for chats share.
 
 mod event;
+mod output;
 mod prompt;
 mod stream;
 
 use std::sync::Arc;
 
-use sparamx_engine::GenerateParams;
 use tokio::task::spawn_blocking;
 
-use self::prompt::Talk;
+use self::output::Output;
+use self::prompt::{Prompt, Talk};
 use self::stream::Setup;
 use crate::error::ApiError;
 use crate::extract::Caller;
 use crate::generate::head::Head;
 use crate::generate::logprobs::TokenWriter;
-use crate::generate::{Job, format, params};
+use crate::generate::{Job, params};
 use crate::state::{App, Served};
 use crate::wire::openai::ChatRequest;
 
@@ -38,23 +39,34 @@ pub async fn start_chat(
     let mut params = params::params(served, &sampling)?;
     let n = params::choices(&sampling)?;
     let logprobs = top_logprobs(&request)?;
-    let talk = Talk::new(&request, &app.options().model.template_variables)?;
+    let mut output = Output::new(served, &request)?;
+    let options = &app.options().model;
+    let talk = Talk::new(&request, &options.template_variables)?;
+    let reasons = options
+        .reasoning_parser
+        .as_deref()
+        .map(|name| name != "none");
 
-    let grammar = format::grammar(
-        request.response_format.as_ref(),
-        request.structured_outputs.as_ref(),
-    )?;
-
-    let prompt = ids(served, talk).await?;
-    params.max_tokens = max_tokens(&request, prompt.len(), served.host.context())?;
+    let prompt = prompt(served, talk, reasons).await?;
+    params.max_tokens = max_tokens(&request, prompt.ids.len(), served.host.context())?;
     params::check_min_tokens(&params)?;
-    let grammar = match grammar {
-        Some(spec) => Some(served.grammar(spec).await?),
-        None => None,
+    output.reasons(prompt.reasoning);
+    let tokenizer = &served.host.loaded().tokenizer;
+    params.show_special |= output.needs_special(tokenizer);
+    let grammar = output.grammar(served).await?;
+    let setup = Setup {
+        head: Head::new(served, "chatcmpl-"),
+        tokenizer: Arc::clone(tokenizer),
+        writer: TokenWriter {
+            as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
+        },
+        include_stop: params.include_stop,
+        n,
+        prompt_tokens: prompt.ids.len(),
+        output,
     };
-    let setup = setup(served, &request, &params, n, prompt.len());
     let job = Job {
-        prompt,
+        prompt: prompt.ids,
         params,
         logprobs,
         prompt_logprobs: None,
@@ -66,44 +78,25 @@ pub async fn start_chat(
     Ok(ChatStream::new(setup, running))
 }
 
-/// Ids of the prompt. Templates and tokenizers take their time, which is not that of the other connections.
-async fn ids(served: &Served, talk: Talk) -> Result<Vec<u32>, ApiError> {
+/// The prompt. Templates and tokenizers take their time, which is not that of the other connections.
+async fn prompt(served: &Served, talk: Talk, reasons: Option<bool>) -> Result<Prompt, ApiError> {
     let loaded = served.host.loaded();
     let (template, tokenizer) = (loaded.template.clone(), Arc::clone(&loaded.tokenizer));
     let context = served.host.context();
-    let work = spawn_blocking(move || talk.ids(template.as_ref(), &tokenizer, context));
+    let work = spawn_blocking(move || talk.prompt(template.as_ref(), &tokenizer, context, reasons));
     work.await.map_err(|_| ApiError::fault())?
 }
 
-fn setup(
-    served: &Served,
-    request: &ChatRequest,
-    params: &GenerateParams,
-    n: usize,
-    prompt_tokens: usize,
-) -> Setup {
-    Setup {
-        head: Head::new(served, "chatcmpl-"),
-        tokenizer: Arc::clone(&served.host.loaded().tokenizer),
-        writer: TokenWriter {
-            as_ids: request.return_tokens_as_token_ids.unwrap_or(false),
-        },
-        include_stop: params.include_stop,
-        n,
-        prompt_tokens,
-    }
-}
-
-/// Tokens of the prompt that a request makes.
+/// Ids of the prompt that a request makes.
 ///
 /// # Errors
 /// As [`start_chat`], of what the prompt depends on.
-pub async fn count_prompt(app: &App, request: &ChatRequest) -> Result<usize, ApiError> {
+pub async fn prompt_ids(app: &App, request: &ChatRequest) -> Result<Vec<u32>, ApiError> {
     let served = app.served()?;
     served.check_model(request.model.as_deref())?;
     check_supported(request)?;
     let talk = Talk::new(request, &app.options().model.template_variables)?;
-    Ok(ids(served, talk).await?.len())
+    Ok(prompt(served, talk, None).await?.ids)
 }
 
 fn check_supported(request: &ChatRequest) -> Result<(), ApiError> {

@@ -4,10 +4,20 @@ use serde_json::{Map, Value, json};
 use sparamx_engine::{ChatTemplate, Conversation, Tokenizer};
 
 use crate::error::ApiError;
+use crate::tools::Reasoning;
 use crate::wire::openai::ChatRequest;
 use crate::wire::openai::chat::{ChatMessage, Content, Part};
 
 const ROLES: &str = "system, developer, user, assistant and tool";
+
+/// What generation starts from.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// Whether what comes after it begins with reasoning.
+    pub reasoning: Reasoning,
+}
 
 /// A conversation whose messages have been looked at.
 #[derive(Debug, Clone)]
@@ -40,7 +50,7 @@ impl Talk {
         Ok(Self {
             conversation: Conversation {
                 messages: messages.collect::<Result<_, _>>()?,
-                tools: None,
+                tools: request.tools.as_ref().map(|tools| json!(tools)),
                 variables: template_variables(request, variables),
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(!continues),
                 continue_final_message: continues,
@@ -49,22 +59,18 @@ impl Talk {
         })
     }
 
-    /// The template sees these tools.
-    pub fn offer(&mut self, tools: Value) {
-        self.conversation.tools = Some(tools);
-    }
-
-    /// Ids for a model with this template, or without one: the contents of all messages are then one text. It may take a
-    /// while.
+    /// The prompt for a model with this template, or without one: the contents of all messages are then one text. It may take
+    /// a while. `reasons`: the model thinks between tags, whatever its template says.
     ///
     /// # Errors
     /// 400: the template refuses the messages; the text cannot fit in `context` tokens; the tokenizer refuses it.
-    pub fn ids(
+    pub fn prompt(
         &self,
         template: Option<&ChatTemplate>,
         tokenizer: &Tokenizer,
         context: usize,
-    ) -> Result<Vec<u32>, ApiError> {
+        reasons: Option<bool>,
+    ) -> Result<Prompt, ApiError> {
         let text = match template {
             Some(template) => template.render_conversation(&self.conversation)?,
             None => self.joined(),
@@ -75,10 +81,21 @@ impl Talk {
             (None, None | Some(true)) => tokenizer.encode_prompt(&text)?,
             (_, add_special) => tokenizer.encode(&text, add_special.unwrap_or(false))?,
         };
-        match ids.is_empty() {
-            true => Err(ApiError::invalid("messages", "the messages have no text")),
-            false => Ok(ids),
+        if ids.is_empty() {
+            return Err(ApiError::invalid("messages", "the messages have no text"));
         }
+        let source = match (reasons, template) {
+            // Its own text says nothing of tags that the user knows of.
+            (Some(true), _) => Reasoning::MARKS[1],
+            (None, Some(template)) if !self.conversation.continue_final_message => {
+                template.source()
+            }
+            _ => "",
+        };
+        Ok(Prompt {
+            ids,
+            reasoning: Reasoning::detect(source, &text),
+        })
     }
 
     fn joined(&self) -> String {
@@ -105,8 +122,7 @@ fn template_variables(request: &ChatRequest, variables: &Map<String, Value>) -> 
 /// A message as templates know it.
 fn turn(message: &ChatMessage, path: &str) -> Result<Value, ApiError> {
     let role = match message.role.as_str() {
-        "system" | "developer" => "system",
-        role @ ("user" | "assistant" | "tool") => role,
+        role @ ("system" | "developer" | "user" | "assistant" | "tool") => role,
         "" => {
             return Err(ApiError::invalid(
                 format!("{path}.role"),

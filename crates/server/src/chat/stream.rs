@@ -7,14 +7,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
-use sparamx_engine::{Event, TokenLogprob, Tokenizer};
+use sparamx_engine::{Event, FinishReason, TokenLogprob, Tokenizer};
 
 use super::event::{ChatEvent, Finish};
+use super::output::Output;
 use crate::error::ApiError;
 use crate::generate::head::Head;
 use crate::generate::logprobs::TokenWriter;
 use crate::generate::usage::Total;
 use crate::generate::{Running, ends_unseen};
+use crate::tools::{OutputParser, Piece, ToolMode};
 use crate::wire::openai::chat::ChatLogprob;
 use crate::wire::openai::common::{Timings, Usage};
 
@@ -29,6 +31,7 @@ pub struct ChatStream {
     tokenizer: Arc<Tokenizer>,
     writer: TokenWriter,
     include_stop: bool,
+    output: Output,
     choices: Vec<Choice>,
     queue: VecDeque<ChatEvent>,
     ended: bool,
@@ -37,10 +40,13 @@ pub struct ChatStream {
 }
 
 /// One of the texts.
-#[derive(Default)]
 struct Choice {
     /// Log probabilities of tokens whose text is still to come.
     held: Vec<ChatLogprob>,
+    /// Splits the text; none: all of it is content.
+    parser: Option<OutputParser>,
+    /// Calls of tools so far.
+    calls: usize,
 }
 
 /// What a stream needs to know of its request.
@@ -57,18 +63,25 @@ pub struct Setup {
     pub n: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// What is looked for in the texts.
+    pub output: Output,
 }
 
 impl ChatStream {
     pub(super) fn new(setup: Setup, running: Running) -> Self {
         let mut choices = Vec::new();
-        choices.resize_with(setup.n, Choice::default);
+        choices.resize_with(setup.n, || Choice {
+            held: Vec::new(),
+            parser: setup.output.parser(),
+            calls: 0,
+        });
         Self {
             head: setup.head,
             running,
             tokenizer: setup.tokenizer,
             writer: setup.writer,
             include_stop: setup.include_stop,
+            output: setup.output,
             choices,
             queue: VecDeque::new(),
             ended: false,
@@ -146,12 +159,12 @@ impl ChatStream {
                 usage,
             } => {
                 self.hold(index, ending);
-                self.add_text(index, text);
+                self.end_text(index, text);
                 let unseen = ends_unseen(stopped_by.as_ref(), self.include_stop);
                 self.total.add(&usage, unseen, index == 0);
                 match result {
                     Ok(reason) => {
-                        let reason = Finish::from(reason);
+                        let reason = self.reason(index, reason);
                         self.queue.push_back(ChatEvent::Finished {
                             index,
                             reason,
@@ -180,28 +193,94 @@ impl ChatStream {
     }
 
     fn add_text(&mut self, index: usize, text: String) {
-        let logprobs = std::mem::take(&mut self.choices[index].held);
-        if !text.is_empty() || !logprobs.is_empty() {
-            self.add_content(index, text, logprobs);
+        match &mut self.choices[index].parser {
+            None => self.add_content(index, text),
+            Some(parser) => {
+                let pieces = parser.push(&text);
+                self.add_pieces(index, pieces);
+            }
         }
     }
 
-    /// Adds to the content of a text: to the piece that waits, if nothing of the same text came after it.
-    fn add_content(&mut self, index: usize, more: String, mut new: Vec<ChatLogprob>) {
-        let waiting = self
-            .queue
-            .iter_mut()
-            .rev()
-            .find(|event| event.index() == Some(index));
-        if let Some(ChatEvent::Content { text, logprobs, .. }) = waiting {
-            text.push_str(&more);
-            logprobs.append(&mut new);
-        } else {
-            self.queue.push_back(ChatEvent::Content {
+    /// Adds the last of a text.
+    fn end_text(&mut self, index: usize, text: String) {
+        if !text.is_empty() {
+            self.add_text(index, text);
+        }
+        if let Some(parser) = &mut self.choices[index].parser {
+            let pieces = parser.finish();
+            self.add_pieces(index, pieces);
+        }
+        self.add_content(index, String::new());
+    }
+
+    fn add_pieces(&mut self, index: usize, pieces: Vec<Piece>) {
+        let is_content = |piece: &Piece| matches!(piece, Piece::Content(_));
+        if !pieces.is_empty() && !pieces.iter().any(is_content) {
+            // The log probabilities of calls and thoughts have no text of their own.
+            self.add_content(index, String::new());
+        }
+        for piece in pieces {
+            let choice = &mut self.choices[index];
+            let last = choice.calls.checked_sub(1);
+            let shown = choice.calls <= 1 || self.output.parallel;
+            match piece {
+                Piece::Content(text) => self.add_content(index, text),
+                Piece::Reasoning(text) if self.output.shows_reasoning => {
+                    self.add(ChatEvent::Reasoning { index, text });
+                }
+                Piece::Reasoning(_) => {}
+                Piece::CallStart { name, id } => {
+                    choice.calls += 1;
+                    let call = choice.calls - 1;
+                    if call == 0 || self.output.parallel {
+                        self.add(ChatEvent::ToolCall {
+                            index,
+                            call,
+                            id,
+                            name,
+                        });
+                    }
+                }
+                Piece::CallArguments(text) => {
+                    if let Some(call) = last.filter(|_| shown) {
+                        self.add(ChatEvent::ToolArguments { index, call, text });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds to the content of a text, with the log probabilities that wait for it.
+    fn add_content(&mut self, index: usize, text: String) {
+        let logprobs = std::mem::take(&mut self.choices[index].held);
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.add(ChatEvent::Content {
                 index,
-                text: more,
-                logprobs: new,
+                text,
+                logprobs,
             });
+        }
+    }
+
+    /// Adds an event: to the one that waits, if it goes on with that and nothing of the same text came in between.
+    fn add(&mut self, event: ChatEvent) {
+        let index = event.index();
+        let mut waiting = self.queue.iter_mut().rev();
+        let waiting = waiting.find(|waiting| waiting.index() == index);
+        let rest = match waiting {
+            Some(waiting) => waiting.join(event),
+            None => Some(event),
+        };
+        self.queue.extend(rest);
+    }
+
+    /// Why a text ended. A call that was not forced, or forced without a name, waits for an answer.
+    fn reason(&self, index: usize, reason: FinishReason) -> Finish {
+        let named = matches!(self.output.mode, ToolMode::Named(_));
+        match Finish::from(reason) {
+            Finish::Stop if self.choices[index].calls > 0 && !named => Finish::ToolCalls,
+            reason => reason,
         }
     }
 }

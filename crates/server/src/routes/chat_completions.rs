@@ -269,3 +269,7 @@ fn news(event: ChatEvent, with_logprobs: bool) -> ChunkChoice {
 #[cfg(test)]
 #[path = "chat_completions_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "chat_tools_tests.rs"]
+mod tools_tests;

@@ -777,7 +777,11 @@ fn forms_that_cannot_be_kept_are_refused() {
             "response_format.type",
             "allowed are text",
         ),
-        (json!({"response_format": {}}), "response_format", "type"),
+        (
+            json!({"response_format": {}}),
+            "response_format.type",
+            "missing",
+        ),
         (
             json!({"response_format": {"type": "json_schema"}}),
             "response_format.json_schema",

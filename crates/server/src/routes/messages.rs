@@ -9,7 +9,7 @@ use futures_util::{Stream, StreamExt, stream};
 
 use crate::adapters::messages::{FIELDS, MessageWriter, chat_request, error_body};
 use crate::adapters::rename;
-use crate::chat::{ChatEvent, ChatStream, count_prompt, start_chat};
+use crate::chat::{ChatEvent, ChatStream, prompt_ids, start_chat};
 use crate::error::ApiError;
 use crate::extract::{Caller, Json};
 use crate::ids;
@@ -53,7 +53,9 @@ pub async fn count_tokens(
     State(app): State<App>,
     Json(request): Json<MessagesRequest>,
 ) -> Result<Json<TokenCount>, ApiError> {
-    let input_tokens = count_prompt(&app, &chat_request(request)?).await;
+    let input_tokens = prompt_ids(&app, &chat_request(request)?)
+        .await
+        .map(|ids| ids.len());
     let input_tokens = input_tokens.map_err(|error| rename(error, &FIELDS))?;
     Ok(Json(TokenCount { input_tokens }))
 }
