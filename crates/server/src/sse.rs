@@ -180,7 +180,7 @@ mod tests {
             SseEvent::done(),
         ];
         run(async {
-            let mut body = SseBody::new(stream::iter(events), KEEP_ALIVE);
+            let mut body = SseBody::new(stream::iter(events), KEEP_ALIVE, COMMENT);
             let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
             assert_eq!(
                 piece,
@@ -196,7 +196,7 @@ mod tests {
             let period = Duration::from_millis(20);
             let late = stream::once(sleep(period * 5)).map(|()| SseEvent::data("late"));
             let begin = Instant::now();
-            let mut body = SseBody::new(late.chain(stream::once(pending())), period);
+            let mut body = SseBody::new(late.chain(stream::once(pending())), period, COMMENT);
             let mut comments = 0;
             loop {
                 let piece = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -220,7 +220,7 @@ mod tests {
     fn a_piece_has_a_size_of_its_own() {
         run(async {
             let many = stream::iter(vec![SseEvent::data("x".repeat(1000)); 100]);
-            let mut body = SseBody::new(many, KEEP_ALIVE);
+            let mut body = SseBody::new(many, KEEP_ALIVE, COMMENT);
             let (mut pieces, mut bytes) = (0, 0);
             while let Some(frame) = body.frame().await {
                 let piece = frame.unwrap().into_data().unwrap();

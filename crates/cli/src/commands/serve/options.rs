@@ -200,6 +200,7 @@ impl ServeArgs {
                     Speculation::Auto
                 },
                 kv: self.kv.options(),
+                ..EngineOptions::default()
             },
             max_requests: load.max_requests,
             chat_template: self.offer.chat_template.clone(),
