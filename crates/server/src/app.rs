@@ -7,10 +7,11 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 
 use crate::error::ApiError;
+use crate::metrics::{answers, orca};
 use crate::observe::observe;
 use crate::routes::{
-    chat_completions, completions, detokenize, health, messages, models, responses, tokenize,
-    tokenizer_info, version,
+    chat_completions, completions, detokenize, health, messages, metrics, models, responses,
+    tokenize, tokenizer_info, version,
 };
 use crate::security;
 use crate::state::App;
@@ -30,6 +31,7 @@ pub fn router(app: &App) -> Router {
         .route("/v1/messages", post(messages::post))
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses", post(responses::post))
+        .route("/metrics", get(metrics::get))
         .route("/version", get(version::get))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method);
@@ -39,7 +41,9 @@ pub fn router(app: &App) -> Router {
 /// What every request passes before it gets to a path. Layers that come later are passed earlier.
 pub(crate) fn guarded(paths: Router<App>, app: &App) -> Router<App> {
     let state = || app.clone();
-    let paths = paths.layer(from_fn_with_state(state(), security::keyed));
+    let paths = paths
+        .layer(from_fn_with_state(state(), orca::layer))
+        .layer(from_fn_with_state(state(), security::keyed));
     // What a browser asks for a page has no key.
     let paths = match security::origins(&app.options().allowed_origins) {
         Some(origins) => paths.layer(origins),
@@ -47,6 +51,7 @@ pub(crate) fn guarded(paths: Router<App>, app: &App) -> Router<App> {
     };
     paths
         .layer(from_fn_with_state(state(), security::named))
+        .layer(from_fn_with_state(state(), answers::layer))
         .layer(from_fn_with_state(state(), observe))
         .layer(from_fn(messages::in_form))
 }

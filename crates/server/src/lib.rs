@@ -5,7 +5,6 @@
 
 #![forbid(unsafe_code)]
 
-mod about;
 mod adapters;
 mod app;
 mod chat;
@@ -15,6 +14,8 @@ mod extract;
 mod generate;
 mod ids;
 mod keys;
+mod meta;
+mod metrics;
 mod net;
 mod observe;
 mod options;
@@ -28,8 +29,8 @@ mod testing;
 mod tools;
 mod wire;
 
-pub use about::About;
 pub use error::ApiError;
+pub use meta::{Defaults, KvMeta, ModelMeta};
 pub use options::{Limits, Listen, ModelOptions, ServerOptions, Tls};
 pub use server::{Server, StartError};
 pub use state::{App, Served};

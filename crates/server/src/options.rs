@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use sparamx_engine::KvOptions;
 
 /// Takes a line for the log.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
@@ -152,8 +151,6 @@ pub struct ModelOptions {
     pub neutral_sampling: bool,
     /// Variables for the chat template where a request does not set them.
     pub template_variables: Map<String, Value>,
-    /// How keys and values are kept, as the engine was told.
-    pub kv: KvOptions,
     /// How the model writes calls of tools, by vLLM's name of the parser; none: as its template says.
     pub tool_parser: Option<String>,
     /// How the model marks its reasoning, by vLLM's name of the parser; none: as its template says.

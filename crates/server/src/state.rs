@@ -7,9 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
 use tokio::sync::watch;
 
-use crate::about::About;
 use crate::error::ApiError;
 use crate::keys::Keys;
+use crate::meta::ModelMeta;
+use crate::metrics::Metrics;
 use crate::options::ServerOptions;
 use crate::tools::ToolFormat;
 
@@ -50,8 +51,10 @@ pub struct Served {
     pub root: String,
     /// How tokens are chosen where a request does not say.
     pub sampling: SamplingParams,
-    /// What it is made of.
-    pub about: About,
+    /// Facts about it.
+    pub meta: ModelMeta,
+    /// What happens to its requests.
+    pub metrics: Metrics,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
     /// What answers say of the server: with another one the same request may give another text.
@@ -85,12 +88,17 @@ impl Served {
                 ..neutral
             }
         };
+        let meta = ModelMeta::new(&host, &sampling);
+        let name = names.first().map_or("", String::as_str);
+        let metrics = Metrics::new(name, host.context(), &meta);
+        host.observe(metrics.observer());
         Self {
             fingerprint: fingerprint(&host),
             tools: tool_format(&host, options),
             grammars: GrammarCompiler::new(&host.loaded().tokenizer).ok(),
-            about: About::new(host.loaded(), &options.model.kv),
             host,
+            meta,
+            metrics,
             names,
             root,
             sampling,

@@ -22,7 +22,7 @@ use sparamx_kernels::{KernelError, Runtime};
 
 use self::shared::{Entry, Limits, Observer, Shared};
 use crate::batch::{BatchEngine, Engine, EngineOptions, Event, Intake, Request, Stats, StepReport};
-use crate::{ChatTemplate, EngineError, Loaded, Opening};
+use crate::{ChatTemplate, EngineError, KvOptions, Loaded, Opening};
 
 pub use handle::{Cancel, Handle};
 pub use outcome::Outcome;
@@ -146,6 +146,11 @@ impl Host {
         let (pool, tokens) = (&self.intake.pool, self.context());
         let bytes = pool.sequence_bytes(tokens, 1).max(1);
         (u128::from(pool.usage().budget_bytes) * tokens as u128 / u128::from(bytes)) as u64
+    }
+
+    /// What the cache was made with.
+    pub fn kv_options(&self) -> &KvOptions {
+        self.intake.pool.options()
     }
 
     /// What the engine has done up to its last step, and what waits now. Never waits for a step.

@@ -17,13 +17,16 @@ use std::task::{Context, Poll};
 
 use futures_util::Stream;
 use serde_json::{Value, json};
-use sparamx_engine::{Cancel, Event, GenerateParams, Grammar, Request, StoppedBy};
+use sparamx_engine::{
+    Cancel, EngineError, Event, GenerateParams, Grammar, Request, Sink, StoppedBy,
+};
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use self::sink::Feed;
 use crate::error::ApiError;
 use crate::extract::Caller;
-use crate::state::App;
+use crate::metrics::QUEUE_FULL;
+use crate::state::{App, Served};
 
 /// A prompt to go on with.
 #[derive(Debug, Clone)]
@@ -86,19 +89,32 @@ impl App {
         for job in &jobs {
             caller.tally.add_prompt(job.prompt.len());
             for choice in 0..job.n {
-                let feed = Feed::new(requests.len(), sender.clone(), caller);
+                let feed = Feed::new(requests.len(), sender.clone(), caller, &served.metrics);
                 requests.push((job.request(choice, caller.tenant), feed.sink()));
             }
         }
         let left = requests.len();
+        let cancel = submitted(served, requests)?;
+        for job in &jobs {
+            served.metrics.arrived(job.n, job.params.max_tokens);
+        }
         Ok(Running {
             events,
             ready: Vec::with_capacity(BATCH),
             next: VecDeque::new(),
             left,
-            _cancel: served.host.submit_to(requests)?,
+            _cancel: cancel,
         })
     }
+}
+
+/// Gives requests to the engine, and counts those that it has no room for.
+fn submitted(served: &Served, requests: Vec<(Request, Sink)>) -> Result<Cancel, ApiError> {
+    let taken = served.host.submit_to(requests);
+    if let Err(EngineError::Busy { .. }) = taken {
+        served.metrics.rejected(QUEUE_FULL);
+    }
+    Ok(taken?)
 }
 
 impl Stream for Running {

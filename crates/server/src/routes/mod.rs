@@ -5,6 +5,7 @@ pub mod completions;
 pub mod detokenize;
 pub mod health;
 pub mod messages;
+pub mod metrics;
 pub mod models;
 pub mod responses;
 pub mod tokenize;

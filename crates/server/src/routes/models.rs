@@ -1,41 +1,78 @@
 //! GET /v1/models and /v1/models/{id}.
 
 use axum::extract::{Path, State};
-use serde_json::{Value, json};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::extract::Json;
+use crate::meta::ModelMeta;
 use crate::state::{App, Served};
 
 /// The model, under each of its names.
-pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+pub async fn list(State(app): State<App>) -> Result<Response, ApiError> {
     let served = app.served()?;
-    let data: Vec<Value> = served.names.iter().map(|name| card(served, name)).collect();
-    Ok(Json(json!({"object": "list", "data": data})))
+    let cards = served.names.iter().map(|name| card(served, name));
+    let list = ModelList {
+        object: "list",
+        data: cards.collect(),
+    };
+    Ok(Json(list).into_response())
 }
 
 /// The model under one of its names, which may have a slash.
-pub async fn get(
-    State(app): State<App>,
-    Path(name): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+pub async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
     let served = app.served()?;
     served.check_model(Some(&name))?;
-    Ok(Json(card(served, &name)))
+    Ok(Json(card(served, &name)).into_response())
 }
 
-fn card(served: &Served, name: &str) -> Value {
-    json!({
-        "id": name,
-        "object": "model",
-        "created": served.created,
-        "owned_by": "sparamx",
-        "root": served.root,
-        "parent": null,
-        "max_model_len": served.host.context(),
-        "permission": [],
-        "meta": served.about,
-    })
+/// All names of the model.
+#[derive(Serialize, ToSchema)]
+pub struct ModelList<'a> {
+    /// `list`.
+    object: &'static str,
+    /// A card for each name.
+    data: Vec<ModelCard<'a>>,
+}
+
+/// The model under one of its names.
+#[derive(Serialize, ToSchema)]
+pub struct ModelCard<'a> {
+    /// The name.
+    id: &'a str,
+    /// `model`.
+    object: &'static str,
+    /// When it was loaded, in seconds since 1970.
+    created: u64,
+    /// `sparamx`.
+    owned_by: &'static str,
+    /// Where it came from.
+    root: &'a str,
+    /// Always `null`.
+    parent: Option<&'a str>,
+    /// Tokens that a prompt and its answer may have together.
+    max_model_len: usize,
+    /// Always empty.
+    #[schema(value_type = Vec<String>)]
+    permission: [(); 0],
+    /// What it is made of.
+    meta: &'a ModelMeta,
+}
+
+fn card<'a>(served: &'a Served, name: &'a str) -> ModelCard<'a> {
+    ModelCard {
+        id: name,
+        object: "model",
+        created: served.created,
+        owned_by: "sparamx",
+        root: &served.root,
+        parent: None,
+        max_model_len: served.host.context(),
+        permission: [],
+        meta: &served.meta,
+    }
 }
 
 #[cfg(test)]

@@ -251,7 +251,6 @@ impl ServeArgs {
             model: ModelOptions {
                 neutral_sampling: offer.generation_config == GenerationConfig::Vllm,
                 template_variables: offer.chat_template_kwargs.clone().unwrap_or_default(),
-                kv: self.kv.options(),
                 tool_parser: offer.tool_call_parser.clone(),
                 reasoning_parser: offer.reasoning_parser.clone(),
             },

@@ -101,14 +101,14 @@ fn watch_over(server: &Server, common: Common) -> Option<String> {
 
 /// Three lines: what is served, where, and by which means.
 fn introduce(served: &Served, server: &Server, options: &ServerOptions, directory: &Path) {
-    let about = &served.about;
+    let meta = &served.meta;
     output::complain(&format!(
         "serving {} from {}: {} parameters, {}, {} zeros, {} tokens of context",
         served.names.join(", "),
         directory.display(),
-        units::count(about.parameters),
-        about.weights,
-        units::percent(about.sparsity),
+        units::count(meta.parameters),
+        meta.weights,
+        units::percent(meta.sparsity),
         units::count(served.host.context() as u64),
     ));
     let scheme = if options.tls.is_some() {
@@ -131,8 +131,8 @@ fn introduce(served: &Served, server: &Server, options: &ServerOptions, director
     ));
     output::complain(&format!(
         "kernel {} on {} threads; the KV cache holds {} tokens",
-        about.kernel,
-        about.threads,
+        meta.kernel,
+        meta.threads,
         units::count(served.host.cache_tokens()),
     ));
 }

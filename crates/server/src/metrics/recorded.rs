@@ -1,0 +1,200 @@
+//! What is recorded as requests come and go.
+
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use sparamx_engine::Usage;
+
+use super::{FinishedReason, QUEUE_FULL, buckets};
+
+/// A counter for each value of one label.
+type ByLabel<V> = Family<[(&'static str, V); 1], Counter>;
+
+/// The histograms and counters.
+pub struct Recorded {
+    pub first_token: Histogram,
+    pub next_token: Histogram,
+    pub step_tokens: Histogram,
+    pub choices: Histogram,
+    pub max_tokens: Histogram,
+    end_to_end: Histogram,
+    queue_time: Histogram,
+    inference_time: Histogram,
+    prefill_time: Histogram,
+    decode_time: Histogram,
+    time_per_token: Histogram,
+    prompt_tokens: Histogram,
+    generation_tokens: Histogram,
+    preemptions: Histogram,
+    success: ByLabel<&'static str>,
+    rejections: ByLabel<&'static str>,
+    responses: ByLabel<u16>,
+}
+
+impl Recorded {
+    /// Nothing yet. Histograms of tokens go up to `context`.
+    pub fn new(context: usize) -> Self {
+        let of_request = || Histogram::new(buckets::REQUEST);
+        let of_tokens = || Histogram::new(buckets::tokens(context));
+        let recorded = Self {
+            first_token: Histogram::new(buckets::FIRST_TOKEN),
+            next_token: Histogram::new(buckets::BETWEEN_TOKENS),
+            step_tokens: Histogram::new(buckets::STEP_TOKENS),
+            choices: Histogram::new(buckets::CHOICES),
+            max_tokens: of_tokens(),
+            end_to_end: of_request(),
+            queue_time: of_request(),
+            inference_time: of_request(),
+            prefill_time: of_request(),
+            decode_time: of_request(),
+            time_per_token: Histogram::new(buckets::BETWEEN_TOKENS),
+            prompt_tokens: of_tokens(),
+            generation_tokens: of_tokens(),
+            preemptions: Histogram::new(buckets::PREEMPTIONS),
+            success: Family::default(),
+            rejections: Family::default(),
+            responses: Family::default(),
+        };
+        // A rate needs the zero that comes before the first one.
+        for reason in FinishedReason::ALL {
+            recorded.success.get_or_create_owned(&finished(reason));
+        }
+        recorded
+            .rejections
+            .get_or_create_owned(&[("reason", QUEUE_FULL)]);
+        recorded
+    }
+
+    /// A request was not taken.
+    pub fn rejected(&self, reason: &'static str) {
+        self.rejections.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, status: u16) {
+        self.responses.get_or_create(&[("status", status)]).inc();
+    }
+
+    /// A text ended.
+    pub fn finished(&self, reason: FinishedReason, usage: &Usage, end_to_end: Duration) {
+        self.success.get_or_create(&finished(reason)).inc();
+        let inference = usage.prefill_time + usage.decode_time;
+        for (histogram, time) in [
+            (&self.end_to_end, end_to_end),
+            (&self.queue_time, usage.queue_time),
+            (&self.inference_time, inference),
+            (&self.prefill_time, usage.prefill_time),
+            (&self.decode_time, usage.decode_time),
+        ] {
+            histogram.observe(time.as_secs_f64());
+        }
+        if usage.tokens > 1 {
+            let times = (usage.tokens - 1) as f64;
+            self.time_per_token
+                .observe(usage.decode_time.as_secs_f64() / times);
+        }
+        self.prompt_tokens.observe(usage.prompt_tokens as f64);
+        self.generation_tokens.observe(usage.tokens as f64);
+        self.preemptions.observe(usage.preemptions as f64);
+    }
+
+    /// Puts all of them under their names.
+    pub fn register(&self, registry: &mut Registry) {
+        for (name, help, histogram) in [
+            (
+                "vllm:time_to_first_token_seconds",
+                "Time from a request to its first token",
+                &self.first_token,
+            ),
+            (
+                "vllm:inter_token_latency_seconds",
+                "Time between two tokens of a text",
+                &self.next_token,
+            ),
+            (
+                "vllm:request_time_per_output_token_seconds",
+                "Mean time between the tokens of a text",
+                &self.time_per_token,
+            ),
+            (
+                "vllm:e2e_request_latency_seconds",
+                "Time from a request to the end of its text",
+                &self.end_to_end,
+            ),
+            (
+                "vllm:request_queue_time_seconds",
+                "Time from a request to its admission",
+                &self.queue_time,
+            ),
+            (
+                "vllm:request_inference_time_seconds",
+                "Time of prefill and decode of a text",
+                &self.inference_time,
+            ),
+            (
+                "vllm:request_prefill_time_seconds",
+                "Time of the steps up to the first token",
+                &self.prefill_time,
+            ),
+            (
+                "vllm:request_decode_time_seconds",
+                "Time of the steps after the first token",
+                &self.decode_time,
+            ),
+            (
+                "vllm:request_prompt_tokens",
+                "Tokens of a prompt",
+                &self.prompt_tokens,
+            ),
+            (
+                "vllm:request_generation_tokens",
+                "New tokens of a text",
+                &self.generation_tokens,
+            ),
+            (
+                "vllm:iteration_tokens_total",
+                "Tokens that go through the model in a step",
+                &self.step_tokens,
+            ),
+            (
+                "vllm:request_params_n",
+                "Parameter n of a request",
+                &self.choices,
+            ),
+            (
+                "vllm:request_params_max_tokens",
+                "Most new tokens of a request",
+                &self.max_tokens,
+            ),
+            (
+                "vllm:request_num_preemptions",
+                "Times that a text was preempted",
+                &self.preemptions,
+            ),
+        ] {
+            registry.register(name, help, histogram.clone());
+        }
+        registry.register(
+            "vllm:request_success",
+            "Texts that ended, by how",
+            self.success.clone(),
+        );
+        registry.register(
+            "vllm:admission_rejections",
+            "Requests that were not taken, by why",
+            self.rejections.clone(),
+        );
+        registry.register(
+            "sparamx:http_responses",
+            "Answers by status",
+            self.responses.clone(),
+        );
+    }
+}
+
+fn finished(reason: FinishedReason) -> [(&'static str, &'static str); 1] {
+    [("finished_reason", reason.name())]
+}
