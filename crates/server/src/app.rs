@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::metrics::{answers, orca};
 use crate::observe::observe;
 use crate::routes::{
-    chat_completions, completions, detokenize, health, messages, metrics, models, responses,
+    chat_completions, completions, detokenize, health, messages, metrics, models, page, responses,
     tokenize, tokenizer_info, version,
 };
 use crate::security;
@@ -33,6 +33,7 @@ pub fn router(app: &App) -> Router {
         .route("/v1/responses", post(responses::post))
         .route("/metrics", get(metrics::get))
         .route("/version", get(version::get))
+        .merge(page::routes())
         .fallback(no_path)
         .method_not_allowed_fallback(no_method);
     guarded(paths, app).with_state(app.clone())

@@ -6,7 +6,6 @@ pub mod answers;
 mod buckets;
 pub mod orca;
 mod recorded;
-
 mod snapshot;
 
 use std::borrow::Cow;

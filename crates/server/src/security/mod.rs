@@ -10,13 +10,15 @@ use axum::response::{IntoResponse, Response};
 
 use crate::error::ApiError;
 use crate::extract::Caller;
+use crate::routes::page;
 use crate::state::App;
 
 pub use origins::layer as origins;
 
 /// What a page may load and whom it may talk to: this server, and nothing written into the page itself.
 const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
-                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+                   base-uri 'none'; form-action 'none'; frame-ancestors 'none'; \
+                   require-trusted-types-for 'script'; trusted-types 'none'";
 
 /// Refuses requests that came by a name this server does not go by, as those of a page do whose name was made to lead here.
 pub async fn named(State(app): State<App>, request: Request, next: Next) -> Response {
@@ -29,7 +31,7 @@ pub async fn named(State(app): State<App>, request: Request, next: Next) -> Resp
 /// Refuses requests without a key, and those whose body says that it is too large. No byte of the body is read before.
 pub async fn keyed(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let open = path == "/health" || (app.options().public_page && is_page(path));
+    let open = path == "/health" || (app.options().public_page && page::is_file(path));
     let tenant = match app.keys().tenant(request.headers()) {
         Some(tenant) => tenant,
         None if open => 0,
@@ -43,11 +45,6 @@ pub async fn keyed(State(app): State<App>, mut request: Request, next: Next) -> 
         caller.tenant = tenant;
     }
     next.run(request).await
-}
-
-/// The page and what it is made of, which say nothing about the model.
-fn is_page(path: &str) -> bool {
-    path == "/" || path.starts_with("/page/")
 }
 
 fn length(headers: &HeaderMap) -> Option<u64> {
