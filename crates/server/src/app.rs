@@ -10,8 +10,8 @@ use crate::error::ApiError;
 use crate::metrics::{answers, orca};
 use crate::observe::observe;
 use crate::routes::{
-    chat_completions, completions, detokenize, health, messages, metrics, models, page, responses,
-    tokenize, tokenizer_info, version,
+    chat_completions, completions, detokenize, health, messages, metrics, models, openapi, page,
+    responses, tokenize, tokenizer_info, version,
 };
 use crate::security;
 use crate::state::App;
@@ -32,6 +32,7 @@ pub fn router(app: &App) -> Router {
         .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/responses", post(responses::post))
         .route("/metrics", get(metrics::get))
+        .route("/openapi.json", get(openapi::get))
         .route("/version", get(version::get))
         .merge(page::routes())
         .fallback(no_path)

@@ -6,8 +6,10 @@
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::json;
 use sparamx_engine::EngineError;
+use utoipa::ToSchema;
 
 /// Characters of a value from a request that a message repeats.
 pub const ECHO: usize = 200;
@@ -181,8 +183,36 @@ impl ApiError {
 
     /// The body, in OpenAI's form.
     pub fn body(&self) -> String {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}).to_string()
+        let error = ErrorDetail {
+            message: &self.message,
+            kind: self.kind,
+            param: self.param.as_deref(),
+            code: self.code,
+        };
+        json!(ErrorBody { error }).to_string()
     }
+}
+
+/// An error on the wire.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub struct ErrorBody<'a> {
+    /// What is wrong.
+    error: ErrorDetail<'a>,
+}
+
+/// What is wrong with a request.
+#[derive(Serialize, ToSchema)]
+struct ErrorDetail<'a> {
+    /// What is wrong and what would be right.
+    message: &'a str,
+    /// The kind of error.
+    #[serde(rename = "type")]
+    kind: &'static str,
+    /// The field that is wrong, as a path.
+    param: Option<&'a str>,
+    /// What programs match on.
+    code: Option<&'static str>,
 }
 
 /// The first characters of a text, so many at most.

@@ -2,20 +2,21 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::extract::Json;
 use crate::state::App;
 
 /// Ids.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct DetokenizeRequest {
     model: Option<String>,
     tokens: Vec<u32>,
 }
 
 /// Their text, under the name of each program.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct DetokenizeResponse {
     prompt: String,
     content: String,

@@ -3,13 +3,14 @@
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::extract::Json;
 use crate::state::App;
 
 /// A text: vLLM's `prompt` or llama-server's `content`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
     model: Option<String>,
     prompt: Option<String>,
@@ -23,7 +24,7 @@ pub struct TokenizeRequest {
 }
 
 /// Its ids.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct TokenizeResponse {
     count: usize,
     max_model_len: usize,

@@ -1,10 +1,20 @@
 //! GET /version.
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::extract::Json;
 
+/// A version.
+#[derive(Serialize, ToSchema)]
+pub struct Version {
+    /// The version of this program.
+    version: &'static str,
+}
+
 /// The version of this program.
-pub async fn get() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+pub async fn get() -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION"),
+    })
 }
