@@ -52,7 +52,8 @@ export function showModel(container, model) {
     ["Context", model.max_model_len && `${count(model.max_model_len)} tokens`],
     ["Chat template", meta.chat_template === undefined ? null : continues(model) ? "none, it continues texts" : "yes"],
   ];
-  const terms = rows.filter(([, value]) => value).flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, ...broken(value))]);
+  const known = rows.filter(([, value]) => value);
+  const terms = known.flatMap(([term, value]) => [element("dt", {}, term), element("dd", {}, ...broken(value))]);
   container.replaceChildren(element("dl", {}, ...terms));
   if (meta.sparsity > 0) container.prepend(sparsityPicture(meta.sparsity));
 }

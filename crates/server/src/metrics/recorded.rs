@@ -103,95 +103,54 @@ impl Recorded {
 
     /// Puts all of them under their names.
     pub fn register(&self, registry: &mut Registry) {
-        for (name, help, histogram) in [
-            (
-                "vllm:time_to_first_token_seconds",
-                "Time from a request to its first token",
-                &self.first_token,
-            ),
-            (
-                "vllm:inter_token_latency_seconds",
-                "Time between two tokens of a text",
-                &self.next_token,
-            ),
-            (
-                "vllm:request_time_per_output_token_seconds",
-                "Mean time between the tokens of a text",
-                &self.time_per_token,
-            ),
-            (
-                "vllm:e2e_request_latency_seconds",
-                "Time from a request to the end of its text",
-                &self.end_to_end,
-            ),
-            (
-                "vllm:request_queue_time_seconds",
-                "Time from a request to its admission",
-                &self.queue_time,
-            ),
-            (
-                "vllm:request_inference_time_seconds",
-                "Time of prefill and decode of a text",
-                &self.inference_time,
-            ),
-            (
-                "vllm:request_prefill_time_seconds",
-                "Time of the steps up to the first token",
-                &self.prefill_time,
-            ),
-            (
-                "vllm:request_decode_time_seconds",
-                "Time of the steps after the first token",
-                &self.decode_time,
-            ),
-            (
-                "vllm:request_prompt_tokens",
-                "Tokens of a prompt",
-                &self.prompt_tokens,
-            ),
-            (
-                "vllm:request_generation_tokens",
-                "New tokens of a text",
-                &self.generation_tokens,
-            ),
-            (
-                "vllm:iteration_tokens_total",
-                "Tokens that go through the model in a step",
-                &self.step_tokens,
-            ),
-            (
-                "vllm:request_params_n",
-                "Parameter n of a request",
-                &self.choices,
-            ),
-            (
-                "vllm:request_params_max_tokens",
-                "Most new tokens of a request",
-                &self.max_tokens,
-            ),
-            (
-                "vllm:request_num_preemptions",
-                "Times that a text was preempted",
-                &self.preemptions,
-            ),
-        ] {
-            registry.register(name, help, histogram.clone());
-        }
-        registry.register(
-            "vllm:request_success",
-            "Texts that ended, by how",
-            self.success.clone(),
-        );
-        registry.register(
-            "vllm:admission_rejections",
-            "Requests that were not taken, by why",
-            self.rejections.clone(),
-        );
-        registry.register(
-            "sparamx:http_responses",
-            "Answers by status",
-            self.responses.clone(),
-        );
+        self.register_times(registry);
+        self.register_counts(registry);
+        let (success, rejections) = (self.success.clone(), self.rejections.clone());
+        registry.register("vllm:request_success", "Texts that ended, by how", success);
+        let help = "Requests that were not taken, by why";
+        registry.register("vllm:admission_rejections", help, rejections);
+        let responses = self.responses.clone();
+        registry.register("sparamx:http_responses", "Answers by status", responses);
+    }
+
+    fn register_times(&self, registry: &mut Registry) {
+        let mut add = |name: &str, help: &str, histogram: &Histogram| {
+            registry.register(format!("vllm:{name}_seconds"), help, histogram.clone());
+        };
+        let help = "Time from a request to its first token";
+        add("time_to_first_token", help, &self.first_token);
+        let help = "Time between two tokens of a text";
+        add("inter_token_latency", help, &self.next_token);
+        let help = "Mean time between the tokens of a text";
+        add("request_time_per_output_token", help, &self.time_per_token);
+        let help = "Time from a request to the end of its text";
+        add("e2e_request_latency", help, &self.end_to_end);
+        let help = "Time from a request to its admission";
+        add("request_queue_time", help, &self.queue_time);
+        let help = "Time of prefill and decode of a text";
+        add("request_inference_time", help, &self.inference_time);
+        let help = "Time of the steps up to the first token";
+        add("request_prefill_time", help, &self.prefill_time);
+        let help = "Time of the steps after the first token";
+        add("request_decode_time", help, &self.decode_time);
+    }
+
+    fn register_counts(&self, registry: &mut Registry) {
+        let mut add = |name: &str, help: &str, histogram: &Histogram| {
+            registry.register(format!("vllm:{name}"), help, histogram.clone());
+        };
+        let help = "Tokens of a prompt";
+        add("request_prompt_tokens", help, &self.prompt_tokens);
+        let help = "New tokens of a text";
+        add("request_generation_tokens", help, &self.generation_tokens);
+        let help = "Tokens that go through the model in a step";
+        add("iteration_tokens_total", help, &self.step_tokens);
+        let help = "Parameter n of a request";
+        add("request_params_n", help, &self.choices);
+        let help = "Most new tokens of a request";
+        add("request_params_max_tokens", help, &self.max_tokens);
+        let help = "Times that a text was preempted";
+        add("request_num_preemptions", help, &self.preemptions);
     }
 }
 
