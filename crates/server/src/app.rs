@@ -54,8 +54,8 @@ pub(crate) fn guarded(paths: Router<App>, app: &App) -> Router<App> {
     paths
         .layer(from_fn_with_state(state(), security::named))
         .layer(from_fn_with_state(state(), answers::layer))
-        .layer(from_fn_with_state(state(), observe))
         .layer(from_fn(messages::in_form))
+        .layer(from_fn_with_state(state(), observe))
 }
 
 async fn no_path(request: Request) -> ApiError {

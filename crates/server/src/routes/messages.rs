@@ -2,7 +2,7 @@
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::{Stream, StreamExt, stream};
@@ -65,24 +65,22 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Answers below `/v1/messages` are in Anthropic's form also where something else than a route of it says what is wrong.
 pub async fn in_form(request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let rest = path.strip_prefix("/v1/messages");
-    let theirs = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let mut response = next.run(request).await;
-    if !theirs {
-        return response;
+    let rest = request.uri().path().strip_prefix("/v1/messages");
+    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+        return next.run(request).await;
     }
-    let id = response.headers().get("x-request-id").cloned();
+    let caller = request.extensions().get::<Caller>();
+    let request_id = caller.map(|caller| caller.request_id.clone());
+    let mut response = next.run(request).await;
     if let Some(error) = response.extensions().get::<ApiError>() {
-        let id = id.as_ref().and_then(|id| id.to_str().ok());
         let error = AnthropicError {
             error: error_body(error),
-            request_id: id.map(str::to_owned),
+            request_id: request_id.clone(),
         };
         *response.body_mut() = Body::from(serde_json::to_string(&error).unwrap_or_default());
         response.headers_mut().remove(header::CONTENT_LENGTH);
     }
-    if let Some(id) = id {
+    if let Some(Ok(id)) = request_id.as_deref().map(HeaderValue::from_str) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response

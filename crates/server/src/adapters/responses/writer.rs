@@ -118,10 +118,12 @@ impl ResponseWriter {
     }
 
     fn text(&mut self, delta: String, logprobs: Vec<ChatLogprob>, events: &mut Vec<ResponseEvent>) {
-        if delta.is_empty() && logprobs.is_empty() {
+        let goes_on = matches!(self.last(), Some((OutputItem::Message { .. }, _)));
+        // Log probabilities without text are those of reasoning and of calls, whose items have none.
+        if delta.is_empty() && (logprobs.is_empty() || !goes_on) {
             return;
         }
-        if !matches!(self.last(), Some((OutputItem::Message { .. }, _))) {
+        if !goes_on {
             self.open_message(events);
         }
         if let Some((OutputItem::Message { content, .. }, place)) = self.last()
@@ -566,7 +568,7 @@ mod tests {
     #[test]
     fn no_text_is_an_empty_message() {
         let (events, response) = write(vec![finished(Finish::Stop)]);
-        assert_eq!(events.len(), 7);
+        assert_eq!(events.len(), 8);
         assert_eq!(response["output"][0]["content"][0]["text"], "");
     }
 
@@ -586,8 +588,11 @@ mod tests {
         let (events, response) = write(vec![
             of("ab", &["a", "b"]),
             of("c", &["c"]),
+            call(0, "f"),
+            of("", &["f"]),
             finished(Finish::Stop),
         ]);
+        assert_eq!(response["output"].as_array().unwrap().len(), 2);
         assert_eq!(events[4]["logprobs"].as_array().unwrap().len(), 2);
         assert_eq!(events[6]["logprobs"].as_array().unwrap().len(), 3);
         assert_eq!(
