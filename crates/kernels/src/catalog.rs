@@ -43,6 +43,17 @@ pub fn select(features: Features, weight: WeightFormat, m: usize) -> &'static Ke
         .expect("the portable rows fit everywhere")
 }
 
+/// The same among the kernels that give a row the same bits whatever rows are beside it: those of the class that serves many rows.
+pub fn select_in_one_class(
+    features: Features,
+    weight: WeightFormat,
+    m: usize,
+) -> &'static KernelSpec {
+    let best = select(features, weight, m);
+    let many = select(features, weight, m.max(MANY));
+    if best.class == many.class { best } else { many }
+}
+
 /// AMX tiles of bytes; their expansion uses what comes with AVX-512 VNNI.
 #[cfg(target_arch = "x86_64")]
 const AMX_INT8: Features = Features::AMX_INT8.union(Features::AVX512_VNNI);
@@ -64,6 +75,8 @@ const AVX512_DIRECT_I8: RangeInclusive<usize> = 1..=31;
 const AVX512_DIRECT_I4: RangeInclusive<usize> = 1..=8;
 /// AMX: a tile takes 16 rows at the price of one; below, AVX-512 reads as fast and waits for no tile (the peers switch here too).
 const AMX_MANY: RangeInclusive<usize> = 5..=usize::MAX;
+/// Rows from which on all kernels are of one class.
+const MANY: usize = 32;
 /// AMX: more rows than one block has would expand again.
 const AMX_ONE_BLOCK: RangeInclusive<usize> = 5..=32;
 const AVX512_PANEL_BF16: RangeInclusive<usize> = 16..=usize::MAX;

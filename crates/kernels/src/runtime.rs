@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use sparamx_cpu::Cpu;
+use sparamx_format::WeightFormat;
 
 use crate::spec::KernelSpec;
 use crate::{KernelError, Pool, catalog};
@@ -15,6 +16,7 @@ pub struct Runtime {
     scratch: Vec<Mutex<Scratch>>,
     shared_scratch: Mutex<Scratch>,
     forced: Option<&'static KernelSpec>,
+    batch_invariant: bool,
 }
 
 /// Memory that is kept from call to call, 64-byte aligned, of undefined content.
@@ -60,6 +62,7 @@ impl Runtime {
             pool,
             shared_scratch: Mutex::default(),
             forced: None,
+            batch_invariant: false,
         }
     }
 
@@ -70,6 +73,25 @@ impl Runtime {
     pub fn with_kernel(mut self, name: &str) -> Result<Self, KernelError> {
         self.forced = Some(catalog::by_name(name)?.on(&self.cpu)?);
         Ok(self)
+    }
+
+    /// Whether a row of activations has the same result whatever rows are beside it. That takes kernels of one numeric class for all
+    /// numbers of rows. Only on a CPU with AMX and for bf16 weights it changes anything: tiles serve one row too then.
+    #[must_use]
+    pub fn batch_invariant(mut self, yes: bool) -> Self {
+        self.batch_invariant = yes;
+        self
+    }
+
+    /// The kernel for weights of a format and `m` rows of activations.
+    pub fn kernel(&self, weight: WeightFormat, m: usize) -> &'static KernelSpec {
+        let forced = self.forced.filter(|spec| spec.weight == weight);
+        let select = if self.batch_invariant {
+            catalog::select_in_one_class
+        } else {
+            catalog::select
+        };
+        forced.unwrap_or_else(|| select(self.cpu.features(), weight, m))
     }
 
     /// Pins the calling thread to the first CPU of the pool, as the pool's threads are pinned to the others. For programs whose

@@ -2,7 +2,7 @@
 
 use sparamx_cpu::Features;
 use sparamx_kernels::KernelError;
-use sparamx_kernels::catalog::{by_name, catalog, select};
+use sparamx_kernels::catalog::{by_name, catalog, select, select_in_one_class};
 use sparamx_kernels::linear::WeightFormat::{
     self, DenseBf16, DenseI4, DenseI8, SparseBf16, SparseI4, SparseI8,
 };
@@ -90,4 +90,31 @@ fn an_unknown_name_is_an_error() {
             name: "linear_fast".into()
         }
     );
+}
+
+#[test]
+fn one_class_serves_all_numbers_of_rows_by_the_fastest_kernel_it_has() {
+    for features in [
+        Features::NONE,
+        Features::AVX2,
+        Features::AVX512,
+        Features::AVX512_BF16,
+        Features::AVX512_VNNI,
+        SPR,
+    ] {
+        for weight in [DenseBf16, SparseBf16, DenseI8, SparseI8, DenseI4, SparseI4] {
+            let many = select(features, weight, usize::MAX);
+            for m in 1..200 {
+                let kernel = select_in_one_class(features, weight, m);
+                assert_eq!(kernel.class, many.class, "{weight}, m {m}");
+                let best = select(features, weight, m);
+                assert!(
+                    kernel.name == best.name || best.class != many.class,
+                    "{weight}, m {m}"
+                );
+            }
+        }
+    }
+    let single = select_in_one_class(SPR.union(Features::AMX_BF16), SparseBf16, 1);
+    assert!(single.name == "linear_bf16_bmbf16_f32_32x32_amx" || !cfg!(target_arch = "x86_64"));
 }

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use sparamx_engine::{Host, KvOptions, SamplingParams};
-use sparamx_kernels::catalog::select;
 use sparamx_model::plan;
 use utoipa::ToSchema;
 
@@ -67,10 +66,6 @@ impl ModelMeta {
         let loaded = host.loaded();
         let (model, runtime) = (&loaded.model, &loaded.runtime);
         let format = model.weight_format();
-        let chosen = || select(runtime.cpu().features(), format, 1);
-        let forced = runtime
-            .forced_kernel()
-            .filter(|kernel| kernel.weight == format);
         let (elements, nnz) = model.elements();
         let tensors = plan::tensors(model.config());
         Self {
@@ -78,7 +73,7 @@ impl ModelMeta {
             bytes: model.weight_bytes(),
             sparsity: 1.0 - nnz as f64 / elements.max(1) as f64,
             weights: format.to_string(),
-            kernel: forced.unwrap_or_else(chosen).name,
+            kernel: runtime.kernel(format, 1).name,
             isa: runtime.cpu().isa().to_string(),
             threads: runtime.threads(),
             kv_cache: KvMeta {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use axum::Router;
 use serde_json::Value;
-use sparamx_cpu::{Cpu, Isa};
 use sparamx_engine::{Host, HostOptions, Loaded};
 use sparamx_kernels::Runtime;
 
@@ -23,9 +22,10 @@ pub const MODEL: &str = "org/stories";
 /// A guard against tests that hang.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The CPU, without AMX: there a batch of five rows and more adds in another order than one row does, and tests compare texts.
-pub fn cpu() -> Cpu {
-    sparamx_testkit::cpu().at_most(Isa::Avx512)
+/// A thread of its own, which computes as `serve` lets it: tests compare texts.
+pub fn runtime() -> Arc<Runtime> {
+    let runtime = Runtime::new(sparamx_testkit::cpu(), 1).unwrap();
+    Arc::new(runtime.batch_invariant(true))
 }
 
 /// The model that ships, opened once.
@@ -33,8 +33,7 @@ pub fn loaded() -> Loaded {
     static LOADED: OnceLock<Loaded> = OnceLock::new();
     let open = || {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/stories-5m-50");
-        let runtime = Arc::new(Runtime::new(cpu(), 1).unwrap());
-        Loaded::open(&path, runtime, None, &mut |_| ()).unwrap()
+        Loaded::open(&path, runtime(), None, &mut |_| ()).unwrap()
     };
     LOADED.get_or_init(open).clone()
 }
@@ -46,9 +45,8 @@ pub fn host(options: HostOptions) -> Arc<Host> {
         ..options
     };
     // Each has its own threads: hosts of other tests run at the same time.
-    let runtime = Arc::new(Runtime::new(cpu(), 1).unwrap());
     let loaded = Loaded {
-        runtime,
+        runtime: runtime(),
         ..loaded()
     };
     Arc::new(Host::start(loaded, options).unwrap())

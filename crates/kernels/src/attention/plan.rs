@@ -7,7 +7,7 @@ use sparamx_format::page::PageDtype;
 
 use super::multiply::{key_k, operand_bytes};
 use super::{PAGE_TOKENS, PageShape, Params, Task};
-use crate::catalog::select;
+use crate::catalog::select_in_one_class;
 use crate::linear::activation::Activation;
 use crate::spec::KernelSpec;
 use crate::{Runtime, WeightFormat};
@@ -226,18 +226,10 @@ fn first_page_tokens(task: &Task<'_>) -> usize {
     task.rows.min(PAGE_TOKENS - task.start % PAGE_TOKENS)
 }
 
-/// The best kernel for blocks of `rows` rows among those that give the same bits as the best for whole blocks: a row's result must
-/// not depend on how many rows it is computed with.
+/// The kernel for blocks of `rows` rows: a row's result must not depend on how many rows it is computed with.
 fn kernel(rt: &Runtime, format: WeightFormat, rows: usize) -> &'static KernelSpec {
-    if let Some(forced) = rt.forced_kernel().filter(|spec| spec.weight == format) {
-        return forced;
-    }
-    let [best, whole] = [rows, BLOCK_ROWS].map(|m| select(rt.cpu().features(), format, m));
-    if best.class == whole.class {
-        best
-    } else {
-        whole
-    }
+    let forced = rt.forced_kernel().filter(|spec| spec.weight == format);
+    forced.unwrap_or_else(|| select_in_one_class(rt.cpu().features(), format, rows))
 }
 
 impl Unit<'_> {

@@ -17,7 +17,6 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 
-use crate::catalog::select;
 use crate::spec::KernelSpec;
 use crate::{KernelError, Rows, Runtime};
 
@@ -28,17 +27,14 @@ pub use sparamx_format::{Weight, WeightFormat};
 /// `y = x W^T + bias` for every job, in one pass over the threads. x is `[M, K]`.
 ///
 /// The result of a row depends neither on the number of threads nor on the other jobs. (It can depend on M: kernels of
-/// different numeric classes serve different ranges of M on a CPU with AMX. See [`crate::catalog`].)
+/// different numeric classes serve different ranges of M on a CPU with AMX. See [`crate::catalog`] and
+/// [`Runtime::batch_invariant`].)
 ///
 /// # Errors
 /// [`KernelError::Mismatch`] if sizes do not fit.
 pub fn linear(rt: &Runtime, x: Rows<'_>, jobs: &mut [LinearJob<'_>]) -> Result<(), KernelError> {
     check(x, jobs)?;
-    let kernel = |job: &LinearJob<'_>| {
-        let format = job.linear.weight.format();
-        let forced = rt.forced_kernel().filter(|spec| spec.weight == format);
-        forced.unwrap_or_else(|| select(rt.cpu().features(), format, x.rows()))
-    };
+    let kernel = |job: &LinearJob<'_>| rt.kernel(job.linear.weight.format(), x.rows());
     let kernels: Vec<_> = jobs.iter().map(kernel).collect();
     schedule::run(rt, x, jobs, &kernels);
     Ok(())

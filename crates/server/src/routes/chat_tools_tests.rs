@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 use sparamx_engine::{ChatTemplate, Host, HostOptions, Loaded};
-use sparamx_kernels::Runtime;
 
 use crate::options::{ModelOptions, ServerOptions};
 use crate::state::Served;
-use crate::testing::{MODEL, TestServer, cpu, loaded, loading, server_with};
+use crate::testing::{MODEL, TestServer, loaded, loading, runtime, server_with};
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -49,7 +48,7 @@ fn with_template(source: &str, options: ServerOptions) -> TestServer {
     let template =
         ChatTemplate::new(Path::new("template"), source, [("bos_token", "<s>")]).unwrap();
     let loaded = Loaded {
-        runtime: Arc::new(Runtime::new(cpu(), 1).unwrap()),
+        runtime: runtime(),
         template: Some(template),
         ..loaded()
     };

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use sparamx_engine::{
     ChatTemplate, EngineError, Event, FinishReason, GenerateParams, Host, Message, Outcome,
 };
-use sparamx_kernels::catalog;
 
 use crate::args::{Common, UsageError};
 use crate::{interrupt, output, panics};
@@ -146,8 +145,7 @@ impl Talk {
         let loaded = self.host.loaded();
         let runtime = &loaded.runtime;
         let format = loaded.model.weight_format();
-        let forced = runtime.forced_kernel().filter(|spec| spec.weight == format);
-        let kernel = forced.unwrap_or_else(|| catalog::select(runtime.cpu().features(), format, 1));
+        let kernel = runtime.kernel(format, 1);
         output::complain(&format!(
             "{} prompt tokens ({} cached) at {:.1} tokens/s, {} of {} draft tokens accepted; {} threads, {}, {}",
             outcome.prompt_ids.len(),

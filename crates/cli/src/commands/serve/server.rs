@@ -33,7 +33,8 @@ pub fn run(args: &ServeArgs, common: Common) -> Result<()> {
         names => names.to_vec(),
     };
     // Threads that start later inherit what the runtime asks the system for.
-    let runtime = Arc::new(runtime::start(args.threads.count(), common)?);
+    let runtime = runtime::start(args.threads.count(), common)?;
+    let runtime = Arc::new(runtime.batch_invariant(args.batch_invariant()));
     // Before the model: an address that is taken is said at once, and whoever looks sees that it is loading.
     let server = Server::start(options.clone()).map_err(wrong_use)?;
     let host = Host::open(
