@@ -1,6 +1,6 @@
 //! What happens to a chat, in no API's form.
 
-use sparamx_engine::{FinishReason, StoppedBy, Usage};
+use sparamx_engine::{FinishReason, StoppedBy};
 
 use crate::error::ApiError;
 use crate::wire::openai::chat::ChatLogprob;
@@ -52,8 +52,6 @@ pub enum ChatEvent {
         reason: Finish,
         /// What ended it.
         stopped_by: Option<StoppedBy>,
-        /// What it took.
-        usage: Usage,
     },
     /// The chat ends, and not well.
     Failed(ApiError),

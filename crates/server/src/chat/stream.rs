@@ -169,7 +169,6 @@ impl ChatStream {
                             index,
                             reason,
                             stopped_by,
-                            usage,
                         });
                     }
                     Err(error) => self.fail(error.into()),
@@ -278,8 +277,10 @@ impl ChatStream {
     /// Why a text ended. A call that was not forced, or forced without a name, waits for an answer.
     fn reason(&self, index: usize, reason: FinishReason) -> Finish {
         let named = matches!(self.output.mode, ToolMode::Named(_));
+        let parser = self.choices[index].parser.as_ref();
+        let called = parser.is_some_and(OutputParser::has_calls);
         match Finish::from(reason) {
-            Finish::Stop if self.choices[index].calls > 0 && !named => Finish::ToolCalls,
+            Finish::Stop if called && !named => Finish::ToolCalls,
             reason => reason,
         }
     }

@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use serde_json::{Value, json};
 use sparamx_engine::{
-    Cancel, EngineError, Event, GenerateParams, Grammar, Request, Sink, StoppedBy,
+    Cancel, EngineError, Event, GenerateParams, Grammar, Request, Sink, StoppedBy, Usage,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -87,7 +87,6 @@ impl App {
         let (sender, events) = mpsc::unbounded_channel();
         let mut requests = Vec::new();
         for job in &jobs {
-            caller.tally.add_prompt(job.prompt.len());
             for choice in 0..job.n {
                 let feed = Feed::new(requests.len(), sender.clone(), caller, &served.metrics);
                 requests.push((job.request(choice, caller.tenant), feed.sink()));
@@ -96,6 +95,7 @@ impl App {
         let left = requests.len();
         let cancel = submitted(served, requests)?;
         for job in &jobs {
+            caller.tally.add_prompt(job.prompt.len());
             served.metrics.arrived(job.n, job.params.max_tokens);
         }
         Ok(Running {
@@ -131,13 +131,27 @@ impl Stream for Running {
                 Poll::Ready(_) => this.next.extend(this.ready.drain(..)),
             }
         }
-        let next = this.next.pop_front();
-        match &next {
-            Some((_, Event::Finished { .. })) => this.left -= 1,
-            Some(_) => {}
-            None => this.left = 0,
+        let next = this.next.pop_front().unwrap_or_else(|| {
+            this.left = 1;
+            (0, lost())
+        });
+        if let (_, Event::Finished { .. }) = next {
+            this.left -= 1;
         }
-        Poll::Ready(next)
+        Poll::Ready(Some(next))
+    }
+}
+
+/// The last event of a text whose own never comes. The engine promises one, whatever happens.
+fn lost() -> Event {
+    Event::Finished {
+        text: String::new(),
+        result: Err(EngineError::Panicked {
+            message: "there was no last event".to_owned(),
+        }),
+        stopped_by: None,
+        ending: None,
+        usage: Usage::default(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use sparamx_engine::{EngineError, Event, FinishReason, Sink, Usage};
+use sparamx_engine::{EngineError, Event, FinishReason, Sink};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::extract::{Caller, Tally};
@@ -17,7 +17,6 @@ pub struct Feed {
     metrics: Metrics,
     submitted: Instant,
     last_token: Option<Instant>,
-    ended: bool,
 }
 
 impl Feed {
@@ -35,7 +34,6 @@ impl Feed {
             metrics: metrics.clone(),
             submitted: Instant::now(),
             last_token: None,
-            ended: false,
         }
     }
 
@@ -50,7 +48,6 @@ impl Feed {
             Event::Prompt { .. } => {}
             Event::Token { .. } => self.token(),
             Event::Finished { usage, result, .. } => {
-                self.ended = true;
                 self.tally.add_generated(usage.tokens);
                 self.metrics
                     .finished(reason(result), usage, self.submitted.elapsed());
@@ -59,9 +56,7 @@ impl Feed {
         // Nobody reads the events of a client that is gone.
         let _ = self.events.send((self.index, event));
     }
-}
 
-impl Feed {
     fn token(&mut self) {
         let now = Instant::now();
         match self.last_token.replace(now) {
@@ -78,23 +73,5 @@ fn reason(result: &Result<FinishReason, EngineError>) -> FinishedReason {
         Ok(FinishReason::Length | FinishReason::Context) => FinishedReason::Length,
         Ok(FinishReason::Cancelled) => FinishedReason::Abort,
         Err(_) => FinishedReason::Error,
-    }
-}
-
-impl Drop for Feed {
-    /// Only a fault of the engine leaves a text without its last event.
-    fn drop(&mut self) {
-        if self.ended {
-            return;
-        }
-        self.take(Event::Finished {
-            text: String::new(),
-            result: Err(EngineError::Panicked {
-                message: String::new(),
-            }),
-            stopped_by: None,
-            ending: None,
-            usage: Usage::default(),
-        });
     }
 }

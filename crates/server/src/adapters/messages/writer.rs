@@ -226,7 +226,6 @@ mod tests {
             index: 0,
             reason,
             stopped_by,
-            usage: sparamx_engine::Usage::default(),
         }
     }
 

@@ -433,7 +433,6 @@ mod tests {
             index: 0,
             reason,
             stopped_by: None,
-            usage: sparamx_engine::Usage::default(),
         }
     }
 
