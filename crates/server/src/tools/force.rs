@@ -169,11 +169,19 @@ impl<'a> Grammar<'a> {
     fn free(&mut self, format: ToolFormat, tools: &[&ToolDefinition]) -> String {
         let start = format.starts()[0];
         let begins = self.until("begins", start);
-        let one = self.call(Some(format), tools);
+        let call = self.call(Some(format), tools);
+        let parallel = self.forcing.parallel;
+        let calls = match format {
+            ToolFormat::Mistral if !self.is_named() => match parallel {
+                true => format!("\"[\" {call} (\", \" {call})* \"]\""),
+                false => format!("\"[\" {call} \"]\""),
+            },
+            _ => call.to_owned(),
+        };
         self.rule("TEXT", r"/(.|\n)*/");
-        match self.forcing.parallel {
-            true => format!("({begins} {one})* TEXT"),
-            false => format!("(TEXT | {begins} {one})"),
+        match parallel {
+            true => format!("({begins} {calls})* TEXT"),
+            false => format!("(TEXT | {begins} {calls})"),
         }
     }
 
@@ -286,6 +294,10 @@ impl<'a> Grammar<'a> {
             (_, Value::String(text)) => vec![text],
             _ => Vec::new(),
         };
+        if let (true, Some(most)) = (texts.is_empty(), schema["maxLength"].as_u64()) {
+            let least = schema["minLength"].as_u64().unwrap_or(0);
+            return format!(r"/(.|\n){{{least},{most}}}/ {}", quoted(END));
+        }
         if texts.is_empty() {
             self.rule(
                 &format!("{rule}[lazy]"),

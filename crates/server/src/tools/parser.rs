@@ -56,6 +56,8 @@ pub struct OutputParser {
     blanks: String,
     /// The text of a call that has not gone out.
     raw: String,
+    /// Whether something of what follows the last mark has gone out.
+    begun: bool,
     /// Whether reasoning or a call came just before: blanks are then no content.
     fresh: bool,
     /// Whether a call has gone out.
@@ -76,6 +78,7 @@ impl OutputParser {
             pending: String::new(),
             blanks: String::new(),
             raw: String::new(),
+            begun: false,
             fresh: config.reasoning != Reasoning::Off,
             called: false,
             config,
@@ -222,6 +225,7 @@ impl OutputParser {
             Mark::Said(start) => start,
             Mark::Unsaid => "",
         };
+        self.begun = false;
         self.state = State::Call(Box::new(Call::new(self.config.format, start)), mark);
     }
 
@@ -238,14 +242,15 @@ impl OutputParser {
             step = call.push(c, &known, &mut self.out);
             if call.started() {
                 self.called = true;
-            } else {
+                self.begun = true;
+            } else if !self.begun {
                 self.raw.push(c);
             }
             if step != Step::More {
                 break;
             }
         }
-        let started = call.started() || step == Step::Done;
+        let started = self.begun || step == Step::Done;
         if step == Step::Bad && started {
             call.end(&known, &mut self.out);
         }
@@ -286,7 +291,7 @@ impl OutputParser {
     fn end(&mut self) -> bool {
         if let State::Call(call, mark) = &mut self.state {
             let known = known(&self.config, *mark);
-            let started = call.started();
+            let started = self.begun;
             if started {
                 call.end(&known, &mut self.out);
             }

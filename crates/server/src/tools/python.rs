@@ -6,8 +6,10 @@ use std::str::Chars;
 use serde_json::{Map, Value};
 
 use super::piece::Pieces;
-use super::step::{Known, Step};
+use super::step::{Known, Step, after_tag};
 
+/// What some models write after a list.
+const END: &str = "<|python_end|>";
 /// Deepest literal, in lists and dictionaries within each other.
 const MAX_DEPTH: usize = 64;
 
@@ -23,6 +25,8 @@ enum Next {
     Literal(LiteralEnd),
     /// A comma, or the end of the list.
     Comma,
+    /// The mark at the end of a list, which may be left out.
+    End,
 }
 
 /// A list of calls.
@@ -47,6 +51,10 @@ impl PythonCalls {
 
     pub fn push(&mut self, c: char, known: &Known, out: &mut Pieces) -> Step {
         match (&mut self.next, c) {
+            (Next::End, c) => {
+                self.word.push(c);
+                return after_tag(&self.word, END);
+            }
             (Next::Literal(end), c) => {
                 if end.push(c) {
                     self.end_argument(out);
@@ -70,7 +78,7 @@ impl PythonCalls {
             (_, c) if c.is_whitespace() => {}
             (Next::Open, '[') => self.next = Next::Name,
             (Next::Comma, ',') => self.next = Next::Name,
-            (Next::Comma, ']') => return Step::Done,
+            (Next::Comma, ']') => self.next = Next::End,
             _ => return Step::Bad,
         }
         Step::More
