@@ -294,4 +294,70 @@ mod tests {
         );
         assert_form(&answer.json(), "overloaded_error");
     }
+
+    #[test]
+    fn a_forced_call_is_a_block_and_its_result_goes_on() {
+        let server = server();
+        let tool = json!({"name": "get_time", "description": "Says the time.", "input_schema": {
+            "type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}}, "required": ["city"],
+            "additionalProperties": false,
+        }});
+        for choice in [
+            json!({"type": "any", "disable_parallel_tool_use": true}),
+            json!({"type": "tool", "name": "get_time"}),
+        ] {
+            let mut asked =
+                body(json!({"tools": [tool], "tool_choice": choice, "max_tokens": 100}));
+            let whole = server.post("/v1/messages", &asked).json();
+            assert_eq!(whole["stop_reason"], "tool_use", "{whole}");
+            let call = &whole["content"][0];
+            assert_eq!(
+                (&call["type"], &call["name"]),
+                (&json!("tool_use"), &json!("get_time"))
+            );
+            assert!(
+                call["input"]["city"] == "Paris" || call["input"]["city"] == "Rome",
+                "{call}"
+            );
+
+            asked["stream"] = json!(true);
+            let events = events(&server, &asked);
+            let deltas = events.iter().filter(|event| {
+                event["delta"]["type"] == "input_json_delta" && event["index"] == 0
+            });
+            let pieces: String = deltas
+                .map(|event| event["delta"]["partial_json"].as_str().unwrap())
+                .collect();
+            assert_eq!(
+                serde_json::from_str::<Value>(&pieces).unwrap(),
+                call["input"]
+            );
+            assert_eq!(events[events.len() - 2]["delta"]["stop_reason"], "tool_use");
+
+            let result =
+                json!({"type": "tool_result", "tool_use_id": call["id"], "content": "noon"});
+            let messages = json!([
+                {"role": "user", "content": "Once upon a time"},
+                {"role": "assistant", "content": whole["content"]},
+                {"role": "user", "content": [result, {"type": "text", "text": "And then?"}]},
+            ]);
+            let answer = server.post(
+                "/v1/messages",
+                &body(json!({"messages": messages, "tools": [tool]})),
+            );
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+    }
+
+    #[test]
+    fn a_schema_is_kept() {
+        let server = server();
+        let schema = json!({"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": false});
+        let asked = json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}, "max_tokens": 100});
+        let message = server.post("/v1/messages", &body(asked)).json();
+        assert_eq!(message["stop_reason"], "end_turn", "{message}");
+        let value: Value =
+            serde_json::from_str(message["content"][0]["text"].as_str().unwrap()).unwrap();
+        assert!(value["a"] == "x" || value["a"] == "y", "{value}");
+    }
 }

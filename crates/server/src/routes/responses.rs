@@ -273,4 +273,88 @@ mod tests {
         let answer = server.post("/v1/responses", &body(json!({"model": "other"})));
         assert_eq!(answer.status, 404);
     }
+
+    fn tool() -> Value {
+        json!({"type": "function", "name": "get_time", "description": "Says the time.", "strict": true, "parameters": {
+            "type": "object", "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}}, "required": ["city"],
+            "additionalProperties": false,
+        }})
+    }
+
+    #[test]
+    fn a_forced_call_is_an_item_and_its_result_goes_on() {
+        let server = server();
+        for choice in [
+            json!("required"),
+            json!({"type": "function", "name": "get_time"}),
+        ] {
+            let mut asked = body(json!({
+                "tools": [tool(), {"type": "web_search"}], "tool_choice": choice, "parallel_tool_calls": false,
+                "max_output_tokens": 100,
+            }));
+            let whole = server.post("/v1/responses", &asked).json();
+            assert_eq!(whole["status"], "completed", "{whole}");
+            assert_eq!(
+                (
+                    whole["tools"].as_array().unwrap().len(),
+                    &whole["tool_choice"]
+                ),
+                (1, &choice)
+            );
+            let output = whole["output"].as_array().unwrap();
+            assert_eq!(output.len(), 1, "{whole}");
+            let call = &output[0];
+            assert_eq!(
+                (&call["type"], &call["name"]),
+                (&json!("function_call"), &json!("get_time"))
+            );
+            let arguments: Value =
+                serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+            assert!(
+                arguments["city"] == "Paris" || arguments["city"] == "Rome",
+                "{arguments}"
+            );
+
+            asked["stream"] = json!(true);
+            let events = events(&server, &asked);
+            let pieces = events
+                .iter()
+                .filter(|event| event["type"] == "response.function_call_arguments.delta");
+            let pieces: String = pieces
+                .map(|event| event["delta"].as_str().unwrap())
+                .collect();
+            assert_eq!(pieces, call["arguments"].as_str().unwrap());
+            let mut last = lasting(&events.last().unwrap()["response"]);
+            let mut once = lasting(&whole);
+            last["output"][0]["call_id"].take();
+            once["output"][0]["call_id"].take();
+            assert_eq!(last, once);
+
+            let result = json!({"type": "function_call_output", "call_id": call["call_id"], "output": "noon"});
+            let input = json!([{"role": "user", "content": "Once upon a time"}, call, result]);
+            let answer = server.post(
+                "/v1/responses",
+                &body(json!({"input": input, "tools": [tool()], "tool_choice": "none"})),
+            );
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            assert_eq!(answer.json()["output"][0]["type"], "message");
+        }
+    }
+
+    #[test]
+    fn a_function_that_is_not_there_cannot_be_chosen() {
+        let server = server();
+        let choice = json!({"type": "function", "name": "get_date"});
+        let answer = server.post(
+            "/v1/responses",
+            &body(json!({"tools": [tool()], "tool_choice": choice})),
+        );
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        assert!(
+            answer.json()["error"]["param"]
+                .as_str()
+                .unwrap()
+                .starts_with("tool_choice")
+        );
+    }
 }
