@@ -51,6 +51,44 @@ fn ids(answer: &Value, field: &str) -> Vec<u32> {
 }
 
 #[test]
+fn texts_keep_to_a_form() {
+    let schema = r#"{"type": "object", "properties": {"name": {"enum": ["Tom", "Lily"]}, "age": {"type": "integer", "minimum": 3,
+                    "maximum": 5}}, "required": ["name", "age"], "additionalProperties": false}"#;
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("schema.json");
+    fs::write(&file, schema).expect("a file");
+    for schema in [schema, text(&file)] {
+        let answer = greedy(&stories(), "Once", &["--json-schema", schema], &[]);
+        let value: Value =
+            serde_json::from_str(answer["text"].as_str().expect("a text")).expect("JSON");
+        assert!(value["name"] == "Tom" || value["name"] == "Lily", "{value}");
+        assert!(
+            (3..=5).contains(&value["age"].as_i64().expect("a number")),
+            "{value}"
+        );
+        assert_eq!(answer["finish_reason"], "stop");
+    }
+    let answer = greedy(&stories(), "Once", &["--regex", "^(ab|cd){2}$"], &[]);
+    let answer = answer["text"].as_str().expect("a text");
+    assert!(
+        ["abab", "abcd", "cdab", "cdcd"].contains(&answer),
+        "{answer}"
+    );
+    let refuse = |options: &[&str], status: i32, words: &[&str]| {
+        let mut command = sparamx();
+        command
+            .args(["run", text(&stories()), "Once upon"])
+            .args(options);
+        fails(&output(&mut command), status, words);
+    };
+    refuse(&["--regex", "(a"], 1, &["unclosed group"]);
+    refuse(&["--json-schema", "{\"not\": {}}"], 1, &["not"]);
+    refuse(&["--json-schema", "{"], 2, &["--json-schema: not JSON"]);
+    refuse(&["--json-schema", "absent.json"], 1, &["absent.json"]);
+    refuse(&["--json-schema", "{}", "--regex", "a"], 2, &["--regex"]);
+}
+
+#[test]
 fn the_answer_has_its_fields_and_nothing_else() {
     let done = run(&[
         "run",

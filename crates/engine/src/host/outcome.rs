@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::Host;
-use crate::EngineError;
 use crate::batch::{Event, FinishReason, GenerateParams, Request, Usage};
+use crate::{EngineError, LogitsProcessor};
 
 /// What came of a generation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -45,9 +45,24 @@ impl Host {
         params: &GenerateParams,
         on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Outcome, EngineError> {
+        self.generate_with(prompt, params, None, on_event)
+    }
+
+    /// As [`Host::generate`], with a processor of logits: that of a grammar, say.
+    ///
+    /// # Errors
+    /// As [`Host::generate`].
+    pub fn generate_with(
+        &self,
+        prompt: &[u32],
+        params: &GenerateParams,
+        processor: Option<Box<dyn LogitsProcessor>>,
+        on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Outcome, EngineError> {
         let mut handle = self.submit(Request {
             prompt: prompt.to_vec(),
             params: params.clone(),
+            processor,
             ..Request::default()
         })?;
         let (mut ids, mut text) = (Vec::new(), String::new());

@@ -1,6 +1,7 @@
 //! `run`: text from a model, streamed; with a terminal and no prompt, a chat.
 
 mod chat;
+mod form;
 mod talk;
 
 use std::io::{self, IsTerminal};
@@ -20,6 +21,7 @@ use crate::kv::KvArgs;
 use crate::sampling::SamplingArgs;
 use crate::{interrupt, loading, output, runtime, source, texts};
 
+use self::form::FormArgs;
 use self::talk::Talk;
 
 /// Options of `run`.
@@ -69,6 +71,8 @@ pub struct RunArgs {
     /// End the text where this string comes; may be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stop: Vec<String>,
+    #[command(flatten)]
+    form: FormArgs,
     /// Continue the prompt as it is, though the model has a chat template
     #[arg(long)]
     no_chat_template: bool,
@@ -155,6 +159,7 @@ pub fn run(args: &RunArgs, common: Common) -> Result<()> {
     };
     let mut talk = Talk {
         template: args.template(loaded, common)?,
+        grammar: args.form.grammar(&loaded.tokenizer)?,
         host,
         system: args.system.clone(),
         params,

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use sparamx_engine::{
-    ChatTemplate, EngineError, Event, FinishReason, GenerateParams, Host, Message, Outcome,
+    ChatTemplate, EngineError, Event, FinishReason, GenerateParams, Grammar, Host, Message, Outcome,
 };
 
 use crate::args::{Common, UsageError};
@@ -17,6 +17,8 @@ pub(super) struct Talk {
     pub template: Option<ChatTemplate>,
     pub system: Option<String>,
     pub params: GenerateParams,
+    /// What each answer must look like.
+    pub grammar: Option<Grammar>,
     pub common: Common,
     /// Which model it is, to be said once.
     pub about: Option<String>,
@@ -91,7 +93,11 @@ impl Talk {
         ids: &[u32],
         on_event: &mut dyn FnMut(&Event) -> ControlFlow<()>,
     ) -> Result<Outcome> {
-        match self.host.generate(ids, &self.params, on_event) {
+        let processor = self.grammar.as_ref().map(Grammar::processor);
+        match self
+            .host
+            .generate_with(ids, &self.params, processor, on_event)
+        {
             // It was caught on the engine's thread, and goes on here.
             Err(EngineError::Panicked { message }) => panics::resume(message),
             outcome => Ok(outcome?),
