@@ -212,7 +212,7 @@ impl Engine {
         progress: Option<Bound<'_, PyAny>>,
     ) -> PyResult<(Vec<Vec<u32>>, Vec<Outcome>)> {
         self.check_process()?;
-        let (sender, events) = mpsc::channel();
+        let (sender, mut events) = mpsc::channel();
         let (mut ids, mut requests) = (Vec::new(), Vec::new());
         for (prompt, params) in prompts.into_iter().zip(params) {
             let prompt = py
@@ -235,7 +235,7 @@ impl Engine {
         drop(sender);
         while texts.left > 0 {
             let ended = py
-                .detach(|| texts.wait(&events))
+                .detach(|| texts.wait(&mut events))
                 .map_err(IntoPython::into_python)?;
             py.check_signals()?;
             if let Some(progress) = progress.as_ref().filter(|_| ended > 0) {
@@ -352,7 +352,7 @@ impl Texts {
     ///
     /// # Errors
     /// One of them failed.
-    fn wait(&mut self, events: &Receiver<(usize, Event)>) -> Result<usize, EngineError> {
+    fn wait(&mut self, events: &mut Receiver<(usize, Event)>) -> Result<usize, EngineError> {
         let mut ready = VecDeque::new();
         match events.recv_timeout(SIGNALS) {
             Ok(event) => ready.push_back(event),
