@@ -33,6 +33,8 @@ pub struct ApiError {
     pub param: Option<String>,
     /// Seconds after which the request may be sent again.
     pub retry_after: Option<u32>,
+    /// What the log is told about a fault of this program, and the client is not.
+    pub cause: Option<String>,
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -48,6 +50,7 @@ impl ApiError {
             message: cut(&message.into(), MESSAGE),
             param: None,
             retry_after: None,
+            cause: None,
         }
     }
 
@@ -170,7 +173,7 @@ impl ApiError {
         .after(RETRY_S)
     }
 
-    /// 500: a fault of this program. The cause is for the log.
+    /// 500: a fault of this program.
     pub fn fault() -> Self {
         Self {
             kind: "server_error",
@@ -178,6 +181,14 @@ impl ApiError {
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "a fault of the server ended this request; its log says more",
             )
+        }
+    }
+
+    /// The same with a cause for the log.
+    pub fn fault_of(cause: impl Into<String>) -> Self {
+        Self {
+            cause: Some(cut(&cause.into(), MESSAGE)),
+            ..Self::fault()
         }
     }
 
@@ -250,7 +261,7 @@ impl From<EngineError> for ApiError {
             | EngineError::Logit { .. }
             | EngineError::Panicked { .. }
             | EngineError::Model(_)
-            | EngineError::Kernel(_) => Self::fault(),
+            | EngineError::Kernel(_) => Self::fault_of(message),
         }
     }
 }

@@ -48,13 +48,17 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let mut response = handled.unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str);
         let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-        let message = cut(message.unwrap_or("no message"), ECHO);
+        // The standard library repeats the text that an index is wrong for, which may be somebody's prompt.
+        let message = message.and_then(|message| message.split(" of `").next());
+        ApiError::fault_of(message.unwrap_or("no message")).into_response()
+    });
+    let error = response.extensions().get::<ApiError>();
+    if let Some(cause) = error.and_then(|error| error.cause.as_deref()) {
         app.log(&format!(
-            "a fault in {} {}: {message}",
+            "a fault in {} {}: {cause}",
             entry.method, entry.path
         ));
-        ApiError::fault().into_response()
-    });
+    }
     entry.status = response.status().as_u16();
     entry.ended = response.body().is_end_stream();
     entry.answered = Instant::now();

@@ -1,15 +1,19 @@
-//! POST /tokenize: the ids of a text, in the forms of vLLM and of llama-server.
+//! POST /tokenize: the ids of a text or of a chat, in the forms of vLLM and of llama-server.
+
+use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
+use crate::chat::prompt_ids;
 use crate::error::ApiError;
-use crate::extract::Json;
+use crate::extract::{Json, parse};
 use crate::state::App;
 
-/// A text: vLLM's `prompt` or llama-server's `content`.
+/// A text: vLLM's `prompt` or llama-server's `content`. With `messages` it is a chat, with the fields of one.
 #[derive(Debug, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
     model: Option<String>,
@@ -21,6 +25,7 @@ pub struct TokenizeRequest {
     return_token_strs: Option<bool>,
     with_pieces: Option<bool>,
     parse_special: Option<bool>,
+    messages: Option<Vec<Value>>,
 }
 
 /// Its ids.
@@ -33,11 +38,35 @@ pub struct TokenizeResponse {
     token_strs: Option<Vec<String>>,
 }
 
-/// The ids of a text.
+/// The ids of a text or a chat.
 pub async fn post(
     State(app): State<App>,
-    Json(request): Json<TokenizeRequest>,
+    Json(body): Json<Value>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
+    let text = body.to_string();
+    let request: TokenizeRequest = parse(text.as_bytes())?;
+    let (strs, pieces) = (request.return_token_strs, request.with_pieces);
+    let ids = match request.messages {
+        Some(_) => prompt_ids(&app, &parse(text.as_bytes())?).await?,
+        None => text_ids(&app, request).await?,
+    };
+    let host = &app.served()?.host;
+    let tokenizer = &host.loaded().tokenizer;
+    let strings = || ids.iter().map(|&id| tokenizer.token_text(id));
+    Ok(Json(TokenizeResponse {
+        count: ids.len(),
+        max_model_len: host.context(),
+        token_strs: (strs == Some(true)).then(|| strings().collect()),
+        tokens: if pieces == Some(true) {
+            let piece = |(&id, piece): (&u32, String)| json!({"id": id, "piece": piece});
+            ids.iter().zip(strings()).map(piece).collect()
+        } else {
+            json!(ids)
+        },
+    }))
+}
+
+async fn text_ids(app: &App, request: TokenizeRequest) -> Result<Vec<u32>, ApiError> {
     let served = app.served()?;
     served.check_model(request.model.as_deref())?;
     if request.parse_special == Some(false) {
@@ -52,27 +81,10 @@ pub async fn post(
             return Err(ApiError::invalid("prompt", message));
         }
     };
-    let host = &served.host;
-    let tokenizer = host.loaded().tokenizer.clone();
+    let tokenizer = Arc::clone(&served.host.loaded().tokenizer);
     // A long text takes a while, and others wait for this thread.
-    let ids = tokio::task::spawn_blocking(move || tokenizer.encode(&text, special)).await;
-    let ids = ids.map_err(|_| ApiError::fault())??;
-    let tokenizer = &host.loaded().tokenizer;
-    let strings = || ids.iter().map(|&id| tokenizer.token_text(id));
-    Ok(Json(TokenizeResponse {
-        count: ids.len(),
-        max_model_len: host.context(),
-        token_strs: request
-            .return_token_strs
-            .unwrap_or(false)
-            .then(|| strings().collect()),
-        tokens: if request.with_pieces.unwrap_or(false) {
-            let piece = |(&id, piece): (&u32, String)| json!({"id": id, "piece": piece});
-            ids.iter().zip(strings()).map(piece).collect()
-        } else {
-            json!(ids)
-        },
-    }))
+    let work = spawn_blocking(move || tokenizer.encode(&text, special));
+    Ok(work.await.map_err(|_| ApiError::fault())??)
 }
 
 #[cfg(test)]
@@ -102,6 +114,22 @@ mod tests {
         let answer = server.post("/tokenize", &body).json();
         assert_eq!(answer["tokens"], json!(ids(false)));
         assert_eq!(answer["token_strs"], json!(pieces));
+    }
+
+    #[test]
+    fn a_chat_has_the_ids_that_it_would_start_from() {
+        let server = server();
+        let messages = json!([{"role": "user", "content": "Once upon"}, {"role": "assistant", "content": "a time"}]);
+        let ids = loaded()
+            .tokenizer
+            .encode_prompt("Once upon\n\na time")
+            .unwrap();
+        let answer = server
+            .post("/tokenize", &json!({"messages": messages}))
+            .json();
+        assert_eq!(answer["tokens"], json!(ids));
+        let answer = server.post("/tokenize", &json!({"messages": [{"role": "nobody"}]}));
+        assert_eq!(answer.status, 400);
     }
 
     #[test]

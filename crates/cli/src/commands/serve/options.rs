@@ -38,7 +38,6 @@ pub struct ServeArgs {
     offer: OfferArgs,
     #[command(flatten)]
     load: LoadArgs,
-    /// How keys and values are kept
     #[command(flatten)]
     pub kv: KvArgs,
     #[command(flatten)]
@@ -87,7 +86,7 @@ struct NetworkArgs {
 #[command(next_help_heading = "Access")]
 struct AccessArgs {
     /// A key that requests need; may be given several times. Others see it in the list of processes: a file keeps it to itself
-    #[arg(long, value_name = "KEY", num_args = 1..)]
+    #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
     /// A file of keys, one a line; lines that begin with # are comments
     #[arg(long, value_name = "FILE")]
@@ -99,10 +98,10 @@ struct AccessArgs {
     #[arg(long)]
     public_page: bool,
     /// A name by which requests may call this server, beside localhost; may be given several times
-    #[arg(long, value_name = "NAME", num_args = 1..)]
+    #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
     /// An origin whose pages may use this server, such as https://chat.example.com, or * for all; may be given several times
-    #[arg(long, value_name = "ORIGIN", num_args = 1..)]
+    #[arg(long, value_name = "ORIGIN")]
     allowed_origin: Vec<String>,
     /// Put what is asked into the log
     #[arg(long)]
@@ -128,6 +127,9 @@ struct OfferArgs {
     /// How the model writes calls of tools: hermes, llama3_json, mistral, qwen3_coder or pythonic [default: as its template says]
     #[arg(long, value_name = "NAME")]
     tool_call_parser: Option<String>,
+    /// Changes nothing, as models may always choose to call tools; for command lines that vLLM takes
+    #[arg(long)]
+    enable_auto_tool_choice: bool,
     /// How the model marks its reasoning [default: as its template says]
     #[arg(long, value_name = "NAME")]
     reasoning_parser: Option<String>,
@@ -161,6 +163,9 @@ struct LoadArgs {
     /// Requests that run or wait; more are told to come back (status 429)
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one)]
     max_requests: usize,
+    /// The same of those that have one key, or none [default: --max-requests]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_requests_per_key: Option<usize>,
     /// Generate without draft tokens: the same text, and slower where it repeats itself
     #[arg(long)]
     no_speculation: bool,
@@ -212,6 +217,7 @@ impl ServeArgs {
                 ..EngineOptions::default()
             },
             max_requests: load.max_requests,
+            max_tenant_requests: load.max_requests_per_key.unwrap_or(usize::MAX),
             chat_template: self.offer.chat_template.clone(),
             ..HostOptions::default()
         }

@@ -103,8 +103,12 @@ fn watch_over(server: &Server, common: Common) -> Option<String> {
 /// Three lines: what is served, where, and by which means.
 fn introduce(served: &Served, server: &Server, options: &ServerOptions, directory: &Path) {
     let meta = &served.meta;
+    let template = match served.host.loaded().template {
+        Some(_) => "",
+        None => "; no chat template: chats are joined and continued",
+    };
     output::complain(&format!(
-        "serving {} from {}: {} parameters, {}, {} zeros, {} tokens of context",
+        "serving {} from {}: {} parameters, {}, {} zeros, {} tokens of context{template}",
         served.names.join(", "),
         directory.display(),
         units::count(meta.parameters),
