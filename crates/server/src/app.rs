@@ -66,3 +66,31 @@ async fn no_method(request: Request) -> ApiError {
     let message = format!("{} is not allowed here", request.method());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::server;
+
+    #[test]
+    fn what_is_not_there_is_told_so_in_json() {
+        let server = server();
+        for (method, path, status) in [
+            ("GET", "/nothing", 404),
+            ("GET", "/v1", 404),
+            ("GET", "/v1/models/", 404),
+            ("POST", "/..%2fetc/passwd", 404),
+            ("DELETE", "/v1/models", 405),
+            ("GET", "/tokenize", 405),
+            ("PATCH", "/v1/chat/completions", 405),
+        ] {
+            let answer = server.request(method, path, &[], b"");
+            assert_eq!(answer.status, status, "{method} {path}");
+            assert!(answer.json()["error"]["message"].is_string());
+            assert_eq!(answer.header("allow").is_some(), status == 405, "{path}");
+        }
+        let long = format!("/{}", "x".repeat(20_000));
+        let answer = server.get(&long);
+        assert_eq!(answer.status, 404);
+        assert!(answer.body.len() < 600);
+    }
+}

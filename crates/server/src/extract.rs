@@ -177,3 +177,116 @@ fn depth(bytes: &[u8]) -> usize {
     }
     deepest
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::routes::detokenize::DetokenizeRequest;
+    use crate::routes::tokenize::TokenizeRequest;
+    use crate::testing::{damage, numbers};
+    use crate::wire::openai::{ChatRequest, CompletionRequest};
+
+    #[derive(Debug, Deserialize)]
+    struct Wanted {
+        #[expect(dead_code, reason = "only read")]
+        items: Vec<Item>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Item {
+        #[expect(dead_code, reason = "only read")]
+        size: u8,
+    }
+
+    #[test]
+    fn an_error_names_the_field_and_repeats_little() {
+        let long = "x".repeat(100_000);
+        for (body, param) in [
+            (json!({}), Some("items")),
+            (json!({"items": 5}), Some("items")),
+            (
+                json!({"items": [{"size": 1}, {"size": -1}]}),
+                Some("items[1].size"),
+            ),
+            (json!({"items": [{}]}), Some("items[0].size")),
+            (json!({"items": [{"size": long}]}), Some("items[0].size")),
+            (json!([]), None),
+            (json!(long), None),
+        ] {
+            let error = parse::<Wanted>(body.to_string().as_bytes()).unwrap_err();
+            assert_eq!(error.status, StatusCode::BAD_REQUEST);
+            assert_eq!(error.param.as_deref(), param, "{error:?}");
+            assert!(error.message.len() < 400, "{}", error.message.len());
+        }
+        for text in [
+            "",
+            "{",
+            "{\"items\": []} x",
+            "\u{feff}{}",
+            "{'items': []}",
+            "{\"items\": [01]}",
+        ] {
+            let error = parse::<Wanted>(text.as_bytes()).unwrap_err();
+            assert_eq!(
+                (error.status, error.param),
+                (StatusCode::BAD_REQUEST, None),
+                "{text}"
+            );
+        }
+        assert!(
+            parse::<Wanted>(b"{\"items\": [{\"size\": 1, \"other\": null}], \"more\": {}}").is_ok()
+        );
+    }
+
+    #[test]
+    fn depth_has_a_limit() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(parse::<Value>(nested(DEPTH).as_bytes()).is_ok());
+        let error = parse::<Value>(nested(DEPTH + 1).as_bytes()).unwrap_err();
+        assert!(error.message.contains("64"), "{error:?}");
+        // Brackets in texts are none, and those that never end are no reason to overflow.
+        assert!(parse::<Value>(format!("\"\\\"{}\"", "[".repeat(1000)).as_bytes()).is_ok());
+        assert!(parse::<Value>("[".repeat(10_000_000).as_bytes()).is_err());
+    }
+
+    /// Requests that are damaged at random: 10,000 of each, or as many as `SPARAMX_DAMAGED` says.
+    #[test]
+    fn damaged_requests_are_refused_or_understood() {
+        let cases = std::env::var("SPARAMX_DAMAGED")
+            .ok()
+            .and_then(|cases| cases.parse().ok());
+        let cases = cases.unwrap_or(10_000);
+        let chat = json!({"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "Hé\n"}]},
+            {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}],
+            "temperature": 0.5, "n": 2, "stop": ["a", "b"], "logit_bias": {"5": -1.5}, "stream": true, "seed": -1,
+            "stream_options": {"include_usage": true}, "response_format": {"type": "json_schema", "json_schema":
+            {"name": "s", "schema": {"type": "object"}}}, "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]});
+        let completion = json!({"prompt": [[1, 2], [3]], "max_tokens": 1, "logprobs": 5, "echo": true, "stop": "x"});
+        refuses_or_understands::<ChatRequest>(&chat, cases);
+        refuses_or_understands::<CompletionRequest>(&completion, cases);
+        refuses_or_understands::<TokenizeRequest>(
+            &json!({"prompt": "a", "add_special_tokens": false}),
+            cases,
+        );
+        refuses_or_understands::<DetokenizeRequest>(
+            &json!({"tokens": [1, 2, 4294967295u32]}),
+            cases,
+        );
+    }
+
+    fn refuses_or_understands<T: DeserializeOwned>(request: &Value, cases: u64) {
+        let text = request.to_string();
+        parse::<T>(text.as_bytes()).unwrap_or_else(|error| panic!("{error:?}"));
+        for seed in 0..cases {
+            let bytes = damage(text.as_bytes(), &mut numbers(seed));
+            if let Err(error) = parse::<T>(&bytes) {
+                assert_eq!(error.status, StatusCode::BAD_REQUEST, "seed {seed}");
+                assert!(error.message.chars().count() <= 1001, "seed {seed}");
+            }
+        }
+    }
+}

@@ -212,7 +212,7 @@ pub fn try_answer(stream: &mut impl Read) -> Option<Answer> {
         }
     } else if let Some(length) = answer.header("content-length") {
         answer.body = vec![0; length.parse().unwrap()];
-        stream.read_exact(&mut answer.body).unwrap();
+        stream.read_exact(&mut answer.body).ok()?;
     }
     Some(answer)
 }
@@ -226,4 +226,44 @@ fn read_until(stream: &mut impl Read, end: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(bytes)
+}
+
+/// Damage to a text: bytes that are changed, left out, doubled or put in, and a cut.
+pub fn damage(text: &[u8], random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
+    let mut bytes = text.to_vec();
+    for _ in 0..=random(4) {
+        let at = random(bytes.len().max(1)).min(bytes.len().saturating_sub(1));
+        let byte = match random(3) {
+            0 => b"\"{}[]:,\\ \r\n\0-+.e0123456789"[random(26)],
+            1 => random(256) as u8,
+            _ => bytes
+                .get(random(bytes.len().max(1)))
+                .copied()
+                .unwrap_or(b'x'),
+        };
+        match random(8) {
+            0 if !bytes.is_empty() => drop(bytes.remove(at)),
+            1 | 2 => bytes.insert(at, byte),
+            3 => bytes.truncate(at),
+            4 => {
+                let end = (at + random(20)).min(bytes.len());
+                let part = bytes[at.min(end)..end].to_vec();
+                bytes.splice(at.min(end)..at.min(end), part);
+            }
+            _ if !bytes.is_empty() => bytes[at] = byte,
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// Numbers below a bound, the same every time for a seed.
+pub fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    move |bound| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % bound.max(1) as u64) as usize
+    }
 }

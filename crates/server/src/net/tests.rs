@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,12 +12,16 @@ use axum::body::Body;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures_util::stream;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::app::guarded;
 use crate::extract::Json;
-use crate::options::{Limits, ServerOptions};
+use crate::options::{Limits, Listen, ServerOptions, Tls};
+use crate::server::{Server, StartError};
 use crate::state::App;
-use crate::testing::{TestServer, paths, read_answer, try_answer};
+use crate::testing::{TestServer, damage, numbers, paths, read_answer, try_answer};
 
 const SHORT: Duration = Duration::from_millis(300);
 /// Longer than anything takes that does not hang.
@@ -440,4 +445,129 @@ fn requests_that_do_not_end_are_cut_off() {
     assert_eq!(server.server.wait(), 1);
     running.wait_for(0);
     assert_closed(&mut never);
+}
+
+#[test]
+fn damaged_bytes_never_hang_or_break_a_connection_for_others() {
+    let (server, _) = start(Limits {
+        head: SHORT / 3,
+        body: SHORT / 3,
+        idle: SHORT / 3,
+        ..Limits::default()
+    });
+    let requests = [
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n[1,2,3]",
+        "POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
+         3\r\n[1,\r\n2\r\n2]\r\n0\r\n\r\n",
+        "GET /quick HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\nConnection: keep-alive\r\n\r\n",
+    ];
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let server = &server;
+            scope.spawn(move || {
+                for seed in (thread..300).step_by(4) {
+                    let request = requests[seed as usize % requests.len()];
+                    let bytes = damage(request.as_bytes(), &mut numbers(seed));
+                    let mut stream = server.connect();
+                    // It may be refused before all is sent.
+                    let _ = stream.write_all(&bytes);
+                    let Some(answer) = try_answer(&mut stream) else {
+                        continue;
+                    };
+                    let expected = [200, 400, 403, 404, 405, 408, 413, 415, 431];
+                    assert!(expected.contains(&answer.status), "seed {seed}: {answer:?}");
+                    if answer.status >= 400 && !answer.body.is_empty() {
+                        assert!(answer.json()["error"]["message"].is_string(), "seed {seed}");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(server.get("/quick").text(), "quick");
+    let start = Instant::now();
+    while server.server.app().connections() > 0 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A certificate for localhost that nobody else trusts, and its key.
+fn certificate() -> Tls {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/net/fixtures");
+    Tls {
+        certificate: dir.join("certificate.pem"),
+        key: dir.join("key.pem"),
+    }
+}
+
+#[test]
+fn a_certificate_makes_it_tls() {
+    let tls = certificate();
+    let options = ServerOptions {
+        tls: Some(tls.clone()),
+        limits: Limits {
+            head: SHORT,
+            ..Limits::default()
+        },
+        ..ServerOptions::default()
+    };
+    let server = paths(options, |app| odd_paths(app, &Running::default()));
+    let mut roots = RootCertStore::empty();
+    let file = CertificateDer::from_pem_file(&tls.certificate).unwrap();
+    roots.add(file).unwrap();
+    let config =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    let client = ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = StreamOwned::new(client, server.connect());
+    for _ in 0..2 {
+        stream.write_all(GET.as_bytes()).unwrap();
+        assert_eq!(read_answer(&mut stream).text(), "quick");
+    }
+    // What is no handshake ends, and so does one that never comes.
+    assert!(try_answer(&mut send(&server, GET)).is_none());
+    let mut silent = server.connect();
+    assert_closed(&mut silent);
+    let absent = Tls {
+        key: tls.certificate.clone(),
+        ..tls
+    };
+    let options = ServerOptions {
+        tls: Some(absent),
+        ..ServerOptions::default()
+    };
+    let error = Server::start(options).err().expect("an error").to_string();
+    assert!(error.contains("certificate.pem"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_socket_in_the_file_system_is_taken_and_left() {
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let options = ServerOptions {
+        listen: Listen::Unix(path.clone()),
+        ..ServerOptions::default()
+    };
+    // One that a server left behind when it was killed.
+    drop(UnixListener::bind(&path).unwrap());
+    let paths = |app: &App| odd_paths(app, &Running::default());
+    let server = Server::with_paths(options.clone(), paths).unwrap();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    // No page reaches it, whatever name it has.
+    let request = "GET /quick HTTP/1.1\r\nHost: anything\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    assert_eq!(read_answer(&mut stream).text(), "quick");
+    let error = Server::with_paths(options, paths)
+        .err()
+        .expect("it is taken");
+    assert!(matches!(error, StartError::Address { .. }), "{error}");
+    server.shutdown();
+    server.wait();
+    assert!(!path.exists());
 }

@@ -27,10 +27,11 @@ mod tests {
     use std::io::Write;
     use std::time::Duration;
 
-    use sparamx_engine::HostOptions;
+    use serde_json::json;
+    use sparamx_engine::{Event, GenerateParams, HostOptions, LogitsProcessor, Request};
 
     use crate::options::ServerOptions;
-    use crate::testing::{loading, read_answer};
+    use crate::testing::{loading, read_answer, server};
 
     #[test]
     fn it_is_well_from_loading_to_shutdown() {
@@ -62,5 +63,70 @@ mod tests {
         begun.write_all(b"\r\n").unwrap();
         assert_eq!(read_answer(&mut begun).status, 503);
         assert_eq!(server.server.wait(), 0);
+    }
+
+    #[derive(Debug)]
+    struct Faulty;
+
+    impl LogitsProcessor for Faulty {
+        fn process(&mut self, _: &mut [f32]) {
+            panic!("on purpose");
+        }
+
+        fn accept(&mut self, _: u32) {}
+    }
+
+    #[test]
+    fn it_says_when_a_fault_has_ended_the_engine() {
+        let server = server();
+        let host = &server.server.app().model().unwrap().host;
+        let mut handle = host
+            .submit(Request {
+                prompt: vec![1, 2, 3],
+                processor: Some(Box::new(Faulty)),
+                ..Request::default()
+            })
+            .unwrap();
+        let last = handle.by_ref().last();
+        assert!(
+            matches!(last, Some(Event::Finished { result: Err(_), .. })),
+            "{last:?}"
+        );
+        assert_eq!(server.get("/health").status, 503);
+        let fault = server.server.app().fault().unwrap();
+        assert!(fault.contains("on purpose"), "{fault}");
+        let body = json!({"prompt": "a", "max_tokens": 1});
+        let answer = server.post("/v1/completions", &body);
+        assert_eq!(answer.status, 500);
+        assert!(!answer.text().contains("on purpose"));
+    }
+
+    #[test]
+    fn it_does_not_wait_for_the_engine() {
+        let server = server();
+        let host = &server.server.app().model().unwrap().host;
+        let params = GenerateParams {
+            max_tokens: 200,
+            ..GenerateParams::default()
+        };
+        let handles: Vec<_> = (0..8)
+            .map(|first| {
+                let prompt = (0..300).map(|id| 5 + (id + first) % 1000).collect();
+                let params = params.clone();
+                host.submit(Request {
+                    prompt,
+                    params,
+                    ..Request::default()
+                })
+                .unwrap()
+            })
+            .collect();
+        let mut asked = 0;
+        while host.busy_for().is_some() && asked < 20 {
+            assert_eq!(server.get("/health").status, 200);
+            asked += 1;
+        }
+        assert!(asked > 0);
+        drop(handles);
     }
 }
