@@ -73,6 +73,13 @@ fn a_client_that_goes_ends_its_request_while_it_is_decoded() {
             (24, 0),
             "stream: {stream}"
         );
+        wait("the metrics say so", || {
+            let metrics = server.get("/metrics").text();
+            let aborted = metrics.lines().find(|line| {
+                line.starts_with("vllm:request_success_total") && line.contains("abort")
+            });
+            aborted.is_some_and(|line| line.ends_with(" 24"))
+        });
     }
 }
 

@@ -20,7 +20,10 @@ fn tools() -> Value {
             "description": "Says how the weather is.",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string", "enum": ["Berlin", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 7}},
+                "properties": {
+                    "city": {"type": "string", "enum": ["Berlin", "Rome"]},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 7},
+                },
                 "required": ["city", "days"],
                 "additionalProperties": false,
             },

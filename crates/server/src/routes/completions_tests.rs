@@ -21,11 +21,13 @@ fn ask(server: &TestServer, fields: Value) -> Value {
 }
 
 fn texts(answer: &Value) -> Vec<&str> {
-    let choices = answer["choices"].as_array().unwrap().iter().enumerate();
-    let in_order = |(index, choice): (usize, &Value)| choice["index"] == index;
-    assert!(choices.clone().all(in_order));
+    let choices = answer["choices"].as_array().unwrap();
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+    }
     choices
-        .map(|(_, choice)| choice["text"].as_str().unwrap())
+        .iter()
+        .map(|choice| choice["text"].as_str().unwrap())
         .collect()
 }
 
@@ -217,7 +219,7 @@ fn streams_are_the_same_text_in_chunks() {
                 .map(|choice| choice["text"].as_str().unwrap())
                 .collect();
             assert_eq!(joined, *text, "{fields}");
-            assert_eq!(ours.clone().last().unwrap()["finish_reason"], "length");
+            assert_eq!(ours.clone().next_back().unwrap()["finish_reason"], "length");
             let tokens: Vec<&Value> = ours
                 .filter_map(|choice| choice["logprobs"]["token_logprobs"].as_array())
                 .flatten()
