@@ -68,7 +68,7 @@ impl MessageWriter {
             }
             ChatEvent::ToolArguments { text, .. } => {
                 self.arguments += &text;
-                let delta = BlockDelta::InputJsonDelta { partial_json: text };
+                let delta = BlockDelta::InputJson { partial_json: text };
                 self.delta(delta, &mut events);
             }
             ChatEvent::Finished {
@@ -109,7 +109,7 @@ impl MessageWriter {
         if let Some(AnswerBlock::Text { text }) = self.answer.content.last_mut() {
             *text += &piece;
         }
-        self.delta(BlockDelta::TextDelta { text: piece }, events);
+        self.delta(BlockDelta::Text { text: piece }, events);
     }
 
     fn thought(&mut self, piece: String, events: &mut Vec<MessageEvent>) {
@@ -134,7 +134,7 @@ impl MessageWriter {
         if let Some(AnswerBlock::Thinking { thinking, .. }) = self.answer.content.last_mut() {
             *thinking += &piece;
         }
-        self.delta(BlockDelta::ThinkingDelta { thinking: piece }, events);
+        self.delta(BlockDelta::Thinking { thinking: piece }, events);
     }
 
     fn close(&mut self, events: &mut Vec<MessageEvent>) {

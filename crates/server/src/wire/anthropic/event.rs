@@ -67,20 +67,23 @@ impl MessageEvent {
 
 /// What is new in a block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub enum BlockDelta {
     /// Of a text.
-    TextDelta {
+    #[serde(rename = "text_delta")]
+    Text {
         /// The piece.
         text: String,
     },
     /// Of thinking.
-    ThinkingDelta {
+    #[serde(rename = "thinking_delta")]
+    Thinking {
         /// The piece.
         thinking: String,
     },
     /// Of the arguments of a call.
-    InputJsonDelta {
+    #[serde(rename = "input_json_delta")]
+    InputJson {
         /// A piece of a JSON object.
         partial_json: String,
     },
