@@ -4,7 +4,6 @@ use std::sync::LazyLock;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use utoipa::ToSchema;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ComponentsBuilder, ObjectBuilder, Schema, Type};
@@ -15,15 +14,20 @@ use utoipa::openapi::{
     ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathItem, PathsBuilder,
     Ref, RefOr, Required, ResponseBuilder,
 };
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ErrorBody;
 use crate::routes::detokenize::{DetokenizeRequest, DetokenizeResponse};
 use crate::routes::models::{ModelCard, ModelList};
 use crate::routes::tokenize::{TokenizeRequest, TokenizeResponse};
 use crate::routes::version::Version;
+use crate::wire::anthropic::{
+    AnthropicError, MessageAnswer, MessageEvent, MessagesRequest, TokenCount,
+};
 use crate::wire::openai::chat::{ChatChunk, ChatCompletion};
 use crate::wire::openai::completions::Completion;
 use crate::wire::openai::{ChatRequest, CompletionRequest};
+use crate::wire::responses::{ResponseEvent, ResponseObject, ResponsesRequest};
 
 const JSON: &str = "application/json";
 const EVENTS: &str = "text/event-stream";
@@ -46,6 +50,28 @@ fn operations() -> Vec<Operation> {
             .takes::<CompletionRequest>()
             .gives::<Completion<'_>>()
             .streams::<Completion<'_>>(),
+        post(
+            "/v1/responses",
+            "Goes on with a conversation, in the form of the Responses API",
+        )
+        .takes::<ResponsesRequest>()
+        .gives::<ResponseObject>()
+        .streams::<ResponseEvent>(),
+        post(
+            "/v1/messages",
+            "Goes on with a conversation, in the form of Anthropic's API",
+        )
+        .takes::<MessagesRequest>()
+        .gives::<MessageAnswer>()
+        .streams::<MessageEvent>()
+        .fails_as("AnthropicError"),
+        post(
+            "/v1/messages/count_tokens",
+            "The length of the prompt that a request makes",
+        )
+        .takes::<MessagesRequest>()
+        .gives::<TokenCount>()
+        .fails_as("AnthropicError"),
         get_("/v1/models", "The model, under each of its names").gives::<ModelList>(),
         get_("/v1/models/{name}", "The model under one of its names")
             .with_name()
@@ -114,6 +140,11 @@ impl Operation {
         Self { open: true, ..self }
     }
 
+    /// Its errors have a form of their own.
+    fn fails_as(self, error: &'static str) -> Self {
+        Self { error, ..self }
+    }
+
     /// The path ends in a name.
     fn with_name(self) -> Self {
         Self {
@@ -144,12 +175,10 @@ impl Operation {
         self
     }
 
-    /// With `stream`, events whose data are such objects; the last one says `[DONE]`.
+    /// With `stream`, events whose data are such objects.
     fn streams<T: ToSchema>(mut self) -> Self {
         let name = self.known::<T>();
-        let text = format!(
-            "With `stream`: events, the data of each a {name}, the last one `[DONE]`; errors as {{\"error\": …}}"
-        );
+        let text = format!("With `stream`: events, the data of each a {name}");
         self.answers.push((EVENTS, text.clone(), string(&text)));
         self
     }
@@ -294,17 +323,19 @@ fn document() -> OpenApi {
         paths = paths.path(operation.path, operation.item());
         schemas.extend(operation.schemas.iter().cloned());
     }
-    for (status, text, _) in ERRORS {
-        let content = ContentBuilder::new()
-            .schema(Some(Ref::from_schema_name(ErrorBody::name())))
-            .build();
-        components = components.response(
-            format!("Error{status}"),
-            ResponseBuilder::new()
+    AnthropicError::schemas(&mut schemas);
+    schemas.push((
+        AnthropicError::name().into_owned(),
+        AnthropicError::schema(),
+    ));
+    for error in [ErrorBody::name(), AnthropicError::name()] {
+        for (status, text, _) in ERRORS {
+            let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(error.as_ref())));
+            let response = ResponseBuilder::new()
                 .description(text)
-                .content(JSON, content)
-                .build(),
-        );
+                .content(JSON, content.build());
+            components = components.response(format!("{error}{status}"), response.build());
+        }
     }
     let info = InfoBuilder::new()
         .title("sparamx")
