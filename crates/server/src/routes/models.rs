@@ -1,5 +1,6 @@
 //! GET /v1/models and /v1/models/{id}.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -22,7 +23,11 @@ pub async fn list(State(app): State<App>) -> Result<Response, ApiError> {
 }
 
 /// The model under one of its names, which may have a slash.
-pub async fn get(State(app): State<App>, Path(name): Path<String>) -> Result<Response, ApiError> {
+pub async fn get(
+    State(app): State<App>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    let Path(name) = name.map_err(|_| ApiError::malformed("the name of the model is no UTF-8"))?;
     let served = app.served()?;
     served.check_model(Some(&name))?;
     Ok(Json(card(served, &name)).into_response())
@@ -93,6 +98,9 @@ mod tests {
             let answer = server.get(&format!("/v1/models/{path}"));
             assert_eq!(answer.status, 200, "{path}");
         }
+        let answer = server.get("/v1/models/%ff");
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
         let answer = server.get("/v1/models/other");
         assert_eq!(answer.status, 404);
         assert_eq!(answer.json()["error"]["code"], "model_not_found");

@@ -191,7 +191,7 @@ pub struct ChatChoice {
     /// `stop`, `length`, `tool_calls` or `abort`.
     pub finish_reason: &'static str,
     /// The stop string, or the token of `stop_token_ids`, that ended it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub stop_reason: Option<Value>,
 }
 
@@ -282,7 +282,7 @@ pub struct ChunkChoice {
     pub finish_reason: Option<&'static str>,
     /// What ended it, in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub stop_reason: Option<Value>,
 }
 

@@ -163,7 +163,7 @@ pub struct CompletionChoice {
     /// `stop`, `length` or `abort`; none in a chunk that is not the last.
     pub finish_reason: Option<&'static str>,
     /// The stop string, or the token of `stop_token_ids`, that ended it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub stop_reason: Option<Value>,
 }
 
