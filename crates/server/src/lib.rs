@@ -9,6 +9,8 @@ mod adapters;
 mod app;
 mod chat;
 mod completion;
+#[cfg(test)]
+mod damage;
 mod error;
 mod extract;
 mod generate;
