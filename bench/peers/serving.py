@@ -6,7 +6,7 @@
 The model is TinyLlama-1.1B's shape. It is written once, to bench/peers/.build/serving (2.5 GB): a GGUF whose matrices are all Q8_0, and
 what `sparamx compress --weights int8` makes of it. Both programs run all the time, and the one that is not measured is stopped with
 SIGSTOP. A round asks each for all numbers of streams, the order turns round after round, and a figure is the median over the rounds.
-The engine alone is `sparamx bench` on the same model, with as many sequences.
+The engine alone is `cargo build --release -p sparamx-engine --example streams`, without HTTP, text and clients.
 
 llama.cpp comes built in the package xllamacpp, for AVX2 (`features` in the result says it): --isa avx2 limits sparamx to that, too.
 """
@@ -34,8 +34,26 @@ LAYERS, HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCAB = 22, 2048, 5632, 32, 4, 32
 PROMPT_TOKENS = 32
 
 
+def write_vocabulary(writer):
+    """Bytes, and words that nothing merges to: both programs read it."""
+    import gguf
+
+    kinds = gguf.TokenType
+    tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    tokens += [(f"▁w{index}", kinds.NORMAL) for index in range(VOCAB - len(tokens))]
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_scores([-float(index) for index in range(VOCAB)])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+
+
 def write_gguf(path):
-    """A Llama of random weights, with a vocabulary that both programs read: bytes, and words that nothing merges to."""
+    """A Llama of random weights."""
     import gguf
     import numpy as np
     from gguf.quants import quantize
@@ -56,18 +74,7 @@ def write_gguf(path):
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(head_dim)
     writer.add_vocab_size(VOCAB)
-    kinds = gguf.TokenType
-    tokens = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
-    tokens += [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
-    tokens += [(f"▁w{index}", kinds.NORMAL) for index in range(VOCAB - len(tokens))]
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list([token for token, _ in tokens])
-    writer.add_token_scores([-float(index) for index in range(VOCAB)])
-    writer.add_token_types([kind for _, kind in tokens])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
+    write_vocabulary(writer)
     draw = np.random.default_rng(5)
 
     def matrix(name, n, k):
@@ -116,7 +123,7 @@ def llama_server(threads, port, streams):
 
     params = xllamacpp.CommonParams()
     params.model.path = str(GGUF)
-    params.hostname = "127.0.0.1"
+    params.hostnames = ["127.0.0.1"]
     params.port = port
     params.n_parallel = streams
     # Each stream has its share of the context.
@@ -149,21 +156,36 @@ async def measure(port, streams, tokens, seed):
         assert usage["completion_tokens"] == tokens, usage
     start = min(answer.start for answer in answers)
     end = max(answer.start + answer.seconds for answer in answers)
-    # From the first token on, too: that leaves out the prompts.
-    first = max(answer.start + answer.reads[min(1, len(answer.reads) - 1)][0] for answer in answers)
-    return {"tokens_per_s": streams * tokens / (end - start), "after_first": streams * (tokens - 1) / max(1e-9, end - first)}
+    return {"tokens_per_s": streams * tokens / (end - start)}
 
 
-def engine_alone(streams, tokens, threads, isa):
-    environment = os.environ | ({"SPARAMX_ISA": isa} if isa else {})
-    command = [
-        SPARAMX, "bench", str(INT8), "--json", "-b", str(streams), "-n", str(tokens), "-p", "0", "-d", str(PROMPT_TOKENS),
-        "-t", str(threads),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-500:])
-    return json.loads(done.stdout)
+class Engine:
+    """The engine alone, in a process that does what it is told by lines."""
+
+    def __init__(self, threads, isa):
+        environment = os.environ | ({"SPARAMX_ISA": isa} if isa else {})
+        program = Path(SPARAMX).parent / "examples" / "streams"
+        self.process = subprocess.Popen(
+            [program, INT8, str(threads)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        return False
+
+    def pause(self):
+        """It waits for a line by itself."""
+
+    resume = pause
+
+    def measure(self, streams, tokens, seed):
+        print(streams, tokens, PROMPT_TOKENS, seed, file=self.process.stdin, flush=True)
+        return {"tokens_per_s": float(self.process.stdout.readline())}
 
 
 def llama_process(threads, streams):
@@ -187,43 +209,48 @@ def main():
         return
     models()
     streams = [int(count) for count in args.streams.split(",")]
-    found = {name: {count: [] for count in streams} for name in ("sparamx", "llama-server")}
     ours = sparamx(INT8, "-t", args.threads, "--no-speculation", isa=args.isa)
-    with ours, llama_process(args.threads, max(streams)) as theirs:
-        servers = {"sparamx": ours, "llama-server": theirs}
-        theirs.pause()
-        ours.pause()
-        for round_ in range(args.rounds):
-            for name in list(servers)[:: 1 if round_ % 2 == 0 else -1]:
-                servers[name].resume()
-                for count in streams:
-                    result = asyncio.run(measure(servers[name].port, count, args.tokens, 100 * round_ + count))
-                    found[name][count].append(result)
-                    print(round_, name, count, {key: round(value, 1) for key, value in result.items()}, file=sys.stderr)
-                servers[name].pause()
-        for server in servers.values():
+    with ours, llama_process(args.threads, max(streams)) as theirs, Engine(args.threads, args.isa) as engine:
+        report(args, streams, rounds(args, streams, {"sparamx": ours, "engine alone": engine, "llama-server": theirs}))
+
+
+def rounds(args, streams, servers):
+    """The results by server and number of streams."""
+    found = {name: {count: [] for count in streams} for name in servers}
+    for server in servers.values():
+        server.pause()
+    for round_ in range(args.rounds):
+        for name in list(servers)[:: 1 if round_ % 2 == 0 else -1]:
+            server = servers[name]
             server.resume()
-    report(args, streams, found)
+            for count in streams:
+                seed = 100 * round_ + count
+                if isinstance(server, Engine):
+                    result = server.measure(count, args.tokens, seed)
+                else:
+                    result = asyncio.run(measure(server.port, count, args.tokens, seed))
+                found[name][count].append(result)
+                print(round_, name, count, round(result["tokens_per_s"], 1), file=sys.stderr)
+            server.pause()
+    for server in servers.values():
+        server.resume()
+    return found
 
 
 def report(args, streams, found):
     import xllamacpp
 
-    def median(name, count, key):
-        return statistics.median(result[key] for result in found[name][count])
-
-    rows = [
-        {
-            "streams": count,
-            **{name: {key: round(median(name, count, key), 2) for key in ("tokens_per_s", "after_first")} for name in found},
-            "ratio": round(median("sparamx", count, "tokens_per_s") / median("llama-server", count, "tokens_per_s"), 3),
-        }
-        for count in streams
-    ]
+    rows = []
+    for count in streams:
+        rates = {name: statistics.median(result["tokens_per_s"] for result in by[count]) for name, by in found.items()}
+        row = {"streams": count, **{name: round(rate, 2) for name, rate in rates.items()}}
+        row["over engine alone"] = round(rates["sparamx"] / rates["engine alone"], 3)
+        row["over llama-server"] = round(rates["sparamx"] / rates["llama-server"], 3)
+        rows.append(row)
     cpu = next(line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     result = {
         "cpu": cpu, "threads": args.threads, "isa": args.isa or "all", "tokens": args.tokens, "prompt_tokens": PROMPT_TOKENS,
-        "rounds": args.rounds, "load": os.getloadavg(), "features": xllamacpp.get_system_info(), "rows": rows, "all": found,
+        "rounds": args.rounds, "load": os.getloadavg(), "llama.cpp features": xllamacpp.get_system_info(), "rows": rows, "all": found,
     }
     text = json.dumps(result, indent=1) + "\n"
     if args.output:
