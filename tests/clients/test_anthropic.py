@@ -3,6 +3,8 @@
 import anthropic
 import pytest
 
+# The package has no field for it.
+GREEDY = {"temperature": 0}
 STORY = [{"role": "user", "content": "Once upon a time"}]
 TIME = {
     "name": "get_time",
@@ -23,7 +25,7 @@ def client(tiny):
 
 
 def test_a_message(client):
-    message = client.messages.create(model="stories", messages=STORY, max_tokens=20, temperature=0)
+    message = client.messages.create(model="stories", messages=STORY, max_tokens=20, extra_body=GREEDY)
     assert message.type == "message" and message.role == "assistant" and message.stop_reason == "max_tokens"
     (block,) = message.content
     assert block.type == "text" and block.text
@@ -31,7 +33,7 @@ def test_a_message(client):
 
 
 def test_a_stream(client):
-    ask = {"model": "stories", "messages": STORY, "max_tokens": 20, "temperature": 0}
+    ask = {"model": "stories", "messages": STORY, "max_tokens": 20, "extra_body": GREEDY}
     whole = client.messages.create(**ask)
     with client.messages.stream(**ask) as stream:
         text = "".join(stream.text_stream)
@@ -41,13 +43,13 @@ def test_a_stream(client):
 
 
 def test_a_stop_sequence_is_named(client):
-    message = client.messages.create(model="stories", messages=STORY, max_tokens=100, temperature=0, stop_sequences=["."])
+    message = client.messages.create(model="stories", messages=STORY, max_tokens=100, extra_body=GREEDY, stop_sequences=["."])
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", ".")
 
 
 def test_tools(client):
     ask = {
-        "model": "stories", "messages": STORY, "max_tokens": 100, "temperature": 0,
+        "model": "stories", "messages": STORY, "max_tokens": 100, "extra_body": GREEDY,
         "tools": [TIME], "tool_choice": {"type": "tool", "name": "get_time"},
     }
     message = client.messages.create(**ask)
@@ -65,7 +67,7 @@ def test_tools(client):
         {"role": "user", "content": [result]},
     ]
     answer = client.messages.create(
-        model="stories", messages=again, max_tokens=10, tools=[TIME], tool_choice={"type": "none"}, temperature=0
+        model="stories", messages=again, max_tokens=10, tools=[TIME], tool_choice={"type": "none"}, extra_body=GREEDY
     )
     assert answer.content[0].text
 
@@ -94,6 +96,6 @@ def test_a_system_prompt_is_followed(smol):
             system="You answer in one short sentence.",
             messages=[{"role": "user", "content": "What is the capital of France?"}],
             max_tokens=40,
-            temperature=0,
+            extra_body=GREEDY,
         )
     assert "Paris" in message.content[0].text and message.stop_reason == "end_turn"
