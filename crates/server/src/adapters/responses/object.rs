@@ -16,7 +16,8 @@ pub fn response(
 ) -> ResponseObject {
     let mut text = request.text.clone().unwrap_or_default();
     text.format.get_or_insert_with(plain);
-    let default = |value: f32| f64::from(value);
+    // 0.8 as f32 is not 0.8 as f64.
+    let default = |value: f32| (f64::from(value) * 1e6).round() / 1e6;
     ResponseObject {
         id,
         object: "response",
