@@ -67,8 +67,10 @@ mod tests {
 
     #[test]
     fn load_is_told_to_those_who_ask() {
-        let mut stats = Stats::default();
-        stats.waiting = 3;
+        let mut stats = Stats {
+            waiting: 3,
+            ..Stats::default()
+        };
         stats.pool.in_use_bytes = 1;
         stats.pool.budget_bytes = 4;
         let text =
