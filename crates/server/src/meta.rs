@@ -12,7 +12,7 @@ pub struct ModelMeta {
     pub parameters: u64,
     /// Bytes of weights that a token reads.
     pub bytes: u64,
-    /// Share of zeros in all matrices but the embedding.
+    /// Share of zeros in the matrices of the decoder layers.
     pub sparsity: f64,
     /// Form of those matrices, such as `sparse int8`.
     pub weights: String,

@@ -55,13 +55,13 @@ impl Model {
         (layers + self.lm_head.linear.weight.bytes()) as u64
     }
 
-    /// Elements of all matrices but the embedding, and those of them that are not zero. Of dense matrices they are counted.
+    /// Elements of the matrices in the decoder layers, and those of them that are not zero. Of dense matrices they are counted.
     pub fn elements(&self) -> (u64, u64) {
-        let all = self.layer_weights().chain([&self.lm_head.linear.weight]);
-        all.fold((0, 0), |(elements, nnz), weight| {
-            let these = weight.n() as u64 * weight.k() as u64;
-            (elements + these, nnz + weight.nnz() as u64)
-        })
+        self.layer_weights()
+            .fold((0, 0), |(elements, nnz), weight| {
+                let these = weight.n() as u64 * weight.k() as u64;
+                (elements + these, nnz + weight.nnz() as u64)
+            })
     }
 
     /// The form of the matrices in the decoder layers; where there are several, that of most bytes.

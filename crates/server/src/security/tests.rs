@@ -83,9 +83,12 @@ fn the_page_is_open_where_that_is_wanted() {
         ..ServerOptions::default()
     };
     let server = server_with(options, HostOptions::default());
-    assert_ne!(server.get("/").status, 401);
+    for file in ["/", "/favicon.svg", "/page/app.js"] {
+        assert_eq!(server.get(file).status, 200, "{file}");
+    }
     assert_eq!(server.get("/v1/models").status, 401);
-    assert_eq!(server.get("/page/../v1/models").status, 404);
+    assert_eq!(server.get("/page/../v1/models").status, 401);
+    assert_eq!(server.get("/page/nothing").status, 401);
 }
 
 #[test]
