@@ -4,7 +4,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use sparamx_engine::{KvOptions, KvPrecision, KvRule, KvShape, PagePool, PagedCache, UNDO_TOKENS};
+use sparamx_engine::{
+    EngineError, KvOptions, KvPrecision, KvRule, KvShape, PagePool, PagedCache, UNDO_TOKENS,
+};
 use sparamx_kernels::attention::{KvPages, Params, Task, attention};
 use sparamx_kernels::{Rows, RowsMut};
 use sparamx_model::KvCache as _;
