@@ -1,7 +1,7 @@
 //! Bodies with random damage: each is read, or refused as one whose sender is told what is wrong with it.
 
 use axum::http::StatusCode;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
@@ -82,8 +82,10 @@ fn check<T: DeserializeOwned>(random: &mut Random, body: &Value) -> Result<T, Ap
     let read = parse::<T>(&bytes);
     match &read {
         Ok(_) => {
-            let json = serde_json::from_slice::<Value>(&bytes);
-            assert!(json.is_ok(), "this is read, and is no JSON: {}", shown());
+            // Grammar alone: half a surrogate and a number beyond all bounds are JSON, and do no harm in a field that nobody reads.
+            let text = std::str::from_utf8(&bytes);
+            let json = text.is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+            assert!(json, "this is read, and is no JSON: {}", shown());
         }
         Err(error) => {
             assert_eq!(error.status, StatusCode::BAD_REQUEST, "{}", shown());

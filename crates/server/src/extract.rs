@@ -131,7 +131,10 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
             "the body nests deeper than {DEPTH} lists and objects"
         )));
     }
-    let mut json = serde_json::Deserializer::from_slice(bytes);
+    // In fields that nobody reads, the parser would let other bytes pass.
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| ApiError::malformed("the body is not JSON: it is not UTF-8"))?;
+    let mut json = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         wrong_field(&path, error.inner())
@@ -239,6 +242,12 @@ mod tests {
         assert!(
             parse::<Wanted>(b"{\"items\": [{\"size\": 1, \"other\": null}], \"more\": {}}").is_ok()
         );
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_refused_wherever_they_are() {
+        let error = parse::<Wanted>(b"{\"items\": [], \"other\": \"\xff\"}").unwrap_err();
+        assert!(error.message.contains("UTF-8"), "{error:?}");
     }
 
     #[test]
