@@ -62,7 +62,15 @@ impl Output {
 
     /// The prompt is there, and says whether the answer begins with reasoning.
     pub fn reasons(&mut self, reasoning: Reasoning) {
-        self.reasoning = reasoning;
+        // An expression or a grammar is for the whole text, which then begins with the answer though the prompt says otherwise.
+        let whole = matches!(
+            self.form,
+            Some(GrammarSpec::Regex(_) | GrammarSpec::Lark(_))
+        );
+        self.reasoning = match reasoning {
+            Reasoning::Opened if whole => Reasoning::Off,
+            reasoning => reasoning,
+        };
     }
 
     /// Whether a mark that is looked for is a special token, so that the text must show those.

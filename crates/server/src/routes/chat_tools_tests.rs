@@ -353,6 +353,26 @@ fn reasoning_is_split_off() {
     assert_eq!(answer["choices"][0]["message"].get("reasoning"), None);
 }
 
+#[test]
+fn an_expression_is_the_content_though_the_prompt_opens_reasoning() {
+    let source = "{{ bos_token }}{{ messages[0].content }}<think>\n{# until </think> #}";
+    let server = with_template(source, ServerOptions::default());
+    for form in [
+        json!({"regex": "It is so\\."}),
+        json!({"grammar": "start: \"It is so.\""}),
+    ] {
+        let fields = json!({"structured_outputs": form});
+        let message = &ask(&server, fields.clone())["choices"][0]["message"];
+        assert_eq!(message["content"], "It is so.", "{fields}");
+        assert_eq!(message.get("reasoning"), None, "{fields}");
+        let content: String = stream(&server, fields)
+            .iter()
+            .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str())
+            .collect();
+        assert_eq!(content, "It is so.");
+    }
+}
+
 /// A template that shows all it gets.
 const TEMPLATE: &str = "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n\
     {% endfor %}{% if tools %}{{ tools | length }} tools\n{% endif %}{% if mood is defined %}{{ mood }}\n{% endif %}\
