@@ -119,6 +119,13 @@ pub enum EngineError {
         /// How many that is.
         requests: usize,
     },
+    /// More requests at once than a host takes at a time.
+    TooMany {
+        /// How many they are.
+        requests: usize,
+        /// How many a host takes.
+        most: usize,
+    },
     /// The host takes no more requests: it is about to end.
     Draining,
     /// The engine's thread ended by a panic, which is a fault of ours.
@@ -289,6 +296,10 @@ impl EngineError {
             Self::Busy { requests } => write!(
                 f,
                 "{requests} requests run or wait, which is as many as are taken at a time: try again later"
+            ),
+            Self::TooMany { requests, most } => write!(
+                f,
+                "{requests} texts are asked for at once, allowed are at most {most}: n, or n for each prompt"
             ),
             Self::Draining => write!(f, "no more requests are taken: it ends soon"),
             Self::Panicked { message } => {

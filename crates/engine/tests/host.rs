@@ -376,8 +376,17 @@ fn requests_of_one_submission_are_taken_all_or_none() {
             "{error}"
         )
     };
-    busy(refused(vec![of(1), of(2), of(1), of(2)]), 3);
-    busy(refused(vec![of(1), of(1), of(1)]), 2);
+    for (requests, limit) in [
+        (vec![of(1), of(2), of(1), of(2)], 3),
+        (vec![of(1), of(1), of(1)], 2),
+    ] {
+        // They would never be taken.
+        let (count, error) = (requests.len(), refused(requests));
+        assert!(
+            matches!(error, EngineError::TooMany { requests, most } if (requests, most) == (count, limit)),
+            "{error}"
+        );
+    }
     let mut bad = of(1);
     bad.params.stop_token_ids = vec![5, BYTE_LEVEL_IDS as u32];
     let error = refused(vec![of(1), bad]).to_string();

@@ -250,6 +250,7 @@ impl From<EngineError> for ApiError {
             | EngineError::NoToken
             | EngineError::Grammar { .. } => Self::malformed(message),
             EngineError::Busy { .. } => Self::busy(message),
+            EngineError::TooMany { .. } => Self::invalid("n", message),
             EngineError::Draining => Self::unavailable("the server is shutting down"),
             EngineError::PoolFull { .. } | EngineError::CacheMemory { .. } => {
                 Self::unavailable(message)

@@ -190,7 +190,8 @@ impl Host {
     ///
     /// # Errors
     /// As [`Engine::submit`]; [`EngineError::Busy`] beyond [`HostOptions::max_requests`] and
-    /// [`HostOptions::max_tenant_requests`]; [`EngineError::Draining`] after [`Host::drain`]; [`EngineError::Panicked`] after a
+    /// [`HostOptions::max_tenant_requests`], and [`EngineError::TooMany`] if these requests alone are beyond them;
+    /// [`EngineError::Draining`] after [`Host::drain`]; [`EngineError::Panicked`] after a
     /// fault of the engine.
     pub fn submit_to(&self, requests: Vec<(Request, Sink)>) -> Result<Cancel, EngineError> {
         self.shared

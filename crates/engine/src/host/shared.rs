@@ -281,14 +281,16 @@ impl State {
         for tenant in tenants {
             *new.entry(tenant).or_default() += 1;
         }
-        let over = |requests: usize, most: usize| match requests > most {
-            true => Err(EngineError::Busy { requests: most }),
+        let over = |has: usize, requests: usize, most: usize| match requests > most {
+            // To come back would not help.
+            true => Err(EngineError::TooMany { requests, most }),
+            false if has + requests > most => Err(EngineError::Busy { requests: most }),
             false => Ok(()),
         };
-        over(self.total + new.values().sum::<usize>(), limits.all)?;
-        new.iter().try_for_each(|(tenant, count)| {
+        over(self.total, new.values().sum(), limits.all)?;
+        new.iter().try_for_each(|(tenant, &count)| {
             let has = self.taken.get(tenant).copied().unwrap_or_default();
-            over(has + count, limits.tenant)
+            over(has, count, limits.tenant)
         })
     }
 

@@ -250,10 +250,26 @@ fn more_than_fit_are_refused_and_say_when_to_come_back() {
             ..HostOptions::default()
         },
     );
+    // Alone they are too many: to come back would not help.
     let answer = server.post(CHAT, &long(false));
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    let error = &answer.json()["error"];
+    assert_eq!(error["param"], "n");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.contains("24 texts") && message.contains("at most 8"),
+        "{message}"
+    );
+    nothing_left(&server);
+    let mut eight = long(true);
+    eight["n"] = json!(8);
+    let client = send(&server, CHAT, &eight);
+    wait("they are taken", || host(&server).requests() == 8);
+    let answer = server.post(CHAT, &eight);
     assert_eq!(answer.status, 429, "{}", answer.text());
     assert_eq!(answer.header("retry-after"), Some("1"));
     assert_eq!(answer.json()["error"]["type"], "rate_limit_error");
+    drop(client);
     nothing_left(&server);
     let fits = server.post(
         CHAT,
