@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use sparamx_engine::{Grammar, GrammarSpec, Tokenizer};
 
 use crate::error::{ApiError, cut};
@@ -48,6 +49,9 @@ impl Output {
         if mode.forces() && form.is_some() {
             let message = "tool_choice asks for a call of a tool, and response_format or structured_outputs for something else";
             return Err(ApiError::invalid("tool_choice", message));
+        }
+        if mode == ToolMode::Auto && form.is_none() {
+            check_strict(&tools, served.tools)?;
         }
         Ok(Self {
             mode,
@@ -119,20 +123,25 @@ impl Output {
             });
             return served.grammar(spec).await.map(Some);
         }
-        let strict = self.tools.iter().any(|tool| tool.strict);
-        if !self.mode.forces() && !strict {
+        let allowed = self.mode.allowed(&self.tools);
+        if !self.mode.forces() && !allowed.iter().any(|tool| tool.strict) {
             return Ok(None);
         }
         let Some(spec) = self.forcing(tokenizer, false) else {
             return Ok(None);
         };
         let kept = match served.grammar(spec).await {
-            Ok(grammar) => return Ok(Some(grammar)),
-            Err(error) => error,
+            Err(error) if error.status == StatusCode::BAD_REQUEST => error,
+            grammar => return grammar.map(Some),
         };
-        // A schema has something that cannot be kept. If nobody said that it must be, the call is held to its syntax.
+        // A schema has something that cannot be kept. Calls of tools that are not strict are then held to their syntax.
         match self.forcing(tokenizer, true) {
-            Some(spec) if !strict => served.grammar(spec).await.map(Some),
+            Some(loose) if allowed.iter().any(|tool| !tool.strict) => {
+                match served.grammar(loose).await {
+                    Err(error) if error.status == StatusCode::BAD_REQUEST => Err(kept),
+                    grammar => grammar.map(Some),
+                }
+            }
             _ => Err(kept),
         }
     }
@@ -152,6 +161,26 @@ impl Output {
             special: &|mark| tokenizer.special_id(mark),
         })
     }
+}
+
+/// Refuses to promise that free calls follow their schemas where nothing says where a call begins.
+fn check_strict(tools: &[ToolDefinition], format: Option<ToolFormat>) -> Result<(), ApiError> {
+    let strict = tools.iter().position(|tool| tool.strict);
+    let (Some(index), false) = (strict, format.is_some_and(ToolFormat::is_marked)) else {
+        return Ok(());
+    };
+    let format = match format {
+        Some(format) => format!(
+            "writes calls as {}, without a mark before them",
+            format.name()
+        ),
+        None => "has no known way to write calls".to_owned(),
+    };
+    let param = format!("tools[{index}].function.strict");
+    let message = format!(
+        "{param} is true, and the model {format}: strict needs tool_choice 'required' or a function here"
+    );
+    Err(ApiError::unsupported(param, message))
 }
 
 fn definitions(tools: &[Tool]) -> Result<Vec<ToolDefinition>, ApiError> {

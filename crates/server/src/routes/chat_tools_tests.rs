@@ -314,6 +314,63 @@ fn wrong_tools_are_said() {
 }
 
 #[test]
+fn strict_is_refused_where_free_calls_cannot_be_held_to_it() {
+    let mut strict = tools();
+    strict[0]["function"]["strict"] = json!(true);
+    for parser in [
+        None,
+        Some("llama3_json"),
+        Some("pythonic"),
+        Some("hermes"),
+        Some("mistral"),
+        Some("qwen3_coder"),
+    ] {
+        let server = with_parser(parser);
+        let fields = json!({"tools": strict, "max_completion_tokens": 5});
+        if matches!(parser, None | Some("llama3_json" | "pythonic")) {
+            let error = refused(&server, fields);
+            assert_eq!(error["param"], "tools[0].function.strict", "{parser:?}");
+            assert_eq!(error["code"], "unsupported_parameter");
+        } else {
+            ask(&server, fields);
+        }
+        let others = [
+            json!({"tools": strict, "tool_choice": "none"}),
+            json!({"tools": strict, "structured_outputs": {"choice": ["a"]}}),
+            json!({"tools": strict, "tool_choice": "required", "parallel_tool_calls": false}),
+            json!({"tools": tools()}),
+        ];
+        for fields in others {
+            ask(&server, fields);
+        }
+    }
+}
+
+#[test]
+fn a_schema_that_cannot_be_kept_is_loose_unless_its_tool_is_strict() {
+    let server = with_parser(Some("hermes"));
+    let tools = |free: bool, strict: bool| {
+        let mut all = tools();
+        all[0]["function"]["strict"] = json!(strict);
+        let list = json!({"type": "array", "items": {"type": "integer"}, "uniqueItems": true});
+        let parameters = json!({"type": "object", "properties": {"list": list}});
+        let other = json!({"name": "sort", "parameters": parameters, "strict": !free});
+        let all_tools = all.as_array_mut().unwrap();
+        all_tools.push(json!({"type": "function", "function": other}));
+        all
+    };
+    for choice in ["required", "auto"] {
+        let fields = |tools: Value| json!({"tools": tools, "tool_choice": choice, "max_completion_tokens": 5});
+        for strict in [true, false] {
+            ask(&server, fields(tools(true, strict)));
+            let error = refused(&server, fields(tools(false, strict)));
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains("uniqueItems"), "{message}");
+        }
+    }
+}
+
+#[test]
 fn reasoning_is_split_off() {
     let model = ModelOptions {
         reasoning_parser: Some("qwen3".to_owned()),

@@ -39,10 +39,8 @@ pub fn forced_grammar(forcing: &Forcing) -> Option<GrammarSpec> {
     }
     let mut grammar = Grammar::new(forcing);
     let body = match (forcing.mode, forcing.format) {
-        (ToolMode::Auto, None | Some(ToolFormat::Llama3Json | ToolFormat::Pythonic)) => {
-            return None;
-        }
-        (ToolMode::Auto, Some(format)) => grammar.free(format, &tools),
+        (ToolMode::Auto, Some(format)) if format.is_marked() => grammar.free(format, &tools),
+        (ToolMode::Auto, _) => return None,
         (_, format) => {
             let mark = format.map_or("", |format| format.starts()[0]);
             let begins = match format {

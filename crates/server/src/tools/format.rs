@@ -77,6 +77,11 @@ impl ToolFormat {
         }
     }
 
+    /// Whether a mark says where a call begins, so that only calls are held to a grammar, and the text around them is free.
+    pub fn is_marked(self) -> bool {
+        !matches!(self, Self::Llama3Json | Self::Pythonic)
+    }
+
     /// Marks of the syntax. Where one of them is a special token of the model, the text must show special tokens.
     pub fn marks(self) -> &'static [&'static str] {
         match self {

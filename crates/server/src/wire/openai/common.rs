@@ -170,7 +170,7 @@ pub struct FunctionDefinition {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Has no effect: forced calls keep their schema, others are free.
+    /// Whether calls that are not forced keep the schema, too. Without it they are free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strict: Option<bool>,
 }
