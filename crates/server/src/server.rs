@@ -153,7 +153,7 @@ async fn end(app: App) -> usize {
     app.draining().await;
     let limit = app.options().limits.shutdown;
     let in_time = timeout(limit, app.finished()).await.is_ok();
-    let cut = if in_time { 0 } else { app.connections() };
+    let cut = if in_time { 0 } else { app.unanswered() };
     app.close();
     cut
 }

@@ -24,7 +24,7 @@ struct Shared {
     address: Option<SocketAddr>,
     served: OnceLock<Served>,
     phase: watch::Sender<Phase>,
-    /// Those that began before the server began to shut down, and those since.
+    /// Those that the server's end waits for: they began before it and have not had their last answer. And all others.
     connections: watch::Sender<(usize, usize)>,
 }
 
@@ -280,6 +280,11 @@ impl App {
         early + late
     }
 
+    /// Those of them that the server's end waits for.
+    pub fn unanswered(&self) -> usize {
+        self.0.connections.borrow().0
+    }
+
     /// Counts a connection for as long as the value lives.
     pub fn connected(&self) -> Connected {
         let late = self.is_draining();
@@ -291,7 +296,7 @@ impl App {
         connected
     }
 
-    /// Waits until the connections are closed that began before the server began to shut down.
+    /// Waits until the connections have had their last answers that began before the server began to shut down.
     pub async fn finished(&self) {
         let mut connections = self.0.connections.subscribe();
         let _ = connections.wait_for(|(early, _)| *early == 0).await;
@@ -315,6 +320,16 @@ impl Connected {
     /// Whether the server was shutting down when it began.
     pub fn late(&self) -> bool {
         self.late
+    }
+
+    /// It has its last answer: the server's end no longer waits for it.
+    pub fn answered(&mut self) {
+        if !std::mem::replace(&mut self.late, true) {
+            self.app.0.connections.send_modify(|(early, late)| {
+                *early -= 1;
+                *late += 1;
+            });
+        }
     }
 
     fn count(&self, change: impl FnOnce(&mut usize)) {

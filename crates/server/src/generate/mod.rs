@@ -81,9 +81,10 @@ impl App {
     /// Starts the requests of `jobs`: all of them or none.
     ///
     /// # Errors
-    /// As [`Host::submit_to`](sparamx_engine::Host::submit_to); the model is not there or the server shuts down.
+    /// As [`Host::submit_to`](sparamx_engine::Host::submit_to); the model is not there.
     pub fn start(&self, caller: &Caller, jobs: Vec<Job>) -> Result<Running, ApiError> {
-        let served = self.served()?;
+        // A request that began before the server began to shut down is still answered.
+        let served = self.model().map_or_else(|| self.served(), Ok)?;
         let (sender, events) = mpsc::unbounded_channel();
         let mut requests = Vec::new();
         for job in &jobs {

@@ -7,8 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use sparamx_engine::{EngineOptions, Host, HostOptions};
+use sparamx_engine::{EngineOptions, GenerateParams, Host, HostOptions};
 
+use super::Job;
+use crate::extract::Caller;
 use crate::options::ServerOptions;
 use crate::testing::{TestServer, read_answer, server, server_with};
 
@@ -276,6 +278,24 @@ fn more_than_fit_are_refused_and_say_when_to_come_back() {
         &json!({"messages": [{"role": "user", "content": "Once"}], "max_tokens": 2, "n": 8}),
     );
     assert_eq!(fits.status, 200);
+}
+
+#[test]
+fn a_request_that_began_before_the_end_is_generated() {
+    let server = server();
+    let app = server.server.app();
+    app.drain();
+    let job = Job {
+        prompt: vec![1],
+        params: GenerateParams::default(),
+        logprobs: None,
+        prompt_logprobs: None,
+        n: 1,
+        grammar: None,
+        cache_salt: None,
+    };
+    let running = app.start(&Caller::default(), vec![job]);
+    assert!(running.is_ok(), "{:?}", running.err());
 }
 
 #[test]

@@ -47,7 +47,7 @@ pub async fn run(
     let talk = Talk {
         limits: app.options().limits.clone(),
         stage: Stage::new(),
-        late: connected.late(),
+        connected,
         socket: socket.clone(),
         app,
         router,
@@ -67,12 +67,12 @@ struct Talk {
     socket: Socket,
     stage: Stage,
     limits: Limits,
-    /// It began when the server was shutting down.
-    late: bool,
+    connected: Connected,
 }
 
 impl Talk {
-    async fn over<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S) {
+    async fn over<S: AsyncRead + AsyncWrite + Unpin>(mut self, stream: S) {
+        let late = self.connected.late();
         let (stage, limits) = (&self.stage, &self.limits);
         let service = service_fn(|request| {
             Box::pin(answer(
@@ -91,14 +91,22 @@ impl Talk {
             .max_buf_size(limits.head_bytes.max(LEAST_BUFFER))
             // What is written in one piece can be told apart.
             .writev(false)
-            .keep_alive(!self.late)
+            .keep_alive(!late)
             .serve_connection(io, service);
         let mut look = interval(LOOK);
-        let mut last = self.late;
+        let mut last = late;
+        let mut looked = false;
         let result = loop {
             tokio::select! {
+                // A request that is there is read before the connection ends for lack of one.
+                biased;
                 result = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break result,
                 () = self.app.draining(), if !last => {
+                    if !looked && !stage.answers() && self.socket.has_bytes() {
+                        looked = true;
+                        self.socket.readable().await;
+                        continue;
+                    }
                     if stage.unused() {
                         return;
                     }
@@ -110,6 +118,7 @@ impl Talk {
                 },
             }
         };
+        self.connected.answered();
         let refusal = stage.refusal();
         if result.is_err() && refusal.is_none() {
             return;

@@ -53,6 +53,19 @@ impl Socket {
         let ready = inner!(self, stream => stream.ready(Interest::READABLE).now_or_never());
         matches!(ready, Some(Ok(ready)) if ready.is_read_closed())
     }
+
+    /// Waits until there are bytes to read, or the other side has closed it.
+    pub async fn readable(&self) {
+        // An error is one for whoever reads.
+        let _ = inner!(self, stream => stream.readable().await);
+    }
+
+    /// Whether bytes wait to be read, also if nobody has been told yet.
+    pub fn has_bytes(&self) -> bool {
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        let peeked = inner!(self, stream => SockRef::from(stream).peek(&mut byte));
+        matches!(peeked, Ok(1..))
+    }
 }
 
 impl AsyncRead for Socket {

@@ -434,6 +434,44 @@ fn requests_that_run_end_and_new_ones_are_refused() {
 }
 
 #[test]
+fn a_request_that_came_before_the_end_is_answered() {
+    let (server, running) = start(Limits::default());
+    let mut slow = send(&server, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    running.wait_for(1);
+    let mut fresh: Vec<TcpStream> = (0..16).map(|_| server.connect()).collect();
+    let start = Instant::now();
+    while server.server.app().connections() < 17 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for stream in &mut fresh {
+        stream.write_all(GET.as_bytes()).unwrap();
+    }
+    server.server.shutdown();
+    for stream in &mut fresh {
+        assert_eq!(read_answer(stream).text(), "quick");
+    }
+    assert_eq!(read_answer(&mut slow).text(), "slow");
+}
+
+#[test]
+fn the_end_does_not_wait_for_clients_that_have_their_answers() {
+    let (server, running) = start(Limits::default());
+    let mut slow = send(&server, "GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    running.wait_for(1);
+    server.server.shutdown();
+    assert_eq!(read_answer(&mut slow).text(), "slow");
+    let (app, start) = (server.server.app(), Instant::now());
+    while app.unanswered() > 0 {
+        assert!(start.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It is still read from, as the client has not closed it.
+    assert_eq!(app.connections(), 1);
+    assert_eq!(server.server.wait(), 0);
+}
+
+#[test]
 fn requests_that_do_not_end_are_cut_off() {
     let (server, running) = start(Limits {
         shutdown: SHORT,
