@@ -52,6 +52,14 @@ impl Stage {
         }
     }
 
+    /// The client took something of an answer: what it is waited for next, it is waited for from now on.
+    pub fn taken(&self) {
+        let mut state = self.state();
+        if let Wait::Idle(_) = state.wait {
+            state.wait = Wait::Idle(Instant::now());
+        }
+    }
+
     /// A request begins; it ends with the value.
     pub fn request(&self) -> Answering {
         self.state().wait = Wait::Answer;

@@ -27,6 +27,9 @@ const SHORT: Duration = Duration::from_millis(300);
 /// Longer than anything takes that does not hang.
 const LONG: Duration = Duration::from_secs(60);
 
+/// Bytes of a large answer: more than the buffers of the system hold.
+const WHOLE: usize = 32 << 20;
+
 /// Requests that are being answered, by the paths below.
 #[derive(Clone, Default)]
 struct Running(Arc<AtomicUsize>);
@@ -76,6 +79,7 @@ fn odd_paths(app: &App, running: &Running) -> Router {
                 std::future::pending::<()>().await;
             }),
         )
+        .route("/whole", get(|| async { Bytes::from(vec![b'x'; WHOLE]) }))
         .route(
             "/slow",
             get(move || async move {
@@ -325,6 +329,31 @@ fn a_reader_that_takes_nothing_is_dropped_and_a_slow_one_is_not() {
     running.wait_for(1);
     drop(slow);
     running.wait_for(0);
+}
+
+#[test]
+fn a_slow_reader_of_a_whole_answer_is_not_taken_for_an_idle_one() {
+    let (server, _) = start(Limits {
+        idle: SHORT,
+        ..Limits::default()
+    });
+    let mut stream = send(&server, "GET /whole HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut head = vec![0; 1024];
+    let mut read = stream.read(&mut head).unwrap();
+    let end = head
+        .windows(4)
+        .position(|bytes| bytes == b"\r\n\r\n")
+        .unwrap();
+    read -= end + 4;
+    let mut some = vec![0; WHOLE / 8];
+    while read < WHOLE {
+        std::thread::sleep(SHORT / 2);
+        let most = some.len().min(WHOLE - read);
+        stream.read_exact(&mut some[..most]).unwrap();
+        read += most;
+    }
+    // Then it is idle.
+    assert_closed(&mut stream);
 }
 
 #[test]

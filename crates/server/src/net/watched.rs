@@ -48,7 +48,11 @@ impl<S> Watched<S> {
         result: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.taken = None;
+            if self.taken.take().is_some() {
+                self.stage.taken();
+                // Reads have a deadline again, which one that is pending does not know of.
+                cx.waker().wake_by_ref();
+            }
             return result;
         }
         let limit = self.limits.write;
@@ -92,7 +96,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         if buf.filled().len() > before {
             this.stage.received();
         }
+        // A client that still takes an answer has nothing to send.
         if result.is_pending()
+            && this.taken.is_none()
             && let Some(deadline) = this.stage.deadline(&this.limits)
             && this.reading.rings(cx, deadline)
         {
