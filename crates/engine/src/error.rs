@@ -126,6 +126,11 @@ pub enum EngineError {
         /// How many a host takes.
         most: usize,
     },
+    /// Work on a template or a grammar takes longer than it may, or the system gives no thread for it.
+    Overload {
+        /// What takes how long.
+        error: String,
+    },
     /// The host takes no more requests: it is about to end.
     Draining,
     /// The engine's thread ended by a panic, which is a fault of ours.
@@ -301,6 +306,7 @@ impl EngineError {
                 f,
                 "{requests} texts are asked for at once, allowed are at most {most}: n, or n for each prompt"
             ),
+            Self::Overload { error } => write!(f, "{error}: try again later"),
             Self::Draining => write!(f, "no more requests are taken: it ends soon"),
             Self::Panicked { message } => {
                 write!(f, "a fault of the engine ended it: {}", BothEnds(message))

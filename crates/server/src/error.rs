@@ -252,9 +252,9 @@ impl From<EngineError> for ApiError {
             EngineError::Busy { .. } => Self::busy(message),
             EngineError::TooMany { .. } => Self::invalid("n", message),
             EngineError::Draining => Self::unavailable("the server is shutting down"),
-            EngineError::PoolFull { .. } | EngineError::CacheMemory { .. } => {
-                Self::unavailable(message)
-            }
+            EngineError::Overload { .. }
+            | EngineError::PoolFull { .. }
+            | EngineError::CacheMemory { .. } => Self::unavailable(message),
             EngineError::Io { .. }
             | EngineError::Json { .. }
             | EngineError::NoTokenizer { .. }
@@ -296,5 +296,18 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_succeed_later_is_no_fault_of_the_request() {
+        let error = "the chat template takes more than 2 seconds".to_owned();
+        let later = ApiError::from(EngineError::Overload { error });
+        assert_eq!(later.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(later.retry_after.is_some() && later.message.contains("2 seconds"));
     }
 }

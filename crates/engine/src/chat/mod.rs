@@ -134,7 +134,7 @@ impl ChatTemplate {
         let source: Arc<str> = source.into();
         let text = Arc::clone(&source);
         let env = sandbox::run(move || compile(&text))
-            .map_err(|error| failed(None, error))?
+            .map_err(|failure| failure.into_error(|error| failed(None, error)))?
             .map_err(|e| template_error(path, &e))?;
         let variables = special_tokens
             .into_iter()
@@ -206,10 +206,12 @@ impl ChatTemplate {
         }
         let env = Arc::clone(&self.env);
         sandbox::run(move || env.get_template(NAME)?.render(context))
-            .map_err(|error| EngineError::Template {
-                path: self.path.clone(),
-                line: None,
-                error,
+            .map_err(|failure| {
+                failure.into_error(|error| EngineError::Template {
+                    path: self.path.clone(),
+                    line: None,
+                    error,
+                })
             })?
             .map_err(|e| template_error(&self.path, &e))
     }

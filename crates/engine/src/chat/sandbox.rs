@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::apart;
+use crate::apart::{self, Failure};
 
 /// Longest template, in bytes. Those of real models have up to 20 kB; what is nested in a template cannot be deeper than this.
 pub(super) const MAX_TEMPLATE_BYTES: usize = 1 << 18;
@@ -17,6 +17,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// As [`apart::run`].
 pub(super) fn run<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
+) -> Result<T, Failure> {
     apart::run("chat template", PATIENCE, work)
 }

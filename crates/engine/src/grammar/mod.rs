@@ -105,6 +105,7 @@ impl GrammarCompiler {
     ///
     /// # Errors
     /// [`EngineError::Grammar`]: a syntax error; what cannot be kept, by its keyword; more than the limits.
+    /// [`EngineError::Overload`]: it takes too long.
     pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar, EngineError> {
         let key = spec.key();
         if let Some(grammar) = self.cached(&key) {
@@ -120,7 +121,7 @@ impl GrammarCompiler {
             inner.matcher(text)
         };
         let matcher = apart::run("grammar compiler", PATIENCE, work)
-            .map_err(|error| EngineError::Grammar { error })?
+            .map_err(|failure| failure.into_error(|error| EngineError::Grammar { error }))?
             .map_err(|error| failed(&error))?;
         let grammar = Grammar(Arc::new(Mutex::new(matcher)));
         let mut cache = lock(&self.0.cache);
