@@ -3,6 +3,8 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
+use sparamx_engine::panic_message;
+
 /// What the last panic said, and where.
 static LAST: Mutex<String> = Mutex::new(String::new());
 
@@ -12,9 +14,8 @@ pub fn quiet() {
         return;
     }
     panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("no message");
         let place = panic.location().map(|place| format!("{place}: "));
-        let text = place.unwrap_or_default() + message;
+        let text = place.unwrap_or_default() + &panic_message(panic.payload());
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = text;
     }));
 }

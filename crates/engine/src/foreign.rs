@@ -30,15 +30,18 @@ pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     let outer = INSIDE.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(call));
     INSIDE.set(outer);
-    result.map_err(|payload| message(&*payload))
+    result.map_err(|payload| panic_message(&*payload))
 }
 
-/// What a panic says: a text, as `panic!` makes it.
-pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
+/// What a panic says: a text, as `panic!` makes it. The standard library repeats the text that an index is wrong for, which may
+/// be somebody's prompt: that is left out.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| payload.downcast_ref::<&str>().copied())
-        .unwrap_or("it gives no reason")
-        .to_owned()
+    let text = text
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("it gives no reason");
+    let end = text.find(" of `").unwrap_or(text.len());
+    text[..end].to_owned()
 }
 
 #[cfg(test)]
@@ -58,5 +61,15 @@ mod tests {
         });
         assert_eq!(nested, Ok((true, Err::<(), _>("inner".to_owned()))));
         assert!(!INSIDE.get());
+    }
+
+    #[test]
+    fn a_text_that_is_indexed_is_not_repeated() {
+        let text = std::hint::black_box("my secret é");
+        let error = guarded(|| text[..text.len() - 1].len()).unwrap_err();
+        assert!(
+            error.contains("char boundary") && !error.contains("secret"),
+            "{error}"
+        );
     }
 }

@@ -65,6 +65,7 @@ pub use batch::{
 pub use chat::{ChatTemplate, Conversation, Message};
 pub use defaults::SamplingDefaults;
 pub use error::EngineError;
+pub use foreign::panic_message;
 pub use grammar::{Grammar, GrammarCompiler, GrammarSpec};
 pub use host::{Cancel, Handle, Host, HostOptions, Outcome, Sink};
 pub use kv::{KvOptions, KvShape, PagePool, PagedCache, PoolUsage, UNDO_TOKENS};

@@ -33,6 +33,6 @@ mod wire;
 
 pub use error::ApiError;
 pub use meta::{Defaults, KvMeta, ModelMeta};
-pub use options::{Limits, Listen, ModelOptions, ServerOptions, Tls};
+pub use options::{Limits, Listen, Log, ModelOptions, ServerOptions, Tls};
 pub use server::{Server, StartError};
 pub use state::{App, Served};

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::{Body as _, Frame, SizeHint};
+use sparamx_engine::panic_message;
 
 use crate::error::{ApiError, ECHO, cut};
 use crate::extract::{Caller, Tally};
@@ -45,13 +46,8 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     };
     request.extensions_mut().insert(caller);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = handled.unwrap_or_else(|panic| {
-        let message = panic.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-        // The standard library repeats the text that an index is wrong for, which may be somebody's prompt.
-        let message = message.and_then(|message| message.split(" of `").next());
-        ApiError::fault_of(message.unwrap_or("no message")).into_response()
-    });
+    let mut response =
+        handled.unwrap_or_else(|panic| ApiError::fault_of(panic_message(&*panic)).into_response());
     let error = response.extensions().get::<ApiError>();
     if let Some(cause) = error.and_then(|error| error.cause.as_deref()) {
         app.log(&format!(

@@ -7,7 +7,7 @@ use super::Sink;
 use super::shared::{Shared, Work};
 use crate::EngineError;
 use crate::batch::{BatchEngine, Engine, Event, RequestId, Usage};
-use crate::foreign::message;
+use crate::foreign::panic_message;
 
 /// Who gets the events of a request that the engine has.
 struct Client {
@@ -30,7 +30,7 @@ pub(super) fn run(mut engine: BatchEngine, shared: &Shared) {
     let mut clients = Clients::default();
     let work = AssertUnwindSafe(|| serve(&mut engine, &mut clients, shared));
     if let Err(payload) = catch_unwind(work) {
-        let message = message(&*payload);
+        let message = panic_message(&*payload);
         let waiting = shared.fail(message.clone());
         let sinks = waiting.into_iter().map(|entry| entry.sink);
         let running = clients.by_id.into_values().map(|client| client.sink);

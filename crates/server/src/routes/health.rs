@@ -8,8 +8,7 @@ use crate::state::App;
 /// 200 without a body, or 503.
 pub async fn get(State(app): State<App>) -> Result<(), ApiError> {
     let host = &app.served()?.host;
-    if let Some(error) = host.failure() {
-        app.log(&error.to_string());
+    if host.failure().is_some() {
         return Err(ApiError::unavailable("the engine has ended"));
     }
     let limit = app.options().limits.stalled;

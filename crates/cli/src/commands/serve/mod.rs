@@ -1,6 +1,7 @@
 //! `serve`: a model for programs, over HTTP.
 
 mod keys;
+mod log;
 mod options;
 mod server;
 

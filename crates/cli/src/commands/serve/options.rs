@@ -7,12 +7,12 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 use sparamx_engine::{EngineOptions, HostOptions, Speculation};
-use sparamx_server::{Limits, Listen, ModelOptions, ServerOptions, Tls};
+use sparamx_server::{Limits, Listen, Log, ModelOptions, ServerOptions, Tls};
 
 use super::keys;
-use crate::args::{self, Common, Memory, Threads, UsageError};
+use crate::args::{self, Memory, Threads, UsageError};
 use crate::kv::KvArgs;
-use crate::{output, units};
+use crate::units;
 
 /// Options of `serve`.
 #[derive(Debug, Args)]
@@ -223,22 +223,17 @@ impl ServeArgs {
         }
     }
 
-    /// How the server works.
+    /// How the server works. Lines of its log go to `log`.
     ///
     /// # Errors
     /// Keys that cannot be read, or are none; an origin or name that is none.
-    pub fn server_options(&self, common: Common) -> Result<ServerOptions> {
+    pub fn server_options(&self, log: Option<Log>) -> Result<ServerOptions> {
         let (network, access, offer) = (&self.network, &self.access, &self.offer);
         self.check()?;
         let tls = network
             .ssl_certfile
             .clone()
             .zip(network.ssl_keyfile.clone());
-        let log = (!common.quiet).then(|| {
-            std::sync::Arc::new(|line: &str| {
-                output::complain(&output::shortened(&output::one_line(line)))
-            }) as _
-        });
         Ok(ServerOptions {
             listen: match &network.uds {
                 Some(path) => Listen::Unix(path.clone()),

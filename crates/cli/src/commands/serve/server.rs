@@ -9,6 +9,7 @@ use sparamx_engine::Host;
 use sparamx_server::{Listen, Served, Server, ServerOptions, StartError};
 
 use super::ServeArgs;
+use super::log::Writer;
 use crate::args::{Common, UsageError};
 use crate::{interrupt, loading, output, panics, runtime, source, units};
 
@@ -21,7 +22,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// The address cannot be had, or the model cannot be used; a fault of the engine.
 pub fn run(args: &ServeArgs, common: Common) -> Result<()> {
     args.kv.warn_of_useless(common);
-    let options = args.server_options(common)?;
+    let log = (!common.quiet).then(Writer::start).transpose()?;
+    let options = args.server_options(log.as_ref().map(Writer::log))?;
     raise_file_limit();
     let directory = match &args.model {
         Some(model) => source::resolve(model, common)?,
