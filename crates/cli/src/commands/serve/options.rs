@@ -163,7 +163,7 @@ struct LoadArgs {
     /// Requests that run or wait; more are told to come back (status 429)
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = at_least_one)]
     max_requests: usize,
-    /// The same of those that have one key, or none [default: --max-requests]
+    /// The same of those that have one key, or none [default: three quarters of --max-requests if there are several keys, else all of them]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     max_requests_per_key: Option<usize>,
     /// Generate without draft tokens: the same text, and slower where it repeats itself
@@ -188,6 +188,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "a number of seconds is needed, 0 or more".to_owned())
 }
 
+/// Requests of one key at a time: with several keys, some places are left for the others.
+fn share(requests: usize, keys: usize) -> usize {
+    match keys {
+        0 | 1 => usize::MAX,
+        _ => (requests - requests / 4).max(1),
+    }
+}
+
 impl ServeArgs {
     /// What requests call the model, if that is said.
     pub fn names(&self) -> &[String] {
@@ -199,8 +207,8 @@ impl ServeArgs {
         !self.load.no_batch_invariance
     }
 
-    /// How the engine works.
-    pub fn host_options(&self) -> HostOptions {
+    /// How the engine works for so many keys.
+    pub fn host_options(&self, keys: usize) -> HostOptions {
         let load = &self.load;
         HostOptions {
             memory_bytes: self.memory.memory_bytes,
@@ -217,7 +225,9 @@ impl ServeArgs {
                 ..EngineOptions::default()
             },
             max_requests: load.max_requests,
-            max_tenant_requests: load.max_requests_per_key.unwrap_or(usize::MAX),
+            max_tenant_requests: load
+                .max_requests_per_key
+                .unwrap_or_else(|| share(load.max_requests, keys)),
             chat_template: self.offer.chat_template.clone(),
             ..HostOptions::default()
         }
@@ -292,5 +302,36 @@ impl ServeArgs {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        serve: ServeArgs,
+    }
+
+    fn serve(line: &str) -> ServeArgs {
+        Command::parse_from(line.split(' ')).serve
+    }
+
+    #[test]
+    fn a_key_among_several_does_not_take_the_whole_queue() {
+        for (line, keys, most) in [
+            ("serve", 0, usize::MAX),
+            ("serve", 1, usize::MAX),
+            ("serve", 2, 768),
+            ("serve --max-requests 1", 2, 1),
+            ("serve --max-requests 10 --max-requests-per-key 9", 2, 9),
+        ] {
+            let options = serve(line).host_options(keys);
+            assert_eq!(options.max_tenant_requests, most, "{line} with {keys} keys");
+        }
     }
 }

@@ -42,7 +42,7 @@ pub fn run(args: &ServeArgs, common: Common) -> Result<()> {
     let host = Host::open(
         &directory,
         runtime,
-        args.host_options(),
+        args.host_options(options.keys.len()),
         &mut loading::report(common),
     )?;
     loading::details(&directory, host.loaded(), common);
