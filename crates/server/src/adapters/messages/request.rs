@@ -27,7 +27,12 @@ pub const FIELDS: [(&str, &str); 4] = [
 /// 400: what is not as the API has it, and images and documents.
 pub fn chat_request(request: MessagesRequest) -> Result<ChatRequest, ApiError> {
     let tools = tools(request.tools.unwrap_or_default())?;
-    let choice = request.tool_choice.as_ref().filter(|_| !tools.is_empty());
+    let choice = request.tool_choice.as_ref();
+    if tools.is_empty() && choice.is_some_and(|choice| ["any", "tool"].contains(&&*choice.kind)) {
+        let message = "tool_choice: it asks for a call, and tools has none of the client's: this server runs no tools of its own";
+        return Err(ApiError::invalid("tool_choice", message));
+    }
+    let choice = choice.filter(|_| !tools.is_empty());
     let format = request
         .output_config
         .as_ref()
@@ -214,6 +219,24 @@ mod tests {
             refused(with_tools(json!({"type": "some"}))),
             "tool_choice.type"
         );
+    }
+
+    #[test]
+    fn a_call_that_no_tool_is_left_for_is_refused() {
+        for (choice, is_refused) in [
+            (json!({"type": "any"}), true),
+            (json!({"type": "tool", "name": "web_search"}), true),
+            (json!({"type": "auto"}), false),
+            (json!({"type": "none"}), false),
+        ] {
+            let mut body = with_tools(choice.clone());
+            body["tools"].as_array_mut().unwrap().remove(0);
+            if is_refused {
+                assert_eq!(refused(body), "tool_choice", "{choice}");
+            } else {
+                assert!(chat(body).unwrap().tool_choice.is_none(), "{choice}");
+            }
+        }
     }
 
     #[test]

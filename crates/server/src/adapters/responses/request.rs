@@ -33,6 +33,10 @@ pub fn chat_request(request: &mut ResponsesRequest) -> Result<ChatRequest, ApiEr
     refuse_state(request)?;
     let choice = tool_choice(request)?;
     let tools = functions(request)?;
+    if tools.is_empty() && choice.as_ref().is_some_and(is_forced) {
+        let message = "tool_choice asks for a call, and tools has no function: this server runs no tools of its own";
+        return Err(ApiError::invalid("tool_choice", message));
+    }
     let logprobs = logprobs(request)?;
     Ok(ChatRequest {
         messages: messages(request.instructions.as_deref(), &request.input)?,
@@ -188,6 +192,13 @@ fn tool_choice(request: &mut ResponsesRequest) -> Result<Option<ToolChoice>, Api
     }
 }
 
+fn is_forced(choice: &ToolChoice) -> bool {
+    match choice {
+        ToolChoice::Mode(mode) => mode == "required",
+        ToolChoice::Named(_) => true,
+    }
+}
+
 /// Names of the functions that may be called.
 fn allowed(choice: &ToolChoiceObject) -> Vec<String> {
     let tools = choice.tools.as_deref().unwrap_or_default();
@@ -306,6 +317,17 @@ mod tests {
         let chat =
             chat(json!({"input": "Hi", "tool_choice": "auto", "tools": [{"type": "web_search"}]}));
         assert!(chat.tools.is_none() && chat.tool_choice.is_none());
+        for choice in [
+            json!("required"),
+            json!({"type": "function", "name": "f"}),
+            json!({"type": "allowed_tools", "mode": "required", "tools": []}),
+        ] {
+            let search = json!([{"type": "web_search"}]);
+            for tools in [search, json!([]), Value::Null] {
+                let body = json!({"input": "Hi", "tool_choice": choice, "tools": tools});
+                assert_eq!(refused(body).0, "tool_choice", "{choice}");
+            }
+        }
     }
 
     #[test]
