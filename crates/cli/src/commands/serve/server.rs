@@ -51,12 +51,13 @@ pub fn run(args: &ServeArgs, common: Common) -> Result<()> {
         .clone()
         .unwrap_or_else(|| directory.display().to_string());
     let served = Served::new(Arc::new(host), names, root, &options);
-    if !common.quiet {
-        introduce(&served, &server, &options, &directory);
-    }
     // Until here a signal ends the process at once.
     let watch = interrupt::watch();
     server.ready(served);
+    // Whoever reads where the server is may ask it at once.
+    if let Some(served) = server.app().model().filter(|_| !common.quiet) {
+        introduce(served, &server, &options, &directory);
+    }
     let fault = watch_over(&server, common);
     let cut = server.wait();
     drop(watch);
