@@ -66,8 +66,6 @@ pub enum Finish {
     Length,
     /// The model waits for what its tools say.
     ToolCalls,
-    /// The server ended it.
-    Abort,
 }
 
 impl Finish {
@@ -77,17 +75,22 @@ impl Finish {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
-            Self::Abort => "abort",
         }
     }
 }
 
-impl From<FinishReason> for Finish {
-    fn from(reason: FinishReason) -> Self {
+impl TryFrom<FinishReason> for Finish {
+    type Error = ApiError;
+
+    /// 503 for a text that the server ended: its client is there, or nobody would ask.
+    fn try_from(reason: FinishReason) -> Result<Self, ApiError> {
         match reason {
-            FinishReason::Stop => Self::Stop,
-            FinishReason::Length | FinishReason::Context => Self::Length,
-            FinishReason::Cancelled => Self::Abort,
+            FinishReason::Stop => Ok(Self::Stop),
+            FinishReason::Length | FinishReason::Context => Ok(Self::Length),
+            FinishReason::Cancelled => {
+                let message = "the server stopped before the text ended";
+                Err(ApiError::unavailable(message))
+            }
         }
     }
 }
@@ -132,5 +135,17 @@ impl ChatEvent {
             (_, other) => return Some(other),
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_that_the_server_ended_is_no_answer() {
+        let error = Finish::try_from(FinishReason::Cancelled).unwrap_err();
+        assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(1)));
+        assert_eq!(Finish::try_from(FinishReason::Context), Ok(Finish::Length));
     }
 }

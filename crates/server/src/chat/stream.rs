@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::Stream;
-use sparamx_engine::{Event, FinishReason, TokenLogprob, Tokenizer};
+use sparamx_engine::{Event, TokenLogprob, Tokenizer};
 
 use super::event::{ChatEvent, Finish};
 use super::output::Output;
@@ -162,7 +162,7 @@ impl ChatStream {
                 self.end_text(index, text);
                 let unseen = ends_unseen(stopped_by.as_ref(), self.include_stop);
                 self.total.add(&usage, unseen, index == 0);
-                match result {
+                match result.map_err(ApiError::from).and_then(Finish::try_from) {
                     Ok(reason) => {
                         let reason = self.reason(index, reason);
                         self.queue.push_back(ChatEvent::Finished {
@@ -171,7 +171,7 @@ impl ChatStream {
                             stopped_by,
                         });
                     }
-                    Err(error) => self.fail(error.into()),
+                    Err(error) => self.fail(error),
                 }
             }
         }
@@ -275,11 +275,11 @@ impl ChatStream {
     }
 
     /// Why a text ended. A call that was not forced, or forced without a name, waits for an answer.
-    fn reason(&self, index: usize, reason: FinishReason) -> Finish {
+    fn reason(&self, index: usize, reason: Finish) -> Finish {
         let named = matches!(self.output.mode, ToolMode::Named(_));
         let parser = self.choices[index].parser.as_ref();
         let called = parser.is_some_and(OutputParser::has_calls);
-        match Finish::from(reason) {
+        match reason {
             Finish::Stop if called && !named => Finish::ToolCalls,
             reason => reason,
         }

@@ -183,10 +183,10 @@ impl CompletionStream {
                 let unseen = ends_unseen(stopped_by.as_ref(), self.setup.include_stop);
                 self.total
                     .add(&usage, unseen, index.is_multiple_of(self.setup.n));
-                match result {
-                    Ok(reason) => self.ends[index] = Some((reason.into(), stop_reason(stopped_by))),
+                match result.map_err(ApiError::from).and_then(Finish::try_from) {
+                    Ok(reason) => self.ends[index] = Some((reason, stop_reason(stopped_by))),
                     Err(error) => {
-                        self.failure = Some(error.into());
+                        self.failure = Some(error);
                         self.ended = true;
                     }
                 }

@@ -65,7 +65,7 @@ async fn whole(mut chat: ChatStream, shape: Shape) -> Result<ChatCompletion, Api
                 ..AssistantMessage::default()
             },
             logprobs: shape.logprobs.then(ChatLogprobs::default),
-            finish_reason: Finish::Abort.as_str(),
+            finish_reason: Finish::Stop.as_str(),
             stop_reason: None,
         });
     }

@@ -158,12 +158,6 @@ impl MessageWriter {
         usage: Usage,
         events: &mut Vec<MessageEvent>,
     ) {
-        if matches!(reason, Finish::Abort) {
-            return self.fail(
-                &ApiError::unavailable("the server stopped before the text ended"),
-                events,
-            );
-        }
         self.close(events);
         self.answer.usage = message_usage(usage);
         let calls = self
@@ -369,7 +363,7 @@ mod tests {
     fn a_failure_is_the_last_event() {
         let (events, _) = write(vec![content("a"), ChatEvent::Failed(ApiError::fault())]);
         assert_eq!(events.last().unwrap()["error"]["type"], "api_error");
-        let (events, _) = write(vec![finished(Finish::Abort, None)]);
+        let (events, _) = write(vec![ChatEvent::Failed(ApiError::unavailable("later"))]);
         assert_eq!(events.last().unwrap()["error"]["type"], "overloaded_error");
     }
 }

@@ -277,10 +277,6 @@ impl ResponseWriter {
                 self.response.incomplete_details = Some(IncompleteDetails { reason });
                 self.announce("response.incomplete", events);
             }
-            Finish::Abort => self.fail(
-                &ApiError::unavailable("the server stopped before the text ended"),
-                events,
-            ),
         }
     }
 
@@ -560,7 +556,7 @@ mod tests {
         let (events, response) = write(vec![content("Hel"), ChatEvent::Failed(ApiError::fault())]);
         assert_eq!(events.last().unwrap()["type"], "response.failed");
         assert_eq!(response["error"]["code"], "server_error");
-        let (_, response) = write(vec![finished(Finish::Abort)]);
+        let (_, response) = write(vec![ChatEvent::Failed(ApiError::unavailable("later"))]);
         assert_eq!(response["status"], "failed");
     }
 

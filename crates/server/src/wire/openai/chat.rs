@@ -188,7 +188,7 @@ pub struct ChatChoice {
     pub message: AssistantMessage,
     /// The log probabilities, if asked for.
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length`, `tool_calls` or `abort`.
+    /// `stop`, `length` or `tool_calls`.
     pub finish_reason: &'static str,
     /// The stop string, or the token of `stop_token_ids`, that ended it.
     #[schema(value_type = Option<Value>)]

@@ -160,7 +160,7 @@ pub struct CompletionChoice {
     pub text: String,
     /// The log probabilities, if asked for.
     pub logprobs: Option<CompletionLogprobs>,
-    /// `stop`, `length` or `abort`; none in a chunk that is not the last.
+    /// `stop` or `length`; none in a chunk that is not the last.
     pub finish_reason: Option<&'static str>,
     /// The stop string, or the token of `stop_token_ids`, that ended it.
     #[schema(value_type = Option<Value>)]
