@@ -36,3 +36,4 @@ pub use meta::{Defaults, KvMeta, ModelMeta};
 pub use options::{Limits, Listen, Log, ModelOptions, ServerOptions, Tls};
 pub use server::{Server, StartError};
 pub use state::{App, Served};
+pub use tools::ToolFormat;

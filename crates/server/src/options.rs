@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use crate::tools::ToolFormat;
+
 /// Takes a line for the log.
 pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
 
@@ -151,8 +153,8 @@ pub struct ModelOptions {
     pub neutral_sampling: bool,
     /// Variables for the chat template where a request does not set them.
     pub template_variables: Map<String, Value>,
-    /// How the model writes calls of tools, by vLLM's name of the parser; none: as its template says.
-    pub tool_parser: Option<String>,
+    /// How the model writes calls of tools; none: as its template says.
+    pub tool_parser: Option<ToolFormat>,
     /// How the model marks its reasoning, by vLLM's name of the parser; none: as its template says.
     pub reasoning_parser: Option<String>,
 }

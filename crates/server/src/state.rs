@@ -142,12 +142,7 @@ impl Served {
 /// How the model writes calls of tools: as the options say, or else its template.
 fn tool_format(host: &Host, options: &ServerOptions) -> Option<ToolFormat> {
     let by_template = || ToolFormat::detect(host.loaded().template.as_ref()?.source());
-    let by_name = options
-        .model
-        .tool_parser
-        .as_deref()
-        .and_then(ToolFormat::parse_name);
-    by_name.or_else(by_template)
+    options.model.tool_parser.or_else(by_template)
 }
 
 /// The version, the weights and the level of the processor: the same ones give the same bits.

@@ -9,6 +9,7 @@ use sparamx_engine::{ChatTemplate, Host, HostOptions, Loaded};
 use crate::options::{ModelOptions, ServerOptions};
 use crate::state::Served;
 use crate::testing::{MODEL, TestServer, loaded, loading, runtime, server_with};
+use crate::tools::ToolFormat;
 
 const PATH: &str = "/v1/chat/completions";
 
@@ -33,7 +34,7 @@ fn tools() -> Value {
 
 fn with_parser(name: Option<&str>) -> TestServer {
     let model = ModelOptions {
-        tool_parser: name.map(str::to_owned),
+        tool_parser: name.map(|name| ToolFormat::parse_name(name).unwrap()),
         ..ModelOptions::default()
     };
     server_with(

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value};
 use sparamx_engine::{EngineOptions, HostOptions, Speculation};
-use sparamx_server::{Limits, Listen, Log, ModelOptions, ServerOptions, Tls};
+use sparamx_server::{Limits, Listen, Log, ModelOptions, ServerOptions, Tls, ToolFormat};
 
 use super::keys;
 use crate::args::{self, Memory, Threads, UsageError};
@@ -125,12 +125,12 @@ struct OfferArgs {
     #[arg(long, value_name = "JSON", alias = "default-chat-template-kwargs", value_parser = args::variables)]
     chat_template_kwargs: Option<Map<String, Value>>,
     /// How the model writes calls of tools: hermes, llama3_json, mistral, qwen3_coder or pythonic [default: as its template says]
-    #[arg(long, value_name = "NAME")]
-    tool_call_parser: Option<String>,
+    #[arg(long, value_name = "NAME", value_parser = tool_format)]
+    tool_call_parser: Option<ToolFormat>,
     /// Changes nothing, as models may always choose to call tools; for command lines that vLLM takes
     #[arg(long)]
     enable_auto_tool_choice: bool,
-    /// How the model marks its reasoning [default: as its template says]
+    /// Any name: reasoning is split off, whatever the template says; none: it is not [default: as the template says]
     #[arg(long, value_name = "NAME")]
     reasoning_parser: Option<String>,
     /// Sampling where a request says nothing: auto (the model's generation_config.json) or vllm (OpenAI's defaults)
@@ -180,6 +180,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(count) if count >= 1 => Ok(count),
         _ => Err("a whole number of at least 1 is needed".to_owned()),
     }
+}
+
+fn tool_format(name: &str) -> Result<ToolFormat, String> {
+    ToolFormat::parse_name(name).ok_or_else(|| {
+        let names = ToolFormat::ALL.map(ToolFormat::name).join(", ");
+        format!("there is no such parser, there are {names}")
+    })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -271,7 +278,7 @@ impl ServeArgs {
             model: ModelOptions {
                 neutral_sampling: offer.generation_config == GenerationConfig::Vllm,
                 template_variables: offer.chat_template_kwargs.clone().unwrap_or_default(),
-                tool_parser: offer.tool_call_parser.clone(),
+                tool_parser: offer.tool_call_parser,
                 reasoning_parser: offer.reasoning_parser.clone(),
             },
             log,
@@ -319,6 +326,27 @@ mod tests {
 
     fn serve(line: &str) -> ServeArgs {
         Command::parse_from(line.split(' ')).serve
+    }
+
+    #[test]
+    fn a_parser_that_is_not_known_is_refused_with_those_that_are() {
+        let parser = |name: &str| {
+            let line = ["serve", "--tool-call-parser", name];
+            Command::try_parse_from(line).map(|command| command.serve.offer.tool_call_parser)
+        };
+        for (name, format) in [
+            ("hermes", ToolFormat::Hermes),
+            ("qwen3_xml", ToolFormat::Qwen3Coder),
+        ] {
+            assert_eq!(parser(name).unwrap(), Some(format));
+        }
+        let error = parser("klingon").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        assert!(
+            error.contains("klingon") && error.contains("hermes, llama3_json"),
+            "{error}"
+        );
     }
 
     #[test]
