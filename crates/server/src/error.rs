@@ -252,6 +252,14 @@ impl From<EngineError> for ApiError {
             EngineError::Busy { .. } => Self::busy(message),
             EngineError::TooMany { .. } => Self::invalid("n", message),
             EngineError::Draining => Self::unavailable("the server is shutting down"),
+            // It does not fit into all of the cache.
+            EngineError::PoolFull {
+                needed_bytes,
+                budget_bytes,
+                ..
+            } if needed_bytes > budget_bytes => {
+                Self::malformed(message).coded(INVALID, "context_length_exceeded")
+            }
             EngineError::Overload { .. }
             | EngineError::PoolFull { .. }
             | EngineError::CacheMemory { .. } => Self::unavailable(message),
@@ -302,6 +310,22 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_never_fits_into_the_cache_is_a_fault_of_the_request() {
+        let of = |needed_bytes| {
+            ApiError::from(EngineError::PoolFull {
+                needed_bytes,
+                free_bytes: 0,
+                budget_bytes: 100,
+            })
+        };
+        let (never, later) = (of(101), of(100));
+        assert_eq!(never.status, StatusCode::BAD_REQUEST);
+        assert_eq!(never.code, Some("context_length_exceeded"));
+        assert_eq!(never.retry_after, None);
+        assert_eq!(later.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
 
     #[test]
     fn what_may_succeed_later_is_no_fault_of_the_request() {
