@@ -192,14 +192,18 @@ fn sampling(
 }
 
 fn biases(bias: &LogitBias, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let wrong = |message: String| Err(ApiError::invalid("logit_bias", message));
+    if bias.len() > vocab_size {
+        return wrong(format!(
+            "logit_bias has {} entries, allowed are at most {vocab_size}",
+            bias.len()
+        ));
+    }
     let mut list = Vec::with_capacity(bias.len());
     for (key, &value) in bias {
-        let wrong = |message: String| Err(ApiError::invalid("logit_bias", message));
-        let Some(id) = key
-            .parse::<u32>()
-            .ok()
-            .filter(|&id| (id as usize) < vocab_size)
-        else {
+        // "05" and "+5" would be 5 once more.
+        let plain = |id: &u32| (*id as usize) < vocab_size && id.to_string() == *key;
+        let Some(id) = key.parse().ok().filter(plain) else {
             let key = crate::error::cut(key, 20);
             return wrong(format!(
                 "logit_bias has the token id '{key}', allowed are 0 to {}",

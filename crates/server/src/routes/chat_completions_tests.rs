@@ -148,6 +148,7 @@ fn a_stream_is_the_same_text_in_chunks() {
 #[test]
 fn limits_are_said_by_name() {
     let server = server();
+    let many: Map<String, Value> = (0..5000).map(|id| (id.to_string(), json!(1))).collect();
     let cases = [
         (json!({"temperature": -0.1}), "temperature", "0 or more"),
         (json!({"temperature": 1e300}), "temperature", "0 or more"),
@@ -186,6 +187,13 @@ fn limits_are_said_by_name() {
         (json!({"min_tokens": 13}), "min_tokens", "12"),
         (json!({"logit_bias": {"4096": 1}}), "logit_bias", "4095"),
         (json!({"logit_bias": {"x": 1}}), "logit_bias", "4095"),
+        (json!({"logit_bias": {"05": 1}}), "logit_bias", "4095"),
+        (
+            json!({"logit_bias": {"5": 1, "+5": 1}}),
+            "logit_bias",
+            "4095",
+        ),
+        (json!({"logit_bias": many}), "logit_bias", "at most 4096"),
         (
             json!({"logit_bias": {"5": 101}}),
             "logit_bias",
