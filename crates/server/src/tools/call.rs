@@ -4,7 +4,7 @@ use super::format::ToolFormat;
 use super::json::{At, JsonCall, ValueEnd};
 use super::piece::Pieces;
 use super::python::PythonCalls;
-use super::step::{Known, Step, after_tag};
+use super::step::{Known, Step, after_tag, push_bare};
 use super::xml::XmlCall;
 
 /// Longest name of a call, with the marks behind it, in bytes.
@@ -74,7 +74,7 @@ impl Call {
             Self::Tagged {
                 tail: Some(tail), ..
             } => {
-                tail.push(c);
+                push_bare(tail, c);
                 after_tag(tail, "</tool_call>")
             }
             Self::Objects { call, between } => objects(call, between, c, known, out),

@@ -7,7 +7,7 @@ use super::definition::ToolDefinition;
 use super::format::ToolFormat;
 use super::piece::{Piece, Pieces};
 use super::reasoning::{CLOSE, OPEN, Reasoning};
-use super::step::{Known, Step};
+use super::step::{Known, MAX_BLANKS, Step};
 
 /// What to look for in a text.
 #[derive(Debug, Clone, Default)]
@@ -121,10 +121,11 @@ impl OutputParser {
     /// Reasoning opens, or it does not.
     fn begin(&mut self, last: bool) -> bool {
         let bare = self.pending.trim_start();
-        if let Some(rest) = bare.strip_prefix(OPEN) {
+        let far = self.pending.len() - bare.len() > MAX_BLANKS;
+        if let (false, Some(rest)) = (far, bare.strip_prefix(OPEN)) {
             self.pending = rest.to_owned();
             self.state = State::Reasoning;
-        } else if last || !OPEN.starts_with(bare) {
+        } else if last || far || !OPEN.starts_with(bare) {
             self.fresh = false;
             self.state = State::Content;
         } else {
@@ -166,10 +167,14 @@ impl OutputParser {
 
     /// The text so far up to its last blanks, which are kept for later; without those at its beginning if it is fresh.
     fn without_blanks(&mut self, text: &str) -> String {
-        self.blanks.push_str(text);
-        let bare = self.blanks.trim_end().len();
-        let certain: String = self.blanks.drain(..bare).collect();
-        if certain.is_empty() || !std::mem::take(&mut self.fresh) {
+        let bare = text.trim_end().len();
+        if bare == 0 {
+            self.blanks.push_str(text);
+            return String::new();
+        }
+        let mut certain = std::mem::replace(&mut self.blanks, text[bare..].to_owned());
+        certain.push_str(&text[..bare]);
+        if !std::mem::take(&mut self.fresh) {
             return certain;
         }
         certain.trim_start().to_owned()
@@ -178,6 +183,11 @@ impl OutputParser {
     /// A call without a mark begins with a bracket, at the beginning of the content only.
     fn first(&mut self) -> bool {
         let bare = self.pending.trim_start();
+        let blanks = self.pending.len() - bare.len();
+        if blanks > MAX_BLANKS {
+            self.state = State::More;
+            return true;
+        }
         let Some(first) = bare.chars().next() else {
             return false;
         };
@@ -188,7 +198,6 @@ impl OutputParser {
             None => self.config.forced && (first == '{' || first == '['),
         };
         if opens && !self.config.tools.is_empty() {
-            let blanks = self.pending.len() - bare.len();
             self.raw = self.take(blanks);
             self.open(Mark::Unsaid);
         } else {

@@ -30,6 +30,16 @@ impl Known<'_> {
     }
 }
 
+/// Blanks, in bytes, that may come before a mark that is looked for.
+pub(super) const MAX_BLANKS: usize = 64;
+
+/// One more character of a text whose blanks at its beginning nobody needs.
+pub(super) fn push_bare(text: &mut String, c: char) {
+    if !(text.is_empty() && c.is_whitespace()) {
+        text.push(c);
+    }
+}
+
 /// Whether the text after a call is its end mark, may become it, or is something else.
 pub(super) fn after_tag(tail: &str, tag: &str) -> Step {
     let bare = tail.trim_start();

@@ -111,6 +111,70 @@ fn assert_splits(config: &ParserConfig, text: &str, content: &str, calls: &[(&st
 }
 
 #[test]
+fn many_blanks_cost_no_more_than_other_characters() {
+    let config = |format, reasoning| ParserConfig {
+        reasoning,
+        ..config(Some(format))
+    };
+    let blanks = " \n".repeat(250_000);
+    let call = "<tool_call>{\"name\": \"now\", \"arguments\": {}}";
+    let xml = "<tool_call>\n<function=get_weather>";
+    let value = "<parameter=city>\na\n</parameter>";
+    // Each would take minutes if every blank cost as much as there are before it.
+    for (format, reasoning, before, after, calls) in [
+        (ToolFormat::Hermes, Reasoning::Off, call, "</tool_call>", 1),
+        (ToolFormat::Hermes, Reasoning::Off, "", "x", 0),
+        (ToolFormat::Hermes, Reasoning::Possible, "", "<think>x", 0),
+        (ToolFormat::Hermes, Reasoning::Opened, "a", "</think>x", 0),
+        (ToolFormat::Pythonic, Reasoning::Off, "", "[now()]", 0),
+        (
+            ToolFormat::Qwen3Coder,
+            Reasoning::Off,
+            "<tool_call>",
+            "<function=now>",
+            1,
+        ),
+        (
+            ToolFormat::Qwen3Coder,
+            Reasoning::Off,
+            xml,
+            "<parameter=city>\na",
+            1,
+        ),
+        (
+            ToolFormat::Qwen3Coder,
+            Reasoning::Off,
+            &format!("{xml}{value}"),
+            "b",
+            1,
+        ),
+        (
+            ToolFormat::Qwen3Coder,
+            Reasoning::Off,
+            &format!("{xml}{value}</function>"),
+            "b",
+            1,
+        ),
+    ] {
+        let text = format!("{before}{blanks}{after}");
+        let config = config(format, reasoning);
+        let got = split(&config, &text, std::iter::empty());
+        assert_eq!(got.calls.len(), calls, "{format:?} {before} {after}");
+        let mut slow = split(&config, &text, std::iter::repeat_n(1, text.len()));
+        slow.ids = got.ids.clone();
+        assert!(slow == got, "{format:?} {before} {after}");
+    }
+    let few = " ".repeat(64);
+    let thought = config(ToolFormat::Hermes, Reasoning::Possible);
+    let got = split(
+        &thought,
+        &format!("{few}<think>a</think>b"),
+        std::iter::empty(),
+    );
+    assert_eq!((got.reasoning.as_str(), got.content.as_str()), ("a", "b"));
+}
+
+#[test]
 fn hermes() {
     let config = config(Some(ToolFormat::Hermes));
     let call = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Köln }\\\"\", \"days\": 1}}\n</tool_call>";

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::piece::Pieces;
-use super::step::{Known, Step, after_tag};
+use super::step::{Known, MAX_BLANKS, Step, after_tag, push_bare};
 use super::typed::{self, Kind};
 
 const FUNCTION: &str = "<function=";
@@ -69,7 +69,10 @@ impl XmlCall {
     }
 
     pub fn push(&mut self, c: char, known: &Known, out: &mut Pieces) -> Step {
-        self.word.push(c);
+        match self.next {
+            Next::Function | Next::Parameter | Next::EndCall => push_bare(&mut self.word, c),
+            Next::Name | Next::Key | Next::Value => self.word.push(c),
+        }
         match self.next {
             Next::Function => match after_tag(&self.word, FUNCTION) {
                 Step::Done => self.go(Next::Name),
@@ -130,6 +133,10 @@ impl XmlCall {
             let at = self.passed + at;
             let behind = at + END_VALUE.len();
             let after = &self.word[behind..];
+            if after.len() - after.trim_start().len() > MAX_BLANKS {
+                self.flow(behind, known, out);
+                continue;
+            }
             let marks = [PARAMETER, END_FUNCTION].map(|mark| after_tag(after, mark));
             let ends = match marks {
                 [Step::Done, _] => Next::Key,
