@@ -30,6 +30,7 @@ mod state;
 mod testing;
 mod tools;
 mod wire;
+mod work;
 
 pub use error::ApiError;
 pub use meta::{Defaults, KvMeta, ModelMeta};

@@ -10,9 +10,15 @@ use tokio::sync::watch;
 use crate::error::ApiError;
 use crate::keys::Keys;
 use crate::meta::ModelMeta;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OVERLOAD};
 use crate::options::ServerOptions;
 use crate::tools::ToolFormat;
+use crate::work::Work;
+
+/// Templates, tokenizers and large bodies that are at work at a time.
+const WORKING: usize = 3;
+/// Grammars, apart from them: one may take seconds.
+const COMPILING: usize = 3;
 
 /// The state that all routes share. A clone is the same.
 #[derive(Clone)]
@@ -23,6 +29,7 @@ struct Shared {
     keys: Keys,
     address: Option<SocketAddr>,
     served: OnceLock<Served>,
+    work: Work,
     phase: watch::Sender<Phase>,
     /// Those that the server's end waits for: they began before it and have not had their last answer. And all others.
     connections: watch::Sender<(usize, usize)>,
@@ -61,6 +68,8 @@ pub struct Served {
     pub fingerprint: String,
     /// Makes grammars for its tokens; none if its tokenizer does not allow that.
     grammars: Option<GrammarCompiler>,
+    /// Where they are made.
+    compiling: Work,
     /// How the model writes calls of tools; none: nobody knows.
     pub tools: Option<ToolFormat>,
 }
@@ -96,6 +105,7 @@ impl Served {
             fingerprint: fingerprint(&host),
             tools: tool_format(&host, options),
             grammars: GrammarCompiler::new(&host.loaded().tokenizer).ok(),
+            compiling: Work::new(COMPILING),
             host,
             meta,
             metrics,
@@ -120,9 +130,21 @@ impl Served {
             let message = "the tokenizer of this model does not allow to constrain an answer";
             return Err(ApiError::unsupported("response_format", message));
         };
-        let work = tokio::task::spawn_blocking(move || compiler.compile(&spec));
-        let grammar = work.await.map_err(|_| ApiError::fault())??;
-        Ok(grammar)
+        let work = self.compiling.run(move || compiler.compile(&spec));
+        work.await?.map_err(|error| self.counted(error.into()))
+    }
+
+    /// Where grammars are made, and what leads to them.
+    pub fn compiling(&self) -> &Work {
+        &self.compiling
+    }
+
+    /// Counts a request that is refused for what comes before the engine, if it is for overload.
+    pub fn counted(&self, error: ApiError) -> ApiError {
+        if error.status == StatusCode::SERVICE_UNAVAILABLE {
+            self.metrics.rejected(OVERLOAD);
+        }
+        error
     }
 
     /// Checks the `model` of a request; none: the one there is.
@@ -170,6 +192,7 @@ impl App {
             options,
             address,
             served: OnceLock::new(),
+            work: Work::new(WORKING),
             phase: watch::Sender::new(Phase::Loading),
             connections: watch::Sender::new((0, 0)),
         }))
@@ -178,6 +201,11 @@ impl App {
     /// What the server was told.
     pub fn options(&self) -> &ServerOptions {
         &self.0.options
+    }
+
+    /// Where work is done that takes its time, but for grammars.
+    pub fn work(&self) -> &Work {
+        &self.0.work
     }
 
     /// The keys of the options.

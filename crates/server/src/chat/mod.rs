@@ -7,8 +7,6 @@ mod stream;
 
 use std::sync::Arc;
 
-use tokio::task::spawn_blocking;
-
 use self::output::Output;
 use self::prompt::{Prompt, Talk};
 use self::stream::Setup;
@@ -47,7 +45,7 @@ pub async fn start_chat(
         .as_deref()
         .map(|name| name != "none");
 
-    let prompt = prompt(served, talk, reasons).await?;
+    let prompt = prompt(app, served, talk, reasons).await?;
     params.max_tokens = max_tokens(&request, prompt.ids.len(), served.host.context())?;
     params::check_min_tokens(&params)?;
     output.reasons(prompt.reasoning);
@@ -79,12 +77,18 @@ pub async fn start_chat(
 }
 
 /// The prompt. Templates and tokenizers take their time, which is not that of the other connections.
-async fn prompt(served: &Served, talk: Talk, reasons: Option<bool>) -> Result<Prompt, ApiError> {
+async fn prompt(
+    app: &App,
+    served: &Served,
+    talk: Talk,
+    reasons: Option<bool>,
+) -> Result<Prompt, ApiError> {
     let loaded = served.host.loaded();
     let (template, tokenizer) = (loaded.template.clone(), Arc::clone(&loaded.tokenizer));
     let context = served.host.context();
-    let work = spawn_blocking(move || talk.prompt(template.as_ref(), &tokenizer, context, reasons));
-    work.await.map_err(|_| ApiError::fault())?
+    let work = move || talk.prompt(template.as_ref(), &tokenizer, context, reasons);
+    let prompt = app.work().run(work).await?;
+    prompt.map_err(|error| served.counted(error))
 }
 
 /// Ids of the prompt that a request makes.
@@ -96,7 +100,7 @@ pub async fn prompt_ids(app: &App, request: &ChatRequest) -> Result<Vec<u32>, Ap
     served.check_model(request.model.as_deref())?;
     check_supported(request)?;
     let talk = Talk::new(request, &app.options().model.template_variables)?;
-    Ok(prompt(served, talk, None).await?.ids)
+    Ok(prompt(app, served, talk, None).await?.ids)
 }
 
 fn check_supported(request: &ChatRequest) -> Result<(), ApiError> {

@@ -7,7 +7,6 @@ mod stream;
 use std::sync::Arc;
 
 use sparamx_engine::{GenerateParams, Grammar};
-use tokio::task::spawn_blocking;
 
 use self::prompts::{Start, Wanted};
 use self::stream::Setup;
@@ -41,7 +40,7 @@ pub async fn start_completion(
     }
     let prompt = request.prompt.take();
     let mut plan = Plan::new(served, request)?;
-    let starts = starts(served, prompt, &plan).await?;
+    let starts = starts(app, served, prompt, &plan).await?;
     let formats = (
         &plan.request.response_format,
         &plan.request.structured_outputs,
@@ -58,6 +57,7 @@ pub async fn start_completion(
 
 /// The prompts. Tokenizers take their time, which is not that of the other connections.
 async fn starts(
+    app: &App,
     served: &Served,
     prompt: Option<Prompt>,
     plan: &Plan,
@@ -72,8 +72,8 @@ async fn starts(
         context: served.host.context(),
     };
     let tokenizer = Arc::clone(&served.host.loaded().tokenizer);
-    let work = spawn_blocking(move || prompts::starts(prompt, &tokenizer, wanted));
-    work.await.map_err(|_| ApiError::fault())?
+    let work = move || prompts::starts(prompt, &tokenizer, wanted);
+    app.work().run(work).await?
 }
 
 /// What is the same for all prompts.

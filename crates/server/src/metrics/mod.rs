@@ -74,6 +74,9 @@ impl fmt::Display for FinishedReason {
 /// Why a request was not taken: the queue has as many as it may.
 pub const QUEUE_FULL: &str = "max_num_queued_reqs";
 
+/// Why a request was not taken: what is done before it runs takes too long, or there is too much of it.
+pub const OVERLOAD: &str = "overload";
+
 impl Metrics {
     /// Metrics of the model `name`, with nothing recorded. No request has more than `context` tokens.
     pub fn new(name: &str, context: usize, meta: &ModelMeta) -> Self {

@@ -8,7 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use sparamx_engine::Usage;
 
-use super::{FinishedReason, QUEUE_FULL, buckets};
+use super::{FinishedReason, OVERLOAD, QUEUE_FULL, buckets};
 
 /// A counter for each value of one label.
 type ByLabel<V> = Family<[(&'static str, V); 1], Counter>;
@@ -62,9 +62,11 @@ impl Recorded {
         for reason in FinishedReason::ALL {
             recorded.success.get_or_create_owned(&finished(reason));
         }
-        recorded
-            .rejections
-            .get_or_create_owned(&[("reason", QUEUE_FULL)]);
+        for reason in [QUEUE_FULL, OVERLOAD] {
+            recorded
+                .rejections
+                .get_or_create_owned(&[("reason", reason)]);
+        }
         recorded
     }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use crate::chat::prompt_ids;
@@ -82,9 +81,8 @@ async fn text_ids(app: &App, request: TokenizeRequest) -> Result<Vec<u32>, ApiEr
         }
     };
     let tokenizer = Arc::clone(&served.host.loaded().tokenizer);
-    // A long text takes a while, and others wait for this thread.
-    let work = spawn_blocking(move || tokenizer.encode(&text, special));
-    Ok(work.await.map_err(|_| ApiError::fault())??)
+    let work = move || tokenizer.encode(&text, special);
+    Ok(app.work().run(work).await??)
 }
 
 #[cfg(test)]
