@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +15,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{ApiError, ECHO, cut};
 use crate::net::BodyFault;
 use crate::state::App;
+
+/// Bytes of a body that are read at once, on the thread that has them.
+const SHORT_BYTES: usize = 64 << 10;
 
 /// How deep lists and objects of a body may lie in each other.
 const DEPTH: usize = 64;
@@ -75,7 +79,20 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
+/// A body of JSON that nobody has read yet, for those who read it in two ways.
+#[derive(Debug)]
+pub struct Unread(pub Bytes);
+
+impl<T: DeserializeOwned + Send + 'static> FromRequest<App> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let Unread(bytes) = Unread::from_request(request, app).await?;
+        read(app, bytes).await.map(Json)
+    }
+}
+
+impl FromRequest<App> for Unread {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
@@ -85,8 +102,22 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         if app.options().log_requests {
             app.log(&format!("body: {}", String::from_utf8_lossy(&bytes)));
         }
-        parse(&bytes).map(Json)
+        Ok(Self(bytes))
     }
+}
+
+/// Reads JSON of any length, a long one where others do not wait for it.
+///
+/// # Errors
+/// As [`parse`].
+pub async fn read<T: DeserializeOwned + Send + 'static>(
+    app: &App,
+    bytes: Bytes,
+) -> Result<T, ApiError> {
+    if bytes.len() <= SHORT_BYTES {
+        return parse(&bytes);
+    }
+    app.work().run(move || parse(&bytes)).await?
 }
 
 /// A text/plain POST is what any page can make a browser send, without asking.

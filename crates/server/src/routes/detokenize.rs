@@ -1,5 +1,7 @@
 //! POST /detokenize: the text of ids, in the forms of vLLM and of llama-server.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -7,6 +9,9 @@ use utoipa::ToSchema;
 use crate::error::ApiError;
 use crate::extract::Json;
 use crate::state::App;
+
+/// Ids at most, in contexts.
+const MAX_CONTEXTS: usize = 16;
 
 /// Ids.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -30,6 +35,11 @@ pub async fn post(
     let served = app.served()?;
     served.check_model(request.model.as_deref())?;
     let loaded = served.host.loaded();
+    let (ids, most) = (request.tokens.len(), served.host.context() * MAX_CONTEXTS);
+    if ids > most {
+        let message = format!("tokens has {ids} ids, allowed are at most {most}");
+        return Err(ApiError::invalid("tokens", message));
+    }
     let vocab_size = loaded.model.config().vocab_size;
     if let Some((index, id)) =
         (request.tokens.iter().enumerate()).find(|(_, id)| **id as usize >= vocab_size)
@@ -38,7 +48,9 @@ pub async fn post(
         let message = format!("{field} is {id}, and the model has ids below {vocab_size}");
         return Err(ApiError::invalid(field, message));
     }
-    let prompt = loaded.tokenizer.decode_all(&request.tokens)?;
+    let tokenizer = Arc::clone(&loaded.tokenizer);
+    let work = move || tokenizer.decode_all(&request.tokens);
+    let prompt = app.work().run(work).await??;
     let content = prompt.clone();
     Ok(Json(DetokenizeResponse { prompt, content }))
 }
@@ -69,5 +81,17 @@ mod tests {
         let answer = server().post("/detokenize", &json!({"tokens": [1, 4096]}));
         assert_eq!(answer.status, 400);
         assert_eq!(answer.json()["error"]["param"], "tokens[1]");
+    }
+
+    #[test]
+    fn there_are_so_many_ids_at_most() {
+        let server = server();
+        let ids = |count: usize| json!({"tokens": vec![1; count]});
+        assert_eq!(server.post("/detokenize", &ids(16 * 512)).status, 200);
+        let answer = server.post("/detokenize", &ids(16 * 512 + 1));
+        assert_eq!(answer.status, 400);
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], "tokens");
+        assert!(error["message"].as_str().unwrap().contains("at most 8192"));
     }
 }

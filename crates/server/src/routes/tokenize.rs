@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::extract::State;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::chat::prompt_ids;
 use crate::error::ApiError;
-use crate::extract::{Json, parse};
+use crate::extract::{Json, Unread, read};
 use crate::state::App;
 
 /// A text: vLLM's `prompt` or llama-server's `content`. With `messages` it is a chat, with the fields of one.
@@ -24,7 +25,8 @@ pub struct TokenizeRequest {
     return_token_strs: Option<bool>,
     with_pieces: Option<bool>,
     parse_special: Option<bool>,
-    messages: Option<Vec<Value>>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    messages: Option<IgnoredAny>,
 }
 
 /// Its ids.
@@ -40,29 +42,31 @@ pub struct TokenizeResponse {
 /// The ids of a text or a chat.
 pub async fn post(
     State(app): State<App>,
-    Json(body): Json<Value>,
+    Unread(body): Unread,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let text = body.to_string();
-    let request: TokenizeRequest = parse(text.as_bytes())?;
+    let request: TokenizeRequest = read(&app, body.clone()).await?;
     let (strs, pieces) = (request.return_token_strs, request.with_pieces);
     let ids = match request.messages {
-        Some(_) => prompt_ids(&app, &parse(text.as_bytes())?).await?,
+        Some(_) => prompt_ids(&app, &read(&app, body).await?).await?,
         None => text_ids(&app, request).await?,
     };
     let host = &app.served()?.host;
-    let tokenizer = &host.loaded().tokenizer;
-    let strings = || ids.iter().map(|&id| tokenizer.token_text(id));
-    Ok(Json(TokenizeResponse {
-        count: ids.len(),
-        max_model_len: host.context(),
-        token_strs: (strs == Some(true)).then(|| strings().collect()),
-        tokens: if pieces == Some(true) {
-            let piece = |(&id, piece): (&u32, String)| json!({"id": id, "piece": piece});
-            ids.iter().zip(strings()).map(piece).collect()
-        } else {
-            json!(ids)
-        },
-    }))
+    let (tokenizer, max_model_len) = (Arc::clone(&host.loaded().tokenizer), host.context());
+    let response = move || {
+        let strings = || ids.iter().map(|&id| tokenizer.token_text(id));
+        TokenizeResponse {
+            count: ids.len(),
+            max_model_len,
+            token_strs: (strs == Some(true)).then(|| strings().collect()),
+            tokens: if pieces == Some(true) {
+                let piece = |(&id, piece): (&u32, String)| json!({"id": id, "piece": piece});
+                ids.iter().zip(strings()).map(piece).collect()
+            } else {
+                json!(ids)
+            },
+        }
+    };
+    Ok(Json(app.work().run(response).await?))
 }
 
 async fn text_ids(app: &App, request: TokenizeRequest) -> Result<Vec<u32>, ApiError> {
@@ -128,6 +132,21 @@ mod tests {
         assert_eq!(answer["tokens"], json!(ids));
         let answer = server.post("/tokenize", &json!({"messages": [{"role": "nobody"}]}));
         assert_eq!(answer.status, 400);
+    }
+
+    #[test]
+    fn a_long_body_is_read_as_a_short_one() {
+        let server = server();
+        let text = "a time ".repeat(20_000);
+        let body = json!({"prompt": text, "add_special_tokens": false});
+        let answer = server.post("/tokenize", &body);
+        let ids = loaded().tokenizer.encode(&text, false).unwrap();
+        assert_eq!(answer.json()["count"], ids.len());
+        let answer = server.post("/tokenize", &json!({"prompt": [text]}));
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["param"], "prompt");
+        let answer = server.post("/tokenize", &json!({"messages": 5, "prompt": text}));
+        assert_eq!(answer.json()["error"]["param"], "messages");
     }
 
     #[test]
