@@ -14,6 +14,11 @@ use crate::room::LeastTokens;
 use crate::token_bytes::Spelling;
 use crate::{EngineError, added};
 
+/// A text of so many bytes is tokenized whatever the context is.
+const LONG_BYTES: usize = 1 << 20;
+/// Bytes for each token of the context, beyond that. Most texts have three to five for each of their tokens.
+const TOKEN_BYTES: usize = 32;
+
 /// The tokenizer of a model's folder, with the ids that start and end a text.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -103,6 +108,7 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::TextTooLong`]. A text that passes may yet be too long.
     pub fn check_room(&self, text: &str, context: usize) -> Result<(), EngineError> {
+        self.check_length(text, context)?;
         if self.least.more_than(context.saturating_sub(1), text) {
             Err(EngineError::TextTooLong {
                 bytes: text.len(),
@@ -111,6 +117,19 @@ impl Tokenizer {
         } else {
             Ok(())
         }
+    }
+
+    /// Refuses a text that is not worth the memory to tokenize it, about a hundred bytes for each of its own: it has more than
+    /// a million bytes, and far more than texts of that many tokens have, though a tokenizer may know tokens of any length.
+    ///
+    /// # Errors
+    /// [`EngineError::TextTooLong`].
+    pub fn check_length(&self, text: &str, context: usize) -> Result<(), EngineError> {
+        let bytes = text.len();
+        if bytes <= LONG_BYTES.max(context.saturating_mul(TOKEN_BYTES)) {
+            return Ok(());
+        }
+        Err(EngineError::TextTooLong { bytes, context })
     }
 
     /// Ids of `text`. With `add_special`, what the tokenizer itself puts around a text (a BOS, for Llama) is added; a

@@ -621,6 +621,10 @@ fn texts_that_cannot_fit_are_refused_before_they_are_tokenized() {
         file[part] = value;
         let t = tokenizer(&[("tokenizer.json", file)], BYTE_LEVEL_IDS);
         assert!(t.check_room(&" ".repeat(10_000), 4).is_ok());
+        // There is a bound for them as well.
+        assert!(t.check_room(&" ".repeat(1 << 20), 4).is_ok());
+        assert!(t.check_room(&" ".repeat((1 << 20) + 1), 4).is_err());
+        assert!(t.check_room(&" ".repeat(1 << 21), 1 << 16).is_ok());
     }
 }
 

@@ -12,12 +12,10 @@ use http_body_util::BodyExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::bodies::{FREE_BYTES, Held};
 use crate::error::{ApiError, ECHO, cut};
 use crate::net::BodyFault;
 use crate::state::App;
-
-/// Bytes of a body that are read at once, on the thread that has them.
-const SHORT_BYTES: usize = 64 << 10;
 
 /// How deep lists and objects of a body may lie in each other.
 const DEPTH: usize = 64;
@@ -31,6 +29,8 @@ pub struct Caller {
     pub request_id: String,
     /// What the request took, for the log.
     pub tally: Arc<Tally>,
+    /// The memory of its body.
+    pub held: Held,
 }
 
 /// Tokens of a request, over all its choices.
@@ -97,8 +97,17 @@ impl FromRequest<App> for Unread {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         check_type(&request)?;
-        let body = request.into_body().collect().await.map_err(read_error)?;
-        let bytes = body.to_bytes();
+        let caller = request.extensions().get::<Caller>();
+        let held = caller.map(|caller| caller.held.clone()).unwrap_or_default();
+        let mut body = request.into_body();
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.map_err(read_error)?.into_data() {
+                app.hold(&held, bytes.len() + data.len())?;
+                bytes.extend_from_slice(&data);
+            }
+        }
+        let bytes = Bytes::from(bytes);
         if app.options().log_requests {
             app.log(&format!("body: {}", String::from_utf8_lossy(&bytes)));
         }
@@ -114,7 +123,7 @@ pub async fn read<T: DeserializeOwned + Send + 'static>(
     app: &App,
     bytes: Bytes,
 ) -> Result<T, ApiError> {
-    if bytes.len() <= SHORT_BYTES {
+    if bytes.len() <= FREE_BYTES {
         return parse(&bytes);
     }
     app.work().run(move || parse(&bytes)).await?

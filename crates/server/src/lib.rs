@@ -7,6 +7,7 @@
 
 mod adapters;
 mod app;
+mod bodies;
 mod chat;
 mod completion;
 #[cfg(test)]

@@ -44,8 +44,10 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
         ended: false,
         app: app.clone(),
     };
+    let held = caller.held.clone();
     request.extensions_mut().insert(caller);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    drop(held);
     let mut response =
         handled.unwrap_or_else(|panic| ApiError::fault_of(panic_message(&*panic)).into_response());
     let error = response.extensions().get::<ApiError>();

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
 use tokio::sync::watch;
 
+use crate::bodies::{Bodies, Held};
 use crate::error::ApiError;
 use crate::keys::Keys;
 use crate::meta::ModelMeta;
@@ -17,6 +18,8 @@ use crate::work::Work;
 
 /// Templates, tokenizers and large bodies that are at work at a time.
 const WORKING: usize = 3;
+/// Bytes of bodies together, in those of the longest one.
+const BODIES: usize = 4;
 /// Grammars, apart from them: one may take seconds.
 const COMPILING: usize = 3;
 
@@ -30,6 +33,7 @@ struct Shared {
     address: Option<SocketAddr>,
     served: OnceLock<Served>,
     work: Work,
+    bodies: Bodies,
     phase: watch::Sender<Phase>,
     /// Those that the server's end waits for: they began before it and have not had their last answer. And all others.
     connections: watch::Sender<(usize, usize)>,
@@ -189,6 +193,7 @@ impl App {
     pub fn new(options: ServerOptions, address: Option<SocketAddr>) -> Self {
         Self(Arc::new(Shared {
             keys: Keys::new(&options.keys),
+            bodies: Bodies::new(options.limits.body_bytes.saturating_mul(BODIES)),
             options,
             address,
             served: OnceLock::new(),
@@ -206,6 +211,18 @@ impl App {
     /// Where work is done that takes its time, but for grammars.
     pub fn work(&self) -> &Work {
         &self.0.work
+    }
+
+    /// The body of a request has come to `bytes`.
+    ///
+    /// # Errors
+    /// 503: the bodies of others take too much memory.
+    pub fn hold(&self, held: &Held, bytes: usize) -> Result<(), ApiError> {
+        let grown = self.0.bodies.grow(held, bytes);
+        grown.map_err(|error| match self.model() {
+            Some(served) => served.counted(error),
+            None => error,
+        })
     }
 
     /// The keys of the options.

@@ -95,6 +95,7 @@ impl App {
         }
         let left = requests.len();
         let cancel = submitted(served, requests)?;
+        caller.held.release();
         for job in &jobs {
             caller.tally.add_prompt(job.prompt.len());
             served.metrics.arrived(job.n, job.params.max_tokens);

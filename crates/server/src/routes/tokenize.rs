@@ -85,6 +85,7 @@ async fn text_ids(app: &App, request: TokenizeRequest) -> Result<Vec<u32>, ApiEr
         }
     };
     let tokenizer = Arc::clone(&served.host.loaded().tokenizer);
+    tokenizer.check_length(&text, served.host.context())?;
     let work = move || tokenizer.encode(&text, special);
     Ok(app.work().run(work).await??)
 }
@@ -147,6 +148,14 @@ mod tests {
         assert_eq!(answer.json()["error"]["param"], "prompt");
         let answer = server.post("/tokenize", &json!({"messages": 5, "prompt": text}));
         assert_eq!(answer.json()["error"]["param"], "messages");
+    }
+
+    #[test]
+    fn a_text_has_a_length() {
+        let server = server();
+        let answer = server.post("/tokenize", &json!({"content": "a ".repeat(1 << 20)}));
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["code"], "context_length_exceeded");
     }
 
     #[test]
