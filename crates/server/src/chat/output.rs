@@ -11,7 +11,7 @@ use crate::generate::format;
 use crate::state::Served;
 use crate::tools::{
     Forcing, OutputParser, ParserConfig, Reasoning, ToolDefinition, ToolFormat, ToolMode,
-    after_reasoning, forced_grammar,
+    after_reasoning, check_size, forced_grammar,
 };
 use crate::wire::openai::ChatRequest;
 use crate::wire::openai::common::{Tool, ToolChoice};
@@ -116,8 +116,8 @@ impl Output {
     /// # Errors
     /// 400: a form or a schema that cannot be kept.
     pub async fn grammar(&self, served: &Served) -> Result<Option<Grammar>, ApiError> {
-        let tokenizer = &served.host.loaded().tokenizer;
         if let Some(form) = &self.form {
+            let tokenizer = &served.host.loaded().tokenizer;
             let spec = after_reasoning(form.clone(), self.reasoning, &|mark| {
                 tokenizer.special_id(mark)
             });
@@ -127,22 +127,17 @@ impl Output {
         if !self.mode.forces() && !allowed.iter().any(|tool| tool.strict) {
             return Ok(None);
         }
-        let Some(spec) = self.forcing(tokenizer, false) else {
-            return Ok(None);
-        };
-        let kept = match served.grammar(spec).await {
+        let kept = match self.forced(served, false).await {
             Err(error) if error.status == StatusCode::BAD_REQUEST => error,
-            grammar => return grammar.map(Some),
+            grammar => return grammar,
         };
         // A schema has something that cannot be kept. Calls of tools that are not strict are then held to their syntax.
-        match self.forcing(tokenizer, true) {
-            Some(loose) if allowed.iter().any(|tool| !tool.strict) => {
-                match served.grammar(loose).await {
-                    Err(error) if error.status == StatusCode::BAD_REQUEST => Err(kept),
-                    grammar => grammar.map(Some),
-                }
-            }
-            _ => Err(kept),
+        if allowed.iter().all(|tool| tool.strict) {
+            return Err(kept);
+        }
+        match self.forced(served, true).await {
+            Err(error) if error.status == StatusCode::BAD_REQUEST => Err(kept),
+            grammar => grammar,
         }
     }
 
@@ -150,8 +145,18 @@ impl Output {
         self.mode != ToolMode::None
     }
 
-    fn forcing(&self, tokenizer: &Tokenizer, loose: bool) -> Option<GrammarSpec> {
-        forced_grammar(&Forcing {
+    async fn forced(&self, served: &Served, loose: bool) -> Result<Option<Grammar>, ApiError> {
+        let (output, tokenizer) = (self.clone(), Arc::clone(&served.host.loaded().tokenizer));
+        let work = move || output.forcing(&tokenizer, loose);
+        match served.compiling().run(work).await?? {
+            Some(spec) => served.grammar(spec).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// It may take a while.
+    fn forcing(&self, tokenizer: &Tokenizer, loose: bool) -> Result<Option<GrammarSpec>, ApiError> {
+        let forcing = Forcing {
             format: self.format,
             tools: &self.tools,
             mode: &self.mode,
@@ -159,7 +164,9 @@ impl Output {
             reasoning: self.reasoning,
             loose,
             special: &|mark| tokenizer.special_id(mark),
-        })
+        };
+        check_size(&forcing).map_err(|message| ApiError::invalid("tools", message))?;
+        Ok(forced_grammar(&forcing))
     }
 }
 

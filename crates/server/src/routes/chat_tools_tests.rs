@@ -372,6 +372,40 @@ fn a_schema_that_cannot_be_kept_is_loose_unless_its_tool_is_strict() {
 }
 
 #[test]
+fn schemas_of_tools_have_a_size() {
+    let tool = |count: usize, strict: bool| {
+        let defs: Map<String, Value> = (0..count / 2)
+            .map(|n| (format!("d{n}"), json!({"type": "integer"})))
+            .collect();
+        let properties: Map<String, Value> = (0..count)
+            .map(|n| (format!("p{n}"), json!({"$ref": "#/$defs/d0"})))
+            .collect();
+        json!([{"type": "function", "function": {"name": "f", "strict": strict, "parameters": {
+            "type": "object", "properties": properties, "$defs": defs}}}])
+    };
+    let forced = |tools: Value| json!({"tools": tools, "tool_choice": "required"});
+    for (parser, count, words) in [
+        ("hermes", 2000, "65536"),
+        ("qwen3_coder", 2000, "65536"),
+        ("qwen3_coder", 400, "1048576"),
+        ("pythonic", 400, "1048576"),
+    ] {
+        let server = with_parser(Some(parser));
+        let error = refused(&server, forced(tool(count, true)));
+        assert_eq!(error["param"], "tools", "{parser} {count}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(words), "{parser} {count}: {message}");
+    }
+    // Where nobody says that it must be kept, such a schema is left alone.
+    let server = with_parser(Some("hermes"));
+    let answer = ask(&server, forced(tool(2000, false)));
+    assert_eq!(
+        answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"],
+        "f"
+    );
+}
+
+#[test]
 fn reasoning_is_split_off() {
     let model = ModelOptions {
         reasoning_parser: Some("qwen3".to_owned()),

@@ -29,6 +29,55 @@ pub struct Forcing<'a> {
     pub special: &'a dyn Fn(&str) -> Option<u32>,
 }
 
+impl Forcing<'_> {
+    fn is_loose(&self, tool: &ToolDefinition) -> bool {
+        self.loose && !tool.strict
+    }
+}
+
+/// Where schemas have definitions.
+const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
+/// Longest schema of the arguments of a tool, in bytes.
+const MAX_SCHEMA_BYTES: usize = 1 << 16;
+/// All of them together, in bytes. Where each argument has a schema of its own, each has the definitions.
+const MAX_ALL_BYTES: usize = 1 << 20;
+
+/// Refuses tools whose schemas make too large a grammar.
+///
+/// # Errors
+/// What is too large, and the limit.
+pub fn check_size(forcing: &Forcing) -> Result<(), String> {
+    let apart = matches!(
+        forcing.format,
+        Some(ToolFormat::Qwen3Coder | ToolFormat::Pythonic)
+    );
+    let bytes = |value: &Value| value.to_string().len();
+    let mut all = 0usize;
+    for tool in forcing.mode.allowed(forcing.tools) {
+        let Some(schema) = tool.parameters.as_ref().filter(|_| !forcing.is_loose(tool)) else {
+            continue;
+        };
+        let whole = bytes(schema);
+        if whole > MAX_SCHEMA_BYTES {
+            return Err(format!(
+                "the schema of the tool '{}' has {whole} bytes, allowed are at most {MAX_SCHEMA_BYTES}",
+                tool.name
+            ));
+        }
+        let definitions = DEFINITIONS.iter().filter_map(|key| schema.get(key));
+        let definitions: usize = definitions.map(bytes).sum();
+        let arguments = schema["properties"].as_object().map_or(0, Map::len);
+        all += whole + if apart { arguments * definitions } else { 0 };
+        if all > MAX_ALL_BYTES {
+            return Err(format!(
+                "the schemas of the tools take more than {MAX_ALL_BYTES} bytes together, with their definitions for each argument \
+                 where a call has no JSON"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The grammar of a text that calls tools: where the mode forces a call, of one; for `Auto`, of any text in which calls, if there
 /// are any, follow their schemas. None for `Auto` where a format has no mark that says where a call begins, and where there is
 /// nothing to call.
@@ -235,7 +284,7 @@ impl<'a> Grammar<'a> {
             Some(ToolFormat::Pythonic) => return self.python(index, tool),
             _ => {}
         }
-        let arguments = match self.is_loose(tool) {
+        let arguments = match self.forcing.is_loose(tool) {
             true => json!({"type": "object"}),
             false => tool.schema(),
         };
@@ -258,10 +307,6 @@ impl<'a> Grammar<'a> {
             }
             _ => format!("{object} {arguments} \"}}\""),
         }
-    }
-
-    fn is_loose(&self, tool: &ToolDefinition) -> bool {
-        self.forcing.loose && !tool.strict
     }
 
     /// A call of Qwen3-Coder: the arguments in the order of the schema.
@@ -346,7 +391,7 @@ impl<'a> Grammar<'a> {
 
     /// The schema of one argument by itself, with the definitions that it may refer to.
     fn part(&self, tool: &ToolDefinition, schema: Value) -> Value {
-        if self.is_loose(tool) {
+        if self.forcing.is_loose(tool) {
             let kind = schema["type"].clone();
             return match kind {
                 Value::Null => json!({}),
@@ -356,9 +401,8 @@ impl<'a> Grammar<'a> {
         let Value::Object(mut part) = schema else {
             return schema;
         };
-        let whole = tool.schema();
-        for key in ["$defs", "definitions"] {
-            if let Some(definitions) = whole.get(key) {
+        for key in DEFINITIONS {
+            if let Some(definitions) = tool.parameters.as_ref().and_then(|all| all.get(key)) {
                 part.insert(key.to_owned(), definitions.clone());
             }
         }
