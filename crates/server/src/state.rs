@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::StatusCode;
 use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
 use tokio::sync::watch;
 
