@@ -313,7 +313,7 @@ impl Engine {
                         .unwrap_or(model.repetition_penalty),
                     presence_penalty: params.presence_penalty,
                     frequency_penalty: params.frequency_penalty,
-                    logit_bias: params.logit_bias.clone(),
+                    logit_bias: params.logit_bias.clone().into(),
                     seed: params.seed.wrapping_add(copy),
                 },
                 stop: params.stop.clone(),

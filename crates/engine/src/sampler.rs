@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -33,7 +34,7 @@ pub struct SamplingParams {
     /// Taken off the logits of tokens in the text so far, prompt not included, as often as they occur. -2 to 2; 0 is off.
     pub frequency_penalty: f32,
     /// Added to the logits of these ids before everything else. -100 to 100: what bans an id, and what forces it.
-    pub logit_bias: Vec<(u32, f32)>,
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// Same seed, same logits: same tokens, on every platform.
     pub seed: u64,
 }
@@ -49,7 +50,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::default(),
             seed: 0,
         }
     }
@@ -91,7 +92,7 @@ impl SamplingParams {
         ] {
             number(name, value, (-2.0..=2.0).contains(&value), "-2 to 2")?;
         }
-        for &(_, bias) in &self.logit_bias {
+        for &(_, bias) in self.logit_bias.iter() {
             let fits = (-100.0..=100.0).contains(&bias);
             number("logit_bias", bias, fits, "-100 to 100")?;
         }
@@ -190,7 +191,7 @@ impl Sampler {
         let mut penalized = std::mem::take(&mut self.logits);
         penalized.clear();
         penalized.extend_from_slice(logits);
-        for &(id, bias) in &self.params.logit_bias {
+        for &(id, bias) in self.params.logit_bias.iter() {
             if let Some(logit) = penalized.get_mut(id as usize) {
                 *logit += bias;
             }

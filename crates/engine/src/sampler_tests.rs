@@ -289,13 +289,13 @@ fn parameters_are_checked_by_name() {
         "frequency_penalty is NaN, allowed is -2 to 2"
     );
     assert_eq!(
-        message(|p| p.logit_bias = vec![(1, 100.0), (2, -101.0)]),
+        message(|p| p.logit_bias = [(1, 100.0), (2, -101.0)].into()),
         "logit_bias is -101, allowed is -100 to 100"
     );
     assert!(params(|_| ()).validate().is_ok());
     let ends = |p: &mut SamplingParams| {
         (p.presence_penalty, p.frequency_penalty) = (-2.0, 2.0);
-        p.logit_bias = vec![(0, -100.0), (0, 100.0)];
+        p.logit_bias = [(0, -100.0), (0, 100.0)].into();
     };
     assert!(params(ends).validate().is_ok());
 }
@@ -333,7 +333,7 @@ fn presence_counts_once_frequency_every_time_and_neither_the_prompt() {
 fn what_is_impossible_stays_so_whatever_it_is_owed() {
     let change = |p: &mut SamplingParams| {
         (p.presence_penalty, p.frequency_penalty) = (-2.0, -2.0);
-        p.logit_bias = vec![(1, 100.0)];
+        p.logit_bias = [(1, 100.0)].into();
     };
     let mut sampler = sampler(change);
     assert_eq!(sampler.sample(&[0.0, 0.0]).unwrap(), 1);
@@ -347,7 +347,7 @@ fn a_bias_forces_bans_and_comes_before_everything_else() {
     let row = bumpy(60);
     let biased = |bias: f32, change: fn(&mut SamplingParams)| {
         let mut p = params(change);
-        p.logit_bias = vec![(7, bias)];
+        p.logit_bias = [(7, bias)].into();
         let mut sampler = Sampler::new(&p, &[]).unwrap();
         let mut ids: Vec<u32> = (0..2000).map(|_| sampler.sample(&row).unwrap()).collect();
         ids.sort_unstable();
@@ -361,7 +361,7 @@ fn a_bias_forces_bans_and_comes_before_everything_else() {
     assert!(without.len() > 20 && !without.contains(&7), "{without:?}");
     // A processor sees what the bias made of the row, and has the last word.
     let mut sampler = self::biased(1, f32::NEG_INFINITY, |p| {
-        (p.temperature, p.logit_bias) = (0.0, vec![(1, 100.0), (2, 0.5), (2, 0.75)]);
+        (p.temperature, p.logit_bias) = (0.0, [(1, 100.0), (2, 0.5), (2, 0.75)].into());
     });
     assert_eq!(sampler.sample(&[3.0, 3.0, 2.0]).unwrap(), 2);
 }

@@ -122,8 +122,10 @@ fn more_requests_than_allowed_are_refused_until_one_ends() {
     };
     let host = Host::start(small(20_000), options).unwrap();
     let [first, _second] = [1, 2].map(|seed| host.submit(request(seed, 15_000)).unwrap());
-    let refused = host.submit(request(3, 1)).err().unwrap();
-    assert!(matches!(refused, EngineError::Busy { requests: 2 }));
+    assert!(host.check(0, 0).is_ok());
+    for refused in [host.check(0, 1).err(), host.submit(request(3, 1)).err()] {
+        assert!(matches!(refused, Some(EngineError::Busy { requests: 2 })));
+    }
     first.cancel();
     assert_eq!(result(first).unwrap(), FinishReason::Cancelled);
     assert_eq!(
@@ -716,7 +718,7 @@ fn special_tokens_are_shown_if_they_are_wanted() {
     let with = |shows: bool, stop: &[&str]| {
         let mut request = request(1, 4);
         request.params.sampling = SamplingParams {
-            logit_bias: vec![(special, 100.0)],
+            logit_bias: [(special, 100.0)].into(),
             ..SamplingParams::greedy()
         };
         request.params.show_special = shows;
@@ -748,7 +750,7 @@ fn parameters_that_cannot_be_are_refused_by_name() {
         "min_tokens is 11, allowed is 0 to max_tokens, which is 10"
     );
     assert_eq!(
-        message(&|p| p.sampling.logit_bias = vec![(5, 1.0), (300, 1.0)]),
+        message(&|p| p.sampling.logit_bias = [(5, 1.0), (300, 1.0)].into()),
         "logit_bias is 300, allowed is an id below 261, the model's vocabulary"
     );
     assert_eq!(

@@ -185,6 +185,15 @@ impl Host {
         self.shared.drain();
     }
 
+    /// Whether so many requests of a tenant would be taken now: [`Host::submit_to`] says so as well, but only once they are
+    /// made.
+    ///
+    /// # Errors
+    /// As [`Host::submit_to`], but for what is wrong with a request.
+    pub fn check(&self, tenant: u64, requests: usize) -> Result<(), EngineError> {
+        self.shared.check(std::iter::repeat_n(tenant, requests))
+    }
+
     /// Takes requests in, all or none. They are checked here; the engine gets them when it can run them. Of those that have
     /// the same prompt, the others wait until the prompt of the first is in the cache.
     ///

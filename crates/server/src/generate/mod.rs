@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use futures_util::Stream;
 use serde_json::{Value, json};
 use sparamx_engine::{
-    Cancel, EngineError, Event, GenerateParams, Grammar, Request, Sink, StoppedBy, Usage,
+    Cancel, EngineError, Event, GenerateParams, Grammar, Request, StoppedBy, Usage,
 };
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
@@ -85,6 +85,10 @@ impl App {
     pub fn start(&self, caller: &Caller, jobs: Vec<Job>) -> Result<Running, ApiError> {
         // A request that began before the server began to shut down is still answered.
         let served = self.model().map_or_else(|| self.served(), Ok)?;
+        params::check_logprobs(&jobs)?;
+        let texts = jobs.iter().map(|job| job.n).sum();
+        // Each takes memory, which those that are refused do not need.
+        refusals_counted(served, served.host.check(caller.tenant, texts))?;
         let (sender, events) = mpsc::unbounded_channel();
         let mut requests = Vec::new();
         for job in &jobs {
@@ -94,7 +98,7 @@ impl App {
             }
         }
         let left = requests.len();
-        let cancel = submitted(served, requests)?;
+        let cancel = refusals_counted(served, served.host.submit_to(requests))?;
         caller.held.release();
         for job in &jobs {
             caller.tally.add_prompt(job.prompt.len());
@@ -110,9 +114,8 @@ impl App {
     }
 }
 
-/// Gives requests to the engine, and counts those that it has no room for.
-fn submitted(served: &Served, requests: Vec<(Request, Sink)>) -> Result<Cancel, ApiError> {
-    let taken = served.host.submit_to(requests);
+/// What the engine says to requests; counts those that it has no room for.
+fn refusals_counted<T>(served: &Served, taken: Result<T, EngineError>) -> Result<T, ApiError> {
     if let Err(EngineError::Busy { .. }) = taken {
         served.metrics.rejected(QUEUE_FULL);
     }

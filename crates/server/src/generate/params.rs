@@ -1,9 +1,12 @@
 //! From the fields of a request to the parameters of a generation, with every limit checked.
 
+use std::sync::Arc;
+
 use ring::rand::{SecureRandom, SystemRandom};
 use sparamx_engine::{GenerateParams, SamplingParams};
 
 use crate::error::ApiError;
+use crate::generate::Job;
 use crate::state::Served;
 use crate::wire::openai::common::{LogitBias, Sampling};
 
@@ -11,6 +14,8 @@ use crate::wire::openai::common::{LogitBias, Sampling};
 pub const MAX_N: usize = 128;
 /// Texts of a request at most, over all its prompts.
 pub const MAX_CHOICES: usize = 1024;
+/// Log probabilities of a request at most. Each takes some sixty bytes until it is sent.
+const MAX_LOGPROBS: usize = 4 << 20;
 const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 4096;
 const MAX_STOP_IDS: usize = 1024;
@@ -59,6 +64,27 @@ pub fn choices(fields: &Sampling<'_>) -> Result<usize, ApiError> {
         return Err(ApiError::unsupported("best_of", message));
     }
     Ok(n as usize)
+}
+
+/// Refuses more log probabilities than there is memory for, over all texts of a request.
+///
+/// # Errors
+/// 400.
+pub fn check_logprobs(jobs: &[Job]) -> Result<(), ApiError> {
+    let count = |tokens: usize, top: Option<usize>| top.map_or(0, |top| tokens * (top + 1));
+    let of_job = |job: &Job| {
+        let new = count(job.params.max_tokens, job.logprobs);
+        job.n * (new + count(job.prompt.len(), job.prompt_logprobs))
+    };
+    let all: usize = jobs.iter().map(of_job).sum();
+    if all > MAX_LOGPROBS {
+        let message = format!(
+            "logprobs asks for up to {all} log probabilities over all texts and their tokens, allowed are {MAX_LOGPROBS}: ask for \
+             fewer of each token, or make n, max_tokens, or the prompts that are echoed, smaller"
+        );
+        return Err(ApiError::invalid("logprobs", message));
+    }
+    Ok(())
 }
 
 /// New tokens for a prompt of `prompt` tokens: what the field asks for; else what fits, up to `default`.
@@ -181,8 +207,8 @@ fn sampling(
             "-2 to 2",
         )?,
         logit_bias: match fields.logit_bias {
-            Some(bias) => biases(bias, vocab_size)?,
-            None => Vec::new(),
+            Some(bias) => biases(bias, vocab_size)?.into(),
+            None => Arc::default(),
         },
         seed: match fields.seed {
             Some(seed) => seed as u64,

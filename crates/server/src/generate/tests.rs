@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sparamx_engine::{EngineOptions, GenerateParams, Host, HostOptions};
 
 use super::Job;
@@ -296,6 +296,37 @@ fn a_request_that_began_before_the_end_is_generated() {
     };
     let running = app.start(&Caller::default(), vec![job]);
     assert!(running.is_ok(), "{:?}", running.err());
+}
+
+#[test]
+fn log_probabilities_have_a_bound_over_all_texts() {
+    let server = server();
+    let body = |prompts: usize, n: usize, more: Value| {
+        let mut body =
+            json!({"prompt": vec![[5; 10]; prompts], "n": n, "logprobs": 20, "max_tokens": 500});
+        let more: Map<String, Value> = serde_json::from_value(more).unwrap();
+        body.as_object_mut().unwrap().extend(more);
+        body
+    };
+    for over in [
+        body(8, 128, json!({})),
+        body(400, 1, json!({})),
+        json!({"prompt": vec![vec![5; 500]; 512], "logprobs": 20, "max_tokens": 0, "echo": true}),
+    ] {
+        let answer = server.post("/v1/completions", &over);
+        assert_eq!(answer.status, 400, "{}", answer.text());
+        let error = &answer.json()["error"];
+        assert_eq!(error["param"], "logprobs");
+        for field in ["n, max_tokens", "echo", "4194304"] {
+            assert!(
+                error["message"].as_str().unwrap().contains(field),
+                "{error}"
+            );
+        }
+    }
+    let fits = server.post("/v1/completions", &body(8, 2, json!({"max_tokens": 2})));
+    assert_eq!(fits.status, 200, "{}", fits.text());
+    nothing_left(&server);
 }
 
 #[test]
