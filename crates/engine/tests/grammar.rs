@@ -433,8 +433,12 @@ fn hostile_grammars_end() {
             Err(error) => error.to_string(),
         };
         println!("{compile:9.1?} {masks:9.1?} {about}: {outcome}");
-        assert!(compile < Duration::from_secs(30), "{about}");
-        assert!(masks < Duration::from_secs(10), "{about}");
+        assert!(compile < Duration::from_secs(20), "{about}");
+        assert!(masks < Duration::from_secs(5), "{about}");
+        // None of them takes grammars away from others.
+        compiler
+            .compile(&GrammarSpec::Choice(vec![about]))
+            .expect("a grammar that is none of these");
     }
 }
 

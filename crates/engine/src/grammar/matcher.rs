@@ -5,6 +5,7 @@ use std::fmt;
 use llguidance::Matcher;
 
 use super::clean;
+use super::clock::{Clock, MOST_SECONDS};
 use crate::{EngineError, LogitsProcessor};
 
 /// Ids in a word of a mask.
@@ -13,15 +14,25 @@ const WORD: usize = u32::BITS as usize;
 /// Forbids the tokens that a grammar does not allow next.
 pub(super) struct Masking {
     matcher: Matcher,
+    clock: Clock,
     error: Option<String>,
 }
 
 impl Masking {
     pub fn new(matcher: Matcher) -> Self {
+        let matcher = matcher.into_cancellable();
         Self {
+            clock: Clock::new(matcher.cancellation_handle().unwrap_or_default()),
             matcher,
             error: None,
         }
+    }
+
+    fn fails(&mut self, error: &str) {
+        self.error = Some(match self.clock.is_over() {
+            true => format!("a token takes more than {MOST_SECONDS} s"),
+            false => clean(error),
+        });
     }
 }
 
@@ -36,9 +47,10 @@ impl fmt::Debug for Masking {
 
 impl LogitsProcessor for Masking {
     fn process(&mut self, logits: &mut [f32]) {
-        match self.matcher.compute_mask_or_eos() {
+        let matcher = &mut self.matcher;
+        match self.clock.within(|| matcher.compute_mask_or_eos()) {
             Ok(mask) => forbid_others(logits, mask.as_slice()),
-            Err(error) => self.error = Some(clean(&error.to_string())),
+            Err(error) => self.fails(&error.to_string()),
         }
     }
 
@@ -46,8 +58,9 @@ impl LogitsProcessor for Masking {
         if self.error.is_some() || self.matcher.is_stopped() {
             return;
         }
-        if let Err(error) = self.matcher.consume_token(id) {
-            self.error = Some(clean(&error.to_string()));
+        let matcher = &mut self.matcher;
+        if let Err(error) = self.clock.within(|| matcher.consume_token(id)) {
+            self.fails(&error.to_string());
         }
     }
 
@@ -77,7 +90,32 @@ fn forbid_others(logits: &mut [f32], mask: &[u32]) {
 
 #[cfg(test)]
 mod tests {
+    use llguidance::ParserFactory;
+    use llguidance::api::TopLevelGrammar;
+    use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities};
+
     use super::*;
+
+    #[test]
+    fn a_matcher_whose_time_is_over_ends_its_text_only() {
+        let tokens = ApproximateTokEnv::single_byte_env();
+        let factory = ParserFactory::new(&tokens, InferenceCapabilities::default(), &[]).unwrap();
+        let grammar = TopLevelGrammar::from_lark("start: /[a-z]+/".to_owned());
+        let matcher = Matcher::new(factory.create_parser(grammar));
+        let [mut late, mut other] = [(); 2].map(|()| Masking::new(matcher.deep_clone()));
+        let cancel = late.matcher.cancellation_handle().unwrap();
+        for masking in [&mut late, &mut other] {
+            masking.process(&mut [0.0; 300]);
+            masking.accept(u32::from(b'a'));
+            assert!(masking.failure().is_none());
+        }
+        cancel.cancel();
+        late.process(&mut [0.0; 300]);
+        let failure = late.failure().expect("its time is over").to_string();
+        assert!(failure.contains("more than 1 s"), "{failure}");
+        other.process(&mut [0.0; 300]);
+        assert!(other.failure().is_none());
+    }
 
     #[test]
     fn logits_beyond_the_mask_are_forbidden() {

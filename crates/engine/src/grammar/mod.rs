@@ -4,6 +4,7 @@
 //! allows only those tokens that the text may go on with, and those that end a text where it may end. What a grammar may cost is
 //! bounded, to compile and for each token: it comes from a client.
 
+mod clock;
 mod matcher;
 mod spec;
 mod vocabulary;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::InferenceCapabilities;
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{CancellationHandle, Matcher, ParserFactory};
 
 use self::matcher::Masking;
 use crate::{EngineError, LogitsProcessor, Tokenizer, apart};
@@ -116,12 +117,17 @@ impl GrammarCompiler {
             .map_err(|error| EngineError::Grammar { error })?;
         let permit = self.permit()?;
         let inner = Arc::clone(&self.0);
+        let stop = Stop::default();
+        let theirs = stop.clone();
         let work = move || {
             let _permit = permit;
-            inner.matcher(text)
+            inner.matcher(text, &theirs)
         };
         let matcher = apart::run("grammar compiler", PATIENCE, work)
-            .map_err(|failure| failure.into_error(|error| EngineError::Grammar { error }))?
+            .map_err(|failure| {
+                stop.stop();
+                failure.into_error(|error| EngineError::Grammar { error })
+            })?
             .map_err(|error| failed(&error))?;
         let grammar = Grammar(Arc::new(Mutex::new(matcher)));
         let mut cache = lock(&self.0.cache);
@@ -160,12 +166,38 @@ impl GrammarCompiler {
 
 impl Inner {
     /// The grammar at its beginning, where a token is possible.
-    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+    fn matcher(&self, grammar: TopLevelGrammar, stop: &Stop) -> Result<Matcher, String> {
         let factory = self.factory.as_ref();
         let factory = factory.ok_or("the model has no token that ends a text")?;
-        let mut matcher = Matcher::new(factory.create_parser(grammar));
+        let parser = factory.create_parser(grammar);
+        let mut parser = parser.map_err(|error| error.to_string())?;
+        stop.begins(parser.enable_cancellation());
+        let mut matcher = Matcher::new(Ok(parser));
         let mask = matcher.compute_mask_or_eos();
         mask.map(|_| matcher).map_err(|error| error.to_string())
+    }
+}
+
+/// Ends the work on a grammar that nobody waits for any more, so that others get its place.
+#[derive(Clone, Default)]
+struct Stop(Arc<Mutex<(bool, Option<CancellationHandle>)>>);
+
+impl Stop {
+    /// The work can be ended from now on.
+    fn begins(&self, handle: CancellationHandle) {
+        let mut state = lock(&self.0);
+        if state.0 {
+            handle.cancel();
+        }
+        state.1 = Some(handle);
+    }
+
+    fn stop(&self) {
+        let mut state = lock(&self.0);
+        state.0 = true;
+        if let Some(handle) = &state.1 {
+            handle.cancel();
+        }
     }
 }
 
