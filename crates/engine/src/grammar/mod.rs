@@ -106,7 +106,7 @@ impl GrammarCompiler {
     ///
     /// # Errors
     /// [`EngineError::Grammar`]: a syntax error; what cannot be kept, by its keyword; more than the limits.
-    /// [`EngineError::Overload`]: it takes too long.
+    /// [`EngineError::Overload`]: it takes too long, or others do.
     pub fn compile(&self, spec: &GrammarSpec) -> Result<Grammar, EngineError> {
         let key = spec.key();
         if let Some(grammar) = self.cached(&key) {
@@ -155,9 +155,8 @@ impl GrammarCompiler {
         let waited = self.0.ended.wait_timeout_while(running, PATIENCE, full);
         let (mut running, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         if timeout.timed_out() {
-            return Err(EngineError::Busy {
-                requests: COMPILING,
-            });
+            let error = format!("{COMPILING} grammars are compiled, which is as many as at a time");
+            return Err(EngineError::Overload { error });
         }
         *running += 1;
         Ok(Permit(Arc::clone(&self.0)))

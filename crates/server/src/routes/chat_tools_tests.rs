@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use sparamx_engine::{ChatTemplate, Host, HostOptions, Loaded};
+use sparamx_engine::{ChatTemplate, EngineError, Host, HostOptions, Loaded};
 
+use crate::error::ApiError;
 use crate::options::{ModelOptions, ServerOptions};
 use crate::state::Served;
 use crate::testing::{MODEL, TestServer, loaded, loading, runtime, server_with};
@@ -525,6 +526,20 @@ fn templates_get_what_the_request_says() {
         json!({"messages": parts}),
         "<s>user: Hi\nyou\ngrim\nassistant:",
     );
+}
+
+#[test]
+fn overload_is_told_as_such_and_counted() {
+    let server = server_with(ServerOptions::default(), HostOptions::default());
+    let served = server.server.app().model().unwrap();
+    let error = "the chat template takes more than 2 seconds".to_owned();
+    let error = served.counted(EngineError::Overload { error }.into());
+    assert_eq!((error.status.as_u16(), error.retry_after), (503, Some(1)));
+    assert!(error.message.contains("2 seconds"), "{error:?}");
+    served.counted(ApiError::malformed("not an overload"));
+    let metrics = server.get("/metrics").text();
+    let line = metrics.lines().find(|line| line.contains("\"overload\""));
+    assert!(line.unwrap().ends_with(" 1"), "{line:?}");
 }
 
 #[test]
