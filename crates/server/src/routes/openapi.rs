@@ -84,6 +84,7 @@ fn operations() -> Vec<Operation> {
             .gives::<DetokenizeResponse>(),
         get_("/tokenizer_info", "Special tokens and the chat template").gives::<Anything>(),
         get_("/ping", "As /health, with a key"),
+        post("/ping", "The same"),
         get_("/health", "Whether a request would be answered now").open(),
         get_("/version", "The version of this program").gives::<Version>(),
         get_("/metrics", "What Prometheus reads").gives_text("text/plain"),
@@ -132,6 +133,13 @@ impl Operation {
             body: None,
             answers: Vec::new(),
             schemas: Vec::new(),
+        }
+    }
+
+    fn method_name(&self) -> &'static str {
+        match self.method {
+            HttpMethod::Post => "post",
+            _ => "get",
         }
     }
 
@@ -192,7 +200,7 @@ impl Operation {
     fn item(&self) -> PathItem {
         let id = format!(
             "{}{}",
-            if self.body.is_some() { "post" } else { "get" },
+            self.method_name(),
             self.path.replace(['/', '{', '}', '.'], "_")
         );
         let mut operation = OperationBuilder::new()
@@ -277,7 +285,7 @@ const ERRORS: [(&str, &str, Errors); 12] = [
         Errors::All,
     ),
     ("401", "The key is missing or wrong", Errors::All),
-    ("403", "Not from this host or origin", Errors::All),
+    ("403", "`Host` is no name of this server", Errors::All),
     ("404", "There is no such model", Errors::Named),
     ("405", "The method is not allowed here", Errors::All),
     ("408", "The body did not come in time", Errors::Bodies),
@@ -380,28 +388,16 @@ mod tests {
                 .nth(1)
                 .unwrap()
                 .replace("{*name}", "{name}");
-            let methods = route.split(')').next().unwrap();
-            routes.insert((
-                if methods.contains("post(") {
-                    "post"
-                } else {
-                    "get"
-                },
-                path,
-            ));
+            let methods = route.split(".layer(").next().unwrap();
+            for (call, name) in [("get(", "get"), ("post(", "post")] {
+                if methods.contains(call) {
+                    routes.insert((name, path.clone()));
+                }
+            }
         }
         let described: BTreeSet<(&str, String)> = operations()
             .iter()
-            .map(|operation| {
-                (
-                    if operation.body.is_some() {
-                        "post"
-                    } else {
-                        "get"
-                    },
-                    operation.path.to_owned(),
-                )
-            })
+            .map(|operation| (operation.method_name(), operation.path.to_owned()))
             .collect();
         assert_eq!(described, routes);
     }
@@ -431,6 +427,9 @@ mod tests {
                     assert!(answers.contains_key(status), "{method} {path} {status}");
                 }
             }
+        }
+        for method in ["get", "post"] {
+            assert!(document["paths"]["/ping"][method].is_object(), "{method}");
         }
         assert_eq!(document["security"][0]["bearer"], Value::Array(Vec::new()));
         assert_eq!(

@@ -45,7 +45,7 @@ pub(super) fn messages(
             _ => {
                 return Err(ApiError::invalid(
                     format!("{path}.role"),
-                    format!("{path}.role: one of 'user' and 'assistant'"),
+                    format!("{path}.role: one of 'user', 'assistant' and 'system'"),
                 ));
             }
         }
