@@ -62,7 +62,8 @@ pub struct Defaults {
 
 impl ModelMeta {
     /// Facts about what `host` runs. Zeros of dense weights are counted, which takes as long as a token.
-    pub fn new(host: &Host, sampling: &SamplingParams) -> Self {
+    /// `reasons`: whether answers hold reasoning.
+    pub fn new(host: &Host, sampling: &SamplingParams, reasons: bool) -> Self {
         let loaded = host.loaded();
         let (model, runtime) = (&loaded.model, &loaded.runtime);
         let format = model.weight_format();
@@ -83,10 +84,7 @@ impl ModelMeta {
                 block_tokens: sparamx_kernels::attention::PAGE_TOKENS,
             },
             chat_template: loaded.template.is_some(),
-            reasoning: loaded
-                .template
-                .as_ref()
-                .is_some_and(|template| template.mentions("<think>")),
+            reasoning: reasons,
             defaults: Defaults {
                 temperature: sampling.temperature,
                 top_p: sampling.top_p,
@@ -121,7 +119,7 @@ mod tests {
     #[test]
     fn the_shipped_model_is_half_zeros() {
         let host = host(HostOptions::default());
-        let meta = ModelMeta::new(&host, &SamplingParams::default());
+        let meta = ModelMeta::new(&host, &SamplingParams::default(), false);
         assert_eq!(meta.parameters, 5_401_856);
         assert!((meta.sparsity - 0.5).abs() < 0.01, "{}", meta.sparsity);
         assert!(meta.weights.contains("bf16"), "{}", meta.weights);

@@ -155,6 +155,15 @@ pub struct ModelOptions {
     pub template_variables: Map<String, Value>,
     /// How the model writes calls of tools; none: as its template says.
     pub tool_parser: Option<ToolFormat>,
-    /// How the model marks its reasoning, by vLLM's name of the parser; none: as its template says.
+    /// How the model marks its reasoning, by vLLM's name of the parser: any means by tags, `none` that it does not. None: as its
+    /// template says.
     pub reasoning_parser: Option<String>,
+}
+
+impl ModelOptions {
+    /// Whether the model thinks between tags; none: as its template says.
+    pub(crate) fn reasons(&self) -> Option<bool> {
+        let name = self.reasoning_parser.as_deref();
+        name.map(|name| name != "none")
+    }
 }

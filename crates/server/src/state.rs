@@ -5,7 +5,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, SamplingParams};
+use ring::digest::{SHA256, digest};
+use sparamx_engine::{Grammar, GrammarCompiler, GrammarSpec, Host, Loaded, SamplingParams};
 use tokio::sync::watch;
 
 use crate::bodies::{Bodies, Held};
@@ -14,7 +15,7 @@ use crate::keys::Keys;
 use crate::meta::ModelMeta;
 use crate::metrics::{Metrics, OVERLOAD};
 use crate::options::ServerOptions;
-use crate::tools::ToolFormat;
+use crate::tools::{Reasoning, ToolFormat};
 use crate::work::Work;
 
 /// Templates, tokenizers and large bodies that are at work at a time.
@@ -102,7 +103,11 @@ impl Served {
                 ..neutral
             }
         };
-        let meta = ModelMeta::new(&host, &sampling);
+        let reasons = options.model.reasons().unwrap_or_else(|| {
+            let template = host.loaded().template.as_ref();
+            template.is_some_and(|template| Reasoning::is_marked(template.source()))
+        });
+        let meta = ModelMeta::new(&host, &sampling, reasons);
         let name = names.first().map_or("", String::as_str);
         let metrics = Metrics::new(name, host.context(), &meta);
         host.observe(metrics.observer());
@@ -172,14 +177,31 @@ fn tool_format(host: &Host, options: &ServerOptions) -> Option<ToolFormat> {
     options.model.tool_parser.or_else(by_template)
 }
 
-/// The version, the weights and the level of the processor: the same ones give the same bits.
+/// Rows of activations that kernels are chosen for: one text, few, and many tokens.
+const ROWS: [usize; 4] = [1, 4, 16, 64];
+
+/// The version, the level of the processor, and a hash of what else the bits of a text depend on: the shape of the model, the
+/// form and the number of its weights, the kernels, and the KV cache.
 fn fingerprint(host: &Host) -> String {
-    let loaded = host.loaded();
-    let isa = loaded.runtime.cpu().isa();
+    let Loaded { model, runtime, .. } = host.loaded();
+    let format = model.weight_format();
+    let kernels = ROWS.map(|rows| runtime.kernel(format, rows).name);
+    let all = format!(
+        "{:?} {format} {} {:?} {kernels:?} {:?}",
+        model.config(),
+        model.weight_bytes(),
+        model.elements(),
+        host.kv_options()
+    );
+    let hash = digest(&SHA256, all.as_bytes());
+    let hash: String = hash.as_ref()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     format!(
-        "sparamx-{}-{isa}-{:x}",
+        "sparamx-{}-{}-{hash}",
         env!("CARGO_PKG_VERSION"),
-        loaded.model.weight_bytes()
+        runtime.cpu().isa()
     )
 }
 
@@ -383,5 +405,36 @@ impl Connected {
 impl Drop for Connected {
     fn drop(&mut self) {
         self.count(|open| *open -= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sparamx_engine::{EngineOptions, HostOptions, KvOptions, KvPrecision};
+
+    use super::*;
+    use crate::testing::host;
+
+    #[test]
+    fn a_fingerprint_is_that_of_what_gives_the_bits() {
+        let of = |precision, max_requests| {
+            let kv = KvOptions {
+                precision,
+                ..KvOptions::default()
+            };
+            let engine = EngineOptions {
+                kv,
+                ..EngineOptions::default()
+            };
+            fingerprint(&host(HostOptions {
+                engine,
+                max_requests,
+                ..HostOptions::default()
+            }))
+        };
+        let plain = of(KvPrecision::Bf16, 1024);
+        assert!(plain.starts_with(concat!("sparamx-", env!("CARGO_PKG_VERSION"))));
+        assert_eq!(of(KvPrecision::Bf16, 8), plain);
+        assert_ne!(of(KvPrecision::Int8, 1024), plain);
     }
 }

@@ -40,12 +40,8 @@ pub async fn start_chat(
     let mut output = Output::new(served, &request)?;
     let options = &app.options().model;
     let talk = Talk::new(&request, &options.template_variables)?;
-    let reasons = options
-        .reasoning_parser
-        .as_deref()
-        .map(|name| name != "none");
 
-    let prompt = prompt(app, served, talk, reasons).await?;
+    let prompt = prompt(app, served, talk, options.reasons()).await?;
     params.max_tokens = max_tokens(&request, prompt.ids.len(), served.host.context())?;
     params::check_min_tokens(&params)?;
     output.reasons(prompt.reasoning);

@@ -419,6 +419,7 @@ fn reasoning_is_split_off() {
         },
         HostOptions::default(),
     );
+    assert!(server.server.app().model().unwrap().meta.reasoning);
     let fields = json!({"structured_outputs": {"regex": "<think>so it is</think>It is so\\."}, "logprobs": true});
     let answer = ask(&server, fields.clone());
     let message = &answer["choices"][0]["message"];
@@ -450,6 +451,7 @@ fn reasoning_is_split_off() {
 fn an_expression_is_the_content_though_the_prompt_opens_reasoning() {
     let source = "{{ bos_token }}{{ messages[0].content }}<think>\n{# until </think> #}";
     let server = with_template(source, ServerOptions::default());
+    assert!(server.server.app().model().unwrap().meta.reasoning);
     for form in [
         json!({"regex": "It is so\\."}),
         json!({"grammar": "start: \"It is so.\""}),

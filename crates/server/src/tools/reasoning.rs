@@ -21,10 +21,15 @@ impl Reasoning {
     /// Marks of reasoning. Where one is a special token of the model, the text must show special tokens.
     pub const MARKS: [&str; 2] = [OPEN, CLOSE];
 
+    /// Whether a chat template knows of reasoning.
+    pub fn is_marked(template: &str) -> bool {
+        template.contains(CLOSE)
+    }
+
     /// By a chat template and the prompt it made.
     pub fn detect(template: &str, prompt: &str) -> Self {
         let end = prompt.trim_end();
-        if !template.contains(CLOSE) || end.ends_with(CLOSE) {
+        if !Self::is_marked(template) || end.ends_with(CLOSE) {
             Self::Off
         } else if end.ends_with(OPEN) {
             Self::Opened
