@@ -258,6 +258,8 @@ impl Engine {
             let threads = threads.unwrap_or_else(topology::default_threads);
             let runtime = Runtime::new(cpu, threads).and_then(forced);
             let runtime = runtime.map_err(IntoPython::into_python)?;
+            // The texts of a call do not depend on each other.
+            let runtime = runtime.batch_invariant(true);
             let mut warnings = Vec::new();
             let host = Host::open(path, Arc::new(runtime), options, &mut |report| {
                 if let Opening::Warning(text) | Opening::Note(text) = report {
