@@ -4,6 +4,8 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
 use serde_json::{Map, Value, json};
 
+use crate::EngineError;
+
 /// Longest schema, expression or grammar, in bytes, each by itself.
 pub(super) const MAX_BYTES: usize = 1 << 16;
 /// All schemas of a grammar together, in bytes.
@@ -34,6 +36,14 @@ pub enum GrammarSpec {
 }
 
 impl GrammarSpec {
+    /// One of some texts, for a larger grammar: the body of a rule, and the terminal `CHOICE` that is in it.
+    ///
+    /// # Errors
+    /// [`EngineError::Grammar`]: there is no text, or they are too long together.
+    pub fn choice_rule(choices: &[String]) -> Result<(&'static str, String), EngineError> {
+        choice(choices).map_err(|error| EngineError::Grammar { error })
+    }
+
     /// Two of the same key are the same grammar.
     pub(super) fn key(&self) -> String {
         // The debug form quotes texts, and names the variant.
@@ -52,7 +62,10 @@ impl GrammarSpec {
             }
             Self::JsonSchema(schema) => Ok(TopLevelGrammar::from_json_schema(configured(schema)?)),
             Self::Regex(regex) => lark(&format!("start: /{}/", regex_to_lark(whole(regex)?, ""))),
-            Self::Choice(choices) => lark(&choice(choices)?),
+            Self::Choice(choices) => {
+                let (body, terminal) = choice(choices)?;
+                lark(&format!("start: {body}\nCHOICE: {terminal}"))
+            }
             Self::Lark(text) => lark(text),
             Self::Composed {
                 lark: text,
@@ -97,8 +110,8 @@ fn whole(regex: &str) -> Result<&str, String> {
     }
 }
 
-/// A grammar of alternatives.
-fn choice(choices: &[String]) -> Result<String, String> {
+/// As [`GrammarSpec::choice_rule`].
+fn choice(choices: &[String]) -> Result<(&'static str, String), String> {
     let bytes = choices.iter().map(String::len).sum();
     within("the choices together", bytes, MAX_BYTES / 2)?;
     let texts = choices.iter().filter(|text| !text.is_empty());
@@ -106,15 +119,12 @@ fn choice(choices: &[String]) -> Result<String, String> {
     if quoted.is_empty() {
         return Err("there is no text among the choices".to_owned());
     }
-    let optional = if quoted.len() < choices.len() {
-        "?"
+    let body = if quoted.len() < choices.len() {
+        "CHOICE?"
     } else {
-        ""
+        "CHOICE"
     };
-    Ok(format!(
-        "start: CHOICE{optional}\nCHOICE: {}",
-        quoted.join(" | ")
-    ))
+    Ok((body, quoted.join(" | ")))
 }
 
 /// The schema with our way to write JSON in place of the client's, which could drop keywords: one line, at most a blank after a

@@ -120,7 +120,7 @@ impl Output {
             let tokenizer = &served.host.loaded().tokenizer;
             let spec = after_reasoning(form.clone(), self.reasoning, &|mark| {
                 tokenizer.special_id(mark)
-            });
+            })?;
             return served.grammar(spec).await.map(Some);
         }
         let allowed = self.mode.allowed(&self.tools);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
-use sparamx_engine::GrammarSpec;
+use sparamx_engine::{EngineError, GrammarSpec};
 
 use super::definition::{ToolDefinition, ToolMode};
 use super::format::ToolFormat;
@@ -108,13 +108,16 @@ pub fn forced_grammar(forcing: &Forcing) -> Option<GrammarSpec> {
 }
 
 /// The grammar of a text that follows `spec` after what the model thinks.
+///
+/// # Errors
+/// As [`GrammarSpec::choice_rule`].
 pub fn after_reasoning(
     spec: GrammarSpec,
     reasoning: Reasoning,
     special: &dyn Fn(&str) -> Option<u32>,
-) -> GrammarSpec {
+) -> Result<GrammarSpec, EngineError> {
     if reasoning == Reasoning::Off {
-        return spec;
+        return Ok(spec);
     }
     let mode = ToolMode::None;
     let forcing = Forcing {
@@ -131,17 +134,18 @@ pub fn after_reasoning(
         GrammarSpec::JsonObject => grammar.schema("answer", json!({"type": "object"})),
         GrammarSpec::JsonSchema(schema) => grammar.schema("answer", schema),
         GrammarSpec::Choice(choices) => {
-            let texts: Vec<String> = choices.iter().map(|text| quoted(text)).collect();
-            format!("({})", texts.join(" | "))
+            let (body, terminal) = GrammarSpec::choice_rule(&choices)?;
+            grammar.rule("CHOICE", &terminal);
+            body.to_owned()
         }
         // Expressions and grammars of a client are whole texts; nothing is put before them.
-        other => return other,
+        other => return Ok(other),
     };
     grammar.reason(&body);
-    GrammarSpec::Composed {
+    Ok(GrammarSpec::Composed {
         lark: grammar.rules,
         schemas: grammar.schemas,
-    }
+    })
 }
 
 /// A grammar that grows.

@@ -729,7 +729,8 @@ fn reasoning_comes_before_what_is_forced() {
             GrammarSpec::Choice(vec!["yes".to_owned()]),
             reasoning,
             &|_| None,
-        );
+        )
+        .unwrap();
         for (spec, text) in [
             (
                 call.unwrap(),
@@ -757,9 +758,28 @@ fn reasoning_comes_before_what_is_forced() {
     }
     let spec = GrammarSpec::JsonObject;
     assert_eq!(
-        after_reasoning(spec.clone(), Reasoning::Off, &|_| None),
+        after_reasoning(spec.clone(), Reasoning::Off, &|_| None).unwrap(),
         spec
     );
+}
+
+#[test]
+fn choices_after_reasoning_are_checked_as_others_are() {
+    let after = |choices: &[&str]| {
+        let choices = choices.iter().map(|&text| text.to_owned()).collect();
+        after_reasoning(GrammarSpec::Choice(choices), Reasoning::Opened, &|_| None)
+    };
+    let spec = after(&["", "yes"]).unwrap();
+    for (text, is_choice) in [("", true), ("yes", true), ("no", false)] {
+        assert_eq!(
+            accepts(&spec, &format!("Hm</think>{text}")),
+            is_choice,
+            "{text}"
+        );
+    }
+    for choices in [&[][..], &[""], &["x".repeat(40_000).as_str()]] {
+        assert!(after(choices).is_err());
+    }
 }
 
 /// Whether a text follows a grammar, and may end there.
