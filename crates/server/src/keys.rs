@@ -19,12 +19,14 @@ impl Keys {
         if self.0.is_empty() {
             return Some(0);
         }
-        let given = digest(&SHA256, given(headers)?);
         let mut found = None;
         // All are compared, whichever it is.
-        for (index, key) in (0..).zip(&self.0) {
-            if bool::from(equal(key, &given)) {
-                found = Some(index);
+        for given in given(headers) {
+            let given = digest(&SHA256, given);
+            for (index, key) in (0..).zip(&self.0) {
+                if bool::from(equal(key, &given)) {
+                    found = Some(index);
+                }
             }
         }
         found
@@ -35,12 +37,12 @@ fn equal(a: &Digest, b: &Digest) -> Choice {
     a.as_ref().ct_eq(b.as_ref())
 }
 
-/// The key in the headers of a request.
-fn given(headers: &HeaderMap) -> Option<&[u8]> {
+/// The keys in the headers of a request: some clients send a word of their own as one of them.
+fn given(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).and_then(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
     });
     let other = headers.get("x-api-key").map(|value| value.as_bytes());
-    bearer.or(other).map(<[u8]>::trim_ascii)
+    bearer.into_iter().chain(other).map(<[u8]>::trim_ascii)
 }

@@ -61,7 +61,9 @@ fn a_key_opens_every_path_and_nothing_is_open_without() {
             }
             assert!(!answer.text().contains("gamma"));
         }
-        let right: [&[(&str, &str)]; 4] = [
+        let right: [&[(&str, &str)]; 6] = [
+            &[("Authorization", "Bearer none"), ("x-api-key", "alpha")],
+            &[("Authorization", "Bearer alpha"), ("x-api-key", "none")],
             &[("Authorization", "Bearer alpha")],
             &[("authorization", "bearer  beta")],
             &[("x-api-key", "alpha")],
