@@ -79,6 +79,8 @@ async fn whole(mut chat: ChatStream, shape: Shape) -> Result<ChatCompletion, Api
         add(&mut choices[index], event);
     }
     for choice in &mut choices {
+        let message = &mut choice.message;
+        message.reasoning_content.clone_from(&message.reasoning);
         if choice.message.tool_calls.is_empty() && choice.message.content.is_none() {
             choice.message.content = Some(String::new());
         }
@@ -109,7 +111,6 @@ fn add(choice: &mut ChatChoice, event: ChatEvent) {
         }
         ChatEvent::Reasoning { text, .. } => {
             message.reasoning.get_or_insert_default().push_str(&text);
-            message.reasoning_content.clone_from(&message.reasoning);
         }
         ChatEvent::ToolCall { id, name, .. } => message.tool_calls.push(ToolCall {
             id,
