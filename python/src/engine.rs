@@ -323,6 +323,7 @@ impl Engine {
                 stop_token_ids: params.stop_token_ids.clone(),
                 ignore_eos: params.ignore_eos,
                 show_special: !params.skip_special_tokens,
+                shown_ids: Vec::new(),
             },
             logprobs: params.logprobs,
             ..Request::default()

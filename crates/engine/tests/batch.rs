@@ -225,6 +225,7 @@ fn random_request(dice: &mut Dice, documents: &[Vec<u32>], longest: usize) -> Re
             },
             ignore_eos: dice.one_in(3),
             show_special: dice.one_in(3),
+            shown_ids: Vec::new(),
         },
         logprobs: dice.one_in(4).then_some(dice.below(5)),
         prompt_logprobs: dice.one_in(6).then_some(dice.below(3)),

@@ -715,8 +715,9 @@ fn a_text_ends_where_the_request_says() {
 fn special_tokens_are_shown_if_they_are_wanted() {
     let host = host(small(600), EngineOptions::default());
     let special = BYTE_LEVEL_IDS as u32 - 1;
-    let with = |shows: bool, stop: &[&str]| {
+    let only = |shown_ids: &[u32], shows: bool, stop: &[&str]| {
         let mut request = request(1, 4);
+        request.params.shown_ids = shown_ids.to_vec();
         request.params.sampling = SamplingParams {
             logit_bias: [(special, 100.0)].into(),
             ..SamplingParams::greedy()
@@ -725,7 +726,10 @@ fn special_tokens_are_shown_if_they_are_wanted() {
         request.params.stop = stop.iter().map(|&stop| stop.to_owned()).collect();
         end(&host, request)
     };
+    let with = |shows, stop: &[&str]| only(&[], shows, stop);
     let end = "<|end|>";
+    assert_eq!(only(&[special], false, &[]).1, end.repeat(4));
+    assert_eq!(only(&[special - 1], false, &[]).1, "");
     assert_eq!(with(false, &[]).1, "");
     assert_eq!(with(true, &[]).1, end.repeat(4));
     assert_eq!(with(true, &["|><|"]).1, "<|end");

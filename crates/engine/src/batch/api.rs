@@ -69,6 +69,8 @@ pub struct GenerateParams {
     pub ignore_eos: bool,
     /// Special tokens are part of the text, by their names.
     pub show_special: bool,
+    /// These are, if not all of them.
+    pub shown_ids: Vec<u32>,
 }
 
 impl GenerateParams {
@@ -88,6 +90,7 @@ impl Default for GenerateParams {
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             show_special: false,
+            shown_ids: Vec::new(),
         }
     }
 }

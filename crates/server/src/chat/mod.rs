@@ -46,7 +46,7 @@ pub async fn start_chat(
     params::check_min_tokens(&params)?;
     output.reasons(prompt.reasoning);
     let tokenizer = &served.host.loaded().tokenizer;
-    params.show_special |= output.needs_special(tokenizer);
+    params.shown_ids = output.marks(tokenizer);
     let grammar = output.grammar(served).await?;
     let setup = Setup {
         head: Head::new(served, "chatcmpl-"),

@@ -77,8 +77,8 @@ impl Output {
         };
     }
 
-    /// Whether a mark that is looked for is a special token, so that the text must show those.
-    pub fn needs_special(&self, tokenizer: &Tokenizer) -> bool {
+    /// The ids of the marks that are looked for and are special tokens: the text must show them.
+    pub fn marks(&self, tokenizer: &Tokenizer) -> Vec<u32> {
         let calls = self
             .format
             .filter(|_| self.calls())
@@ -90,7 +90,8 @@ impl Output {
         calls
             .iter()
             .chain(thoughts)
-            .any(|mark| tokenizer.special_id(mark).is_some())
+            .filter_map(|mark| tokenizer.special_id(mark))
+            .collect()
     }
 
     /// What splits an answer; none: all of it is content.

@@ -46,6 +46,7 @@ pub fn params(served: &Served, fields: &Sampling<'_>) -> Result<GenerateParams, 
         stop_token_ids: fields.stop_token_ids.to_vec(),
         ignore_eos: fields.ignore_eos,
         show_special: !fields.skip_special_tokens,
+        shown_ids: Vec::new(),
     })
 }
 

@@ -82,7 +82,7 @@ impl ToolFormat {
         !matches!(self, Self::Llama3Json | Self::Pythonic)
     }
 
-    /// Marks of the syntax. Where one of them is a special token of the model, the text must show special tokens.
+    /// Marks of the syntax. One that is a special token of the model must be shown in the text.
     pub fn marks(self) -> &'static [&'static str] {
         match self {
             Self::Hermes | Self::Qwen3Coder => &["<tool_call>", "</tool_call>"],

@@ -18,7 +18,7 @@ pub enum Reasoning {
 }
 
 impl Reasoning {
-    /// Marks of reasoning. Where one is a special token of the model, the text must show special tokens.
+    /// Marks of reasoning. One that is a special token of the model must be shown in the text.
     pub const MARKS: [&str; 2] = [OPEN, CLOSE];
 
     /// Whether a chat template knows of reasoning.
