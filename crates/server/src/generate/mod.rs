@@ -119,7 +119,11 @@ fn refusals_counted<T>(served: &Served, taken: Result<T, EngineError>) -> Result
     if let Err(EngineError::Busy { .. }) = taken {
         served.metrics.rejected(QUEUE_FULL);
     }
-    Ok(taken?)
+    match taken {
+        // It had not begun: another server may take it.
+        Err(EngineError::Panicked { .. }) => Err(ApiError::unavailable("the engine has ended")),
+        taken => Ok(taken?),
+    }
 }
 
 impl Stream for Running {

@@ -96,7 +96,7 @@ mod tests {
         assert!(fault.contains("on purpose"), "{fault}");
         let body = json!({"prompt": "a", "max_tokens": 1});
         let answer = server.post("/v1/completions", &body);
-        assert_eq!(answer.status, 500);
+        assert_eq!(answer.status, 503);
         assert!(!answer.text().contains("on purpose"));
     }
 
