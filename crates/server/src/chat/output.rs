@@ -11,7 +11,7 @@ use crate::generate::format;
 use crate::state::Served;
 use crate::tools::{
     Forcing, OutputParser, ParserConfig, Reasoning, ToolDefinition, ToolFormat, ToolMode,
-    after_reasoning, check_size, forced_grammar,
+    after_reasoning, check_kept, check_size, forced_grammar,
 };
 use crate::wire::openai::ChatRequest;
 use crate::wire::openai::common::{Tool, ToolChoice};
@@ -166,7 +166,8 @@ impl Output {
             loose,
             special: &|mark| tokenizer.special_id(mark),
         };
-        check_size(&forcing).map_err(|message| ApiError::invalid("tools", message))?;
+        let checked = check_size(&forcing).and_then(|()| check_kept(&forcing));
+        checked.map_err(|message| ApiError::invalid("tools", message))?;
         Ok(forced_grammar(&forcing))
     }
 }

@@ -35,6 +35,33 @@ impl Forcing<'_> {
     }
 }
 
+/// Keywords of a text that Qwen3-Coder's calls, which have no quotes around it, do not keep.
+const NOT_KEPT: [&str; 4] = ["pattern", "format", "$ref", "allOf"];
+
+/// Refuses to promise what calls in the model's format do not keep.
+///
+/// # Errors
+/// Says which keyword of which argument of a strict tool that is.
+pub fn check_kept(forcing: &Forcing) -> Result<(), String> {
+    if forcing.format != Some(ToolFormat::Qwen3Coder) {
+        return Ok(());
+    }
+    let allowed = forcing.mode.allowed(forcing.tools);
+    for tool in allowed.into_iter().filter(|tool| tool.strict) {
+        for (name, schema, _) in properties(tool) {
+            let text = typed::kind(Some(&schema)).0 == Kind::Text;
+            let keyword = NOT_KEPT.iter().find(|&&key| schema.get(key).is_some());
+            if let (true, Some(keyword)) = (text, keyword) {
+                return Err(format!(
+                    "the tool '{}' is strict, and calls of qwen3_coder do not keep {keyword} of its text '{name}'",
+                    tool.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where schemas have definitions.
 const DEFINITIONS: [&str; 2] = ["$defs", "definitions"];
 /// Longest schema of the arguments of a tool, in bytes.
@@ -320,6 +347,7 @@ impl<'a> Grammar<'a> {
             let begins = quoted(&format!("<parameter={name}>\n"));
             let rule = format!("value_{index}_{place}");
             let value = match typed::kind(Some(&schema)).0 {
+                Kind::Text if self.forcing.is_loose(tool) => self.text(&rule, &json!({})),
                 Kind::Text => self.text(&rule, &schema),
                 _ => {
                     let schema = self.part(tool, schema);
@@ -336,19 +364,19 @@ impl<'a> Grammar<'a> {
     /// A text without quotes, with the mark that ends it.
     fn text(&mut self, rule: &str, schema: &Value) -> String {
         const END: &str = "\n</parameter>\n";
-        let texts: Vec<&str> = match (&schema["enum"], &schema["const"]) {
-            (Value::Array(values), _) => values.iter().filter_map(Value::as_str).collect(),
-            (_, Value::String(text)) => vec![text],
-            _ => Vec::new(),
-        };
+        // Among texts there may be null.
+        let texts = typed::values(schema).iter();
+        let texts: Vec<&str> = texts
+            .map(|value| value.as_str().unwrap_or("null"))
+            .collect();
+        let least = schema["minLength"].as_u64().unwrap_or(0);
         if let (true, Some(most)) = (texts.is_empty(), schema["maxLength"].as_u64()) {
-            let least = schema["minLength"].as_u64().unwrap_or(0);
             return format!(r"/(.|\n){{{least},{most}}}/ {}", quoted(END));
         }
         if texts.is_empty() {
             self.rule(
                 &format!("{rule}[lazy]"),
-                &format!(r"/(.|\n)*{}/", escaped(END)),
+                &format!(r"/(.|\n){{{least},}}{}/", escaped(END)),
             );
             return rule.to_owned();
         }

@@ -20,7 +20,7 @@ mod xml;
 mod tests;
 
 pub use definition::{ToolDefinition, ToolMode};
-pub use force::{Forcing, after_reasoning, check_size, forced_grammar};
+pub use force::{Forcing, after_reasoning, check_kept, check_size, forced_grammar};
 pub use format::ToolFormat;
 pub use parser::{OutputParser, ParserConfig};
 pub use piece::Piece;

@@ -880,6 +880,78 @@ fn schemas_that_are_refused_can_be_loose() {
 }
 
 #[test]
+fn texts_of_qwen3_coder_keep_what_their_schemas_say() {
+    let strict = |schema: &Value, strict| ToolDefinition {
+        name: "f".to_owned(),
+        parameters: Some(json!({"type": "object", "properties": {"a": schema}, "required": ["a"]})),
+        strict,
+        ..ToolDefinition::default()
+    };
+    for (schema, loose, kept, broken) in [
+        (json!({"enum": [1, 2]}), false, &["2"][..], &["3", "x"][..]),
+        (
+            json!({"enum": ["a", 1]}),
+            false,
+            &["\"a\"", "1"],
+            &["2", "a"],
+        ),
+        (json!({"enum": ["a", null]}), false, &["a", "null"], &["b"]),
+        (
+            json!({"type": "string", "minLength": 2}),
+            false,
+            &["ab", "abc"],
+            &["a"],
+        ),
+        (
+            json!({"type": "string", "maxLength": 2}),
+            false,
+            &["ab", ""],
+            &["abc"],
+        ),
+        (
+            json!({"type": "string", "enum": ["a"]}),
+            true,
+            &["a", "b"],
+            &[],
+        ),
+        (
+            json!({"type": "string", "maxLength": 2}),
+            true,
+            &["abc"],
+            &[],
+        ),
+    ] {
+        let tools = [strict(&schema, false)];
+        let forcing = Forcing {
+            loose,
+            ..forcing(Some(ToolFormat::Qwen3Coder), &tools, &ToolMode::Required)
+        };
+        let spec = forced_grammar(&forcing).unwrap();
+        let call = |value: &str| {
+            format!(
+                "<tool_call>\n<function=f>\n<parameter=a>\n{value}\n</parameter>\n</function>\n</tool_call>"
+            )
+        };
+        for value in kept {
+            assert!(accepts(&spec, &call(value)), "{schema} {value}");
+        }
+        for value in broken {
+            assert!(!accepts(&spec, &call(value)), "{schema} {value}");
+        }
+    }
+    let pattern = json!({"type": "string", "pattern": "^a$"});
+    for (is_strict, format, is_kept) in [
+        (true, ToolFormat::Qwen3Coder, false),
+        (false, ToolFormat::Qwen3Coder, true),
+        (true, ToolFormat::Hermes, true),
+    ] {
+        let tools = [strict(&pattern, is_strict)];
+        let checked = check_kept(&forcing(Some(format), &tools, &ToolMode::Required));
+        assert_eq!(checked.is_ok(), is_kept, "{format:?}: {checked:?}");
+    }
+}
+
+#[test]
 fn special_tokens_mark_calls_by_their_ids() {
     let tools = tools();
     let mode = ToolMode::Required;

@@ -16,7 +16,16 @@ pub(super) enum Kind {
     Other,
 }
 
-/// The kind of an argument, and whether it may be null. Without a type it is a text, as in vLLM.
+/// The values that an argument may have, where its schema lists them.
+pub(super) fn values(schema: &Value) -> &[Value] {
+    match (&schema["enum"], schema.get("const")) {
+        (Value::Array(values), _) => values,
+        (_, Some(value)) => std::slice::from_ref(value),
+        _ => &[],
+    }
+}
+
+/// The kind of an argument, and whether it may be null. Without a type it is a text, as in vLLM, unless its values say more.
 pub(super) fn kind(schema: Option<&Value>) -> (Kind, bool) {
     let Some(schema) = schema else {
         return (Kind::Text, false);
@@ -32,14 +41,19 @@ pub(super) fn kind(schema: Option<&Value>) -> (Kind, bool) {
                 .collect()
         }
     };
+    let values = values(schema);
+    let is_text = |value: &Value| value.is_string() || value.is_null();
     let kind = match names.iter().find(|&&name| name != "null") {
         Some(&"integer") => Kind::Integer,
         Some(&"number") => Kind::Number,
         Some(&"boolean") => Kind::Boolean,
-        Some(&"string") | None => Kind::Text,
-        Some(_) => Kind::Other,
+        Some(&"string") | None if values.iter().all(is_text) => Kind::Text,
+        Some(_) | None => Kind::Other,
     };
-    (kind, names.contains(&"null"))
+    (
+        kind,
+        names.contains(&"null") || values.iter().any(Value::is_null),
+    )
 }
 
 /// The JSON text of an argument. What is not of its type stays a text.
@@ -98,6 +112,17 @@ mod tests {
             ("[1, 2]", json!({"type": "array"}), json!([1, 2])),
             ("{'a': None}", json!({"type": "object"}), json!({"a": null})),
             ("{oh", json!({"type": "object"}), json!("{oh")),
+            ("2", json!({"enum": [1, 2]}), json!(2)),
+            ("2", json!({"enum": ["1", "2"]}), json!("2")),
+            ("\"a\"", json!({"enum": ["a", 1]}), json!("a")),
+            ("a", json!({"enum": ["a", 1]}), json!("a")),
+            (
+                "1",
+                json!({"type": ["string", "integer"], "enum": ["a", 1]}),
+                json!(1),
+            ),
+            ("null", json!({"enum": ["a", null]}), json!(null)),
+            ("true", json!({"const": true}), json!(true)),
         ] {
             let got: Value = serde_json::from_str(&super::json(text, Some(&schema))).unwrap();
             assert_eq!(got, want, "{text} {schema}");
