@@ -41,7 +41,8 @@ pub async fn start_chat(
     let options = &app.options().model;
     let talk = Talk::new(&request, &options.template_variables)?;
 
-    let prompt = prompt(app, served, talk, options.reasons()).await?;
+    let room = served.host.context();
+    let prompt = prompt(app, served, talk, options.reasons(), room).await?;
     params.max_tokens = max_tokens(&request, prompt.ids.len(), served.host.context())?;
     params::check_min_tokens(&params)?;
     output.reasons(prompt.reasoning);
@@ -78,14 +79,17 @@ async fn prompt(
     served: &Served,
     talk: Talk,
     reasons: Option<bool>,
+    room: usize,
 ) -> Result<Prompt, ApiError> {
     let loaded = served.host.loaded();
     let (template, tokenizer) = (loaded.template.clone(), Arc::clone(&loaded.tokenizer));
-    let context = served.host.context();
-    let work = move || talk.prompt(template.as_ref(), &tokenizer, context, reasons);
+    let work = move || talk.prompt(template.as_ref(), &tokenizer, room, reasons);
     let prompt = app.work().run(work).await?;
     prompt.map_err(|error| served.counted(error))
 }
+
+/// Contexts that a prompt which is only counted may fill: its client wants to know how much it is too long.
+const COUNTED_CONTEXTS: usize = 16;
 
 /// Ids of the prompt that a request makes.
 ///
@@ -96,7 +100,8 @@ pub async fn prompt_ids(app: &App, request: &ChatRequest) -> Result<Vec<u32>, Ap
     served.check_model(request.model.as_deref())?;
     check_supported(request)?;
     let talk = Talk::new(request, &app.options().model.template_variables)?;
-    Ok(prompt(app, served, talk, None).await?.ids)
+    let room = served.host.context().saturating_mul(COUNTED_CONTEXTS);
+    Ok(prompt(app, served, talk, None, room).await?.ids)
 }
 
 fn check_supported(request: &ChatRequest) -> Result<(), ApiError> {

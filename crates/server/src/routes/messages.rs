@@ -172,6 +172,17 @@ mod tests {
     }
 
     #[test]
+    fn a_conversation_that_is_too_long_is_counted() {
+        let server = server();
+        let text = "one two three ".repeat(1000);
+        let long = body(json!({"messages": [{"role": "user", "content": text}]}));
+        assert_eq!(server.post("/v1/messages", &long).status, 400);
+        let answer = server.post("/v1/messages/count_tokens", &long);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert!(answer.json()["input_tokens"].as_u64().unwrap() > 1000);
+    }
+
+    #[test]
     fn a_stream_adds_up_to_the_message() {
         let server = server();
         for more in [
