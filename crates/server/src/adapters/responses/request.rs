@@ -16,6 +16,11 @@ use crate::wire::responses::{
 /// What `include` has to list for log probabilities.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
+/// Pairs of metadata, and characters of each.
+const MAX_METADATA: usize = 16;
+const MAX_KEY: usize = 64;
+const MAX_VALUE: usize = 512;
+
 /// Fields of chat, and what they are called in the Responses API.
 pub const FIELDS: [(&str, &str); 5] = [
     ("max_completion_tokens", "max_output_tokens"),
@@ -31,6 +36,7 @@ pub const FIELDS: [(&str, &str); 5] = [
 /// 400: what needs state that the server does not have, and what is not as the API has it.
 pub fn chat_request(request: &mut ResponsesRequest) -> Result<ChatRequest, ApiError> {
     refuse_state(request)?;
+    check_metadata(request)?;
     let choice = tool_choice(request)?;
     let tools = functions(request)?;
     if tools.is_empty() && choice.as_ref().is_some_and(is_forced) {
@@ -106,6 +112,21 @@ fn refuse_state(request: &ResponsesRequest) -> Result<(), ApiError> {
         Some((field, _, why)) => Err(ApiError::unsupported(field, format!("{field}: {why}"))),
         None => Ok(()),
     }
+}
+
+/// Metadata is given back with each event that holds the response: it has OpenAI's limits.
+fn check_metadata(request: &ResponsesRequest) -> Result<(), ApiError> {
+    let metadata = request.metadata.iter().flatten();
+    let is_long = |(key, value): (&String, &String)| {
+        key.chars().count() > MAX_KEY || value.chars().count() > MAX_VALUE
+    };
+    if metadata.clone().count() <= MAX_METADATA && !metadata.clone().any(is_long) {
+        return Ok(());
+    }
+    let message = format!(
+        "metadata: at most {MAX_METADATA} pairs, of keys of {MAX_KEY} characters and values of {MAX_VALUE}"
+    );
+    Err(ApiError::invalid("metadata", message))
 }
 
 /// Alternatives for each token, if log probabilities are asked for.
@@ -290,6 +311,24 @@ mod tests {
             let (param, error) = refused(json!({"input": "Hi", field: value}));
             assert_eq!(param, field);
             assert_eq!(error.code, Some("unsupported_parameter"));
+        }
+    }
+
+    #[test]
+    fn metadata_has_limits() {
+        let with = |metadata: Value| json!({"input": "Hi", "metadata": metadata});
+        let many = |count: usize| -> Value {
+            let pairs = (0..count).map(|key| (key.to_string(), json!("v")));
+            pairs.collect::<serde_json::Map<_, _>>().into()
+        };
+        chat(with(many(16)));
+        chat(with(json!({"k".repeat(64): "v".repeat(512)})));
+        for metadata in [
+            many(17),
+            json!({"k".repeat(65): "v"}),
+            json!({"k": "v".repeat(513)}),
+        ] {
+            assert_eq!(refused(with(metadata)).0, "metadata");
         }
     }
 
