@@ -48,8 +48,13 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     request.extensions_mut().insert(caller);
     let handled = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     drop(held);
-    let mut response =
-        handled.unwrap_or_else(|panic| ApiError::fault_of(panic_message(&*panic)).into_response());
+    let mut response = handled.unwrap_or_else(|panic| {
+        // Nobody within has seen this answer.
+        if let Some(served) = app.model() {
+            served.metrics.answered(500);
+        }
+        ApiError::fault_of(panic_message(&*panic)).into_response()
+    });
     let error = response.extensions().get::<ApiError>();
     if let Some(cause) = error.and_then(|error| error.cause.as_deref()) {
         app.log(&format!(

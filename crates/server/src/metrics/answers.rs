@@ -17,8 +17,30 @@ pub async fn layer(State(app): State<App>, request: Request, next: Next) -> Resp
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use sparamx_engine::Stats;
+
+    use crate::app::guarded;
     use crate::options::ServerOptions;
-    use crate::testing::server_with;
+    use crate::testing::{paths, server_with};
+
+    async fn panics() -> &'static str {
+        panic!("on purpose")
+    }
+
+    #[test]
+    fn a_panic_is_counted() {
+        let server = paths(ServerOptions::default(), |app| {
+            let paths = Router::new().route("/panic", get(panics));
+            guarded(paths, app).with_state(app.clone())
+        });
+        server.load(Default::default());
+        assert_eq!(server.get("/panic").status, 500);
+        let metrics = &server.server.app().model().unwrap().metrics;
+        let text = metrics.render(&Stats::default(), 0);
+        assert!(text.contains("status=\"500\"} 1"), "{text}");
+    }
 
     #[test]
     fn refusals_are_counted_too() {
