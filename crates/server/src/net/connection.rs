@@ -2,12 +2,14 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::StatusCode;
 use axum::response::Response;
 use bytes::Bytes;
 use hyper::Request;
@@ -123,20 +125,26 @@ impl Talk {
         if result.is_err() && refusal.is_none() {
             return;
         }
-        let mut stream = connection.into_parts().io.into_inner().into_inner();
-        let end = async {
-            if let Some(status) = refusal {
-                let error = refuse::head(status, limits);
-                stream.write_all(&refuse::answer(&error)).await?;
-            }
-            stream.shutdown().await?;
-            let mut rest = [0; 4096];
-            while stream.read(&mut rest).await? > 0 {}
-            std::io::Result::Ok(())
-        };
+        let stream = connection.into_parts().io.into_inner().into_inner();
         // The other side has its answer, or does not want it.
-        let _ = timeout(LINGER, end).await;
+        let _ = timeout(LINGER, close(stream, refusal, limits)).await;
     }
+}
+
+/// Ends a connection, after the answer to what is no request if that is why it ends.
+async fn close<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    refusal: Option<StatusCode>,
+    limits: &Limits,
+) -> io::Result<()> {
+    if let Some(status) = refusal {
+        let error = refuse::head(status, limits);
+        stream.write_all(&refuse::answer(&error)).await?;
+    }
+    stream.shutdown().await?;
+    let mut rest = [0; 4096];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
 }
 
 async fn answer(
