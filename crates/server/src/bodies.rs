@@ -131,6 +131,12 @@ mod tests {
                 stream
             })
             .collect();
+        // Until then a long request could take what one of them needs.
+        let begun = Instant::now();
+        while server.server.app().bodies().left.available_permits() > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "not all is held");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let long = "a ".repeat(100_000);
         asked(&server, &long, 503);
         asked(&server, "a", 200);

@@ -236,12 +236,17 @@ impl App {
         &self.0.work
     }
 
+    /// The memory that bodies may take.
+    pub fn bodies(&self) -> &Bodies {
+        &self.0.bodies
+    }
+
     /// The body of a request has come to `bytes`.
     ///
     /// # Errors
     /// 503: the bodies of others take too much memory.
     pub fn hold(&self, held: &Held, bytes: usize) -> Result<(), ApiError> {
-        let grown = self.0.bodies.grow(held, bytes);
+        let grown = self.bodies().grow(held, bytes);
         grown.map_err(|error| match self.model() {
             Some(served) => served.counted(error),
             None => error,
