@@ -74,7 +74,7 @@ struct Params {
 }
 
 /// Log probabilities of a token and of the most probable ones.
-type Logprob = (u32, f32, Vec<(u32, f32)>);
+type Logprob = (u32, f64, Vec<(u32, f64)>);
 
 /// What came of a request: index, text, ids, reason, what ended it, log probabilities, tokens that were cached.
 type Outcome = (

@@ -1,20 +1,22 @@
 """LangChain's ChatOpenAI."""
 
+from typing import Literal
+
 import pytest
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class Person(BaseModel):
     """A person of the story."""
 
-    name: str
-    age: int
+    name: Literal["Lily", "Tom"]
+    age: int = Field(ge=0, le=99)
 
 
 @tool
-def get_time(city: str) -> str:
+def get_time(city: Literal["Paris", "Rome"]) -> str:
     """Get the time in a city."""
     return "noon in " + city
 

@@ -191,14 +191,15 @@ def test_an_answer_by_a_schema_makes_sense(smart):
         temperature=0,
         max_tokens=60,
     )
-    assert answer.choices[0].message.parsed == City(city="Paris", country="France")
+    parsed = answer.choices[0].message.parsed
+    assert (parsed.city.title(), parsed.country.title()) == ("Paris", "France")
 
 
 def test_a_conversation_is_remembered(smart):
     messages = [
-        {"role": "user", "content": "My name is Alice."},
-        {"role": "assistant", "content": "Hello Alice! How can I help you today?"},
-        {"role": "user", "content": "What is my name?"},
+        {"role": "user", "content": "What is the capital of France?"},
+        {"role": "assistant", "content": "The capital of France is Paris."},
+        {"role": "user", "content": "And of Italy?"},
     ]
     answer = smart.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=30)
-    assert "Alice" in answer.choices[0].message.content
+    assert "capital of Italy is Rome" in answer.choices[0].message.content

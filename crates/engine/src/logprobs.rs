@@ -22,7 +22,7 @@ pub(crate) fn log_probabilities(
     top: usize,
 ) -> Result<TokenLogprob, EngineError> {
     let Normalizer { max, ln_sum } = normalizer(row)?;
-    let of = |id: u32| ((f64::from(row[id as usize]) - max) - ln_sum) as f32;
+    let of = |id: u32| (f64::from(row[id as usize]) - max) - ln_sum;
     Ok(TokenLogprob {
         id,
         logprob: of(id),
@@ -71,13 +71,13 @@ mod tests {
     fn log_probabilities_are_the_same_numbers_best_first() {
         let row = [1.0, 3.0, f32::NEG_INFINITY, 3.0, 2.0];
         let got = log_probabilities(&row, 2, 3).unwrap();
-        assert_eq!((got.id, got.logprob), (2, f32::NEG_INFINITY));
+        assert_eq!((got.id, got.logprob), (2, f64::NEG_INFINITY));
         assert_eq!(
             got.top.iter().map(|&(id, _)| id).collect::<Vec<_>>(),
             [1, 3, 4]
         );
         for &(id, logprob) in &got.top {
-            assert_eq!(logprob, -negative_log_likelihood(&row, id).unwrap() as f32);
+            assert_eq!(logprob, -negative_log_likelihood(&row, id).unwrap());
         }
         // What is impossible is no alternative.
         assert_eq!(log_probabilities(&row, 0, 9).unwrap().top.len(), 4);

@@ -206,9 +206,9 @@ pub struct TokenLogprob {
     /// The token.
     pub id: u32,
     /// Its log probability.
-    pub logprob: f32,
+    pub logprob: f64,
     /// The most probable tokens with theirs, best first, the lower id first among equals.
-    pub top: Vec<(u32, f32)>,
+    pub top: Vec<(u32, f64)>,
 }
 
 /// What a request took.

@@ -163,7 +163,7 @@ impl Default for End {
 fn logprob(row: &[f32], id: u32, top: usize) -> TokenLogprob {
     let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = row.iter().map(|&x| (f64::from(x) - max).exp()).sum();
-    let of = |id: u32| (f64::from(row[id as usize]) - max - sum.ln()) as f32;
+    let of = |id: u32| f64::from(row[id as usize]) - max - sum.ln();
     let mut ids: Vec<u32> = (0..row.len() as u32).collect();
     ids.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
     TokenLogprob {

@@ -5,7 +5,7 @@ use sparamx_engine::{TokenLogprob, Tokenizer};
 use crate::wire::openai::chat::{ChatLogprob, TopLogprob};
 
 /// What stands for a probability of zero: JSON has no infinite numbers.
-const LEAST: f32 = -9999.0;
+const LEAST: f64 = -9999.0;
 
 /// Writes tokens for log probabilities.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,6 @@ impl TokenWriter {
 }
 
 /// A log probability that JSON can hold.
-pub fn finite(logprob: f32) -> f32 {
+pub fn finite(logprob: f64) -> f64 {
     logprob.max(LEAST)
 }

@@ -228,7 +228,7 @@ pub struct ChatLogprob {
     /// The text of the token. U+FFFD stands for a part of a character.
     pub token: String,
     /// Its natural logarithm of probability, before temperature, penalties and masks.
-    pub logprob: f32,
+    pub logprob: f64,
     /// The bytes of the token.
     pub bytes: Vec<u8>,
     /// The most probable tokens in its place.
@@ -241,7 +241,7 @@ pub struct TopLogprob {
     /// The text of the token.
     pub token: String,
     /// Its log probability.
-    pub logprob: f32,
+    pub logprob: f64,
     /// Its bytes.
     pub bytes: Vec<u8>,
 }

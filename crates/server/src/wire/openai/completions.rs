@@ -173,7 +173,7 @@ pub struct CompletionLogprobs {
     /// Where each token begins, in characters of the text of the choice.
     pub text_offset: Vec<usize>,
     /// The log probability of each token; none for the first of a prompt.
-    pub token_logprobs: Vec<Option<f32>>,
+    pub token_logprobs: Vec<Option<f64>>,
     /// The text of each token.
     pub tokens: Vec<String>,
     /// The most probable tokens in each place with their log probabilities, and the token itself.
@@ -184,11 +184,11 @@ pub struct CompletionLogprobs {
 /// Tokens by their text with their log probabilities. They are written as those of `token_logprobs` are, so that equal ones read
 /// as equal.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct TopTokens(Vec<(String, f32)>);
+pub struct TopTokens(Vec<(String, f64)>);
 
 impl TopTokens {
     /// Adds a token. Of two with the same text the more probable one stays.
-    pub fn add(&mut self, text: String, logprob: f32) {
+    pub fn add(&mut self, text: String, logprob: f64) {
         match self.0.iter_mut().find(|(known, _)| *known == text) {
             Some((_, value)) => *value = value.max(logprob),
             None => self.0.push((text, logprob)),
