@@ -280,7 +280,9 @@ fn likelihoods_are_those_of_the_engine() {
         );
         let (sum, greedy) = parse_logprobs(choice, 1);
         let (expected, best) = engine_likelihood(host(&server), prompt);
-        assert_eq!((sum, greedy), (expected, best));
+        // The reader of the answer may round the last digit of each.
+        assert!((sum - expected).abs() < 1e-12, "{sum}, {expected}");
+        assert_eq!(greedy, best);
     }
     // The greedy text after a prompt is greedy, another is not.
     let next = ask(&server, json!({"max_tokens": 4}));
