@@ -23,6 +23,8 @@ from process import ROOT, sparamx
 SHIPPED = ROOT / "models/stories-5m-50"
 # A tenth of the memory of the shipped model's process, and what an allocator keeps.
 GROWTH_BYTES = 24 << 20
+# Files and threads beyond those of the first figure: they do not grow with the load.
+SPARE = 8
 SETTLE_SECONDS = 60
 WORDS = "once upon a time there was little dog cat girl boy named lily tom who liked to play in the big park with red ball".split()
 
@@ -171,7 +173,9 @@ async def mixed(args):
             samples.append(await phase(args.seconds / 4))
         grown = samples[-1][0] - start[0]
         assert grown <= GROWTH_BYTES, f"memory: {[sample[0] for sample in samples]}"
-        assert samples[-1][1] <= start[1] and samples[-1][2] <= start[2], f"files, threads: {[s[1:] for s in samples]}"
+        # A thread for work off the network starts when it is needed, and ends when it is not.
+        few = all(now <= first + SPARE for now, first in zip(samples[-1][1:], start[1:], strict=True))
+        assert few, f"files, threads: {[sample[1:] for sample in samples]}"
         return {"seconds": args.seconds, "requests": {str(k): v for k, v in sorted(counts.items(), key=str)}, "samples": samples}
 
 

@@ -4,6 +4,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 # Checked against the description of the operation. The servers here have no state that a deletion could take.
 CASES = 15
@@ -24,7 +25,8 @@ def test_every_answer_is_as_described(case, tiny):
         # What it would take to answer is no part of this test.
         limit(case.body)
     response = case.call(headers=tiny.headers, timeout=120)
-    case.validate_response(response, headers=tiny.headers)
+    # The description cannot say that one field needs another, so that data which fit it may be refused.
+    case.validate_response(response, headers=tiny.headers, excluded_checks=[positive_data_acceptance])
 
 
 def limit(body):

@@ -157,6 +157,7 @@ def test_stop_ends_the_work_of_the_server(stories, visit):
     stopped = False
     # The model is fast and may end a text by itself.
     for _ in range(20):
+        page.click("#new-chat")
         ask(page, "Once upon a time")
         expect(page.locator(".answer").last.locator(".prose").last).not_to_be_empty()
         page.keyboard.press("Escape")

@@ -17,7 +17,9 @@ use crate::{output, progress, runtime, units};
 /// # Errors
 /// The checkpoint or the tokenizer cannot be used, or the model does not fit in memory.
 pub fn load(directory: &Path, threads: Threads, memory: Memory, common: Common) -> Result<Loaded> {
-    let runtime = Arc::new(runtime::start(threads.count(), common)?);
+    let runtime = runtime::start(threads.count(), common)?;
+    // What is measured of a text is the same whatever is measured beside it, and the same as by `serve`.
+    let runtime = Arc::new(runtime.batch_invariant(true));
     let loaded = Loaded::open(directory, runtime, memory.memory_bytes, &mut report(common))?;
     loaded.runtime.pin_caller();
     details(directory, &loaded, common);

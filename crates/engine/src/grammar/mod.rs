@@ -5,6 +5,7 @@
 //! bounded, to compile and for each token: it comes from a client.
 
 mod clock;
+mod closed;
 mod matcher;
 mod spec;
 mod vocabulary;

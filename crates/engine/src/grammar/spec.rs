@@ -2,8 +2,9 @@
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::regex_to_lark;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::closed::close;
 use crate::EngineError;
 
 /// Longest schema, expression or grammar, in bytes, each by itself.
@@ -127,22 +128,21 @@ fn choice(choices: &[String]) -> Result<(&'static str, String), String> {
     Ok((body, quoted.join(" | ")))
 }
 
-/// The schema with our way to write JSON in place of the client's, which could drop keywords: one line, at most a blank after a
+/// The schema with our way to write JSON in place of the client's, which could drop keywords, and [closed](close): one line, at most a blank after a
 /// comma or a colon. Small models ramble in blanks where they may.
 fn configured(schema: &Value) -> Result<Value, String> {
     within("the schema", schema.to_string().len(), MAX_BYTES)?;
     within_depth(schema, MAX_DEPTH)?;
-    let mut object = match schema {
-        Value::Object(object) => object.clone(),
-        Value::Bool(true) => Map::new(),
+    let mut schema = match schema {
+        Value::Object(_) => schema.clone(),
+        Value::Bool(true) => json!({}),
         Value::Bool(false) => return Err("the schema 'false' allows nothing".to_owned()),
         _ => return Err("the schema is not a JSON object".to_owned()),
     };
-    object.insert(
-        "x-guidance".to_owned(),
-        json!({"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?"}),
-    );
-    Ok(Value::Object(object))
+    close(&mut schema);
+    schema["x-guidance"] =
+        json!({"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?"});
+    Ok(schema)
 }
 
 fn within(what: &str, bytes: usize, most: usize) -> Result<(), String> {
