@@ -128,8 +128,8 @@ fn choice(choices: &[String]) -> Result<(&'static str, String), String> {
     Ok((body, quoted.join(" | ")))
 }
 
-/// The schema with our way to write JSON in place of the client's, which could drop keywords, and [closed](close): one line, at most a blank after a
-/// comma or a colon. Small models ramble in blanks where they may.
+/// The schema, [closed](close), with our way to write JSON in place of the client's, which could drop keywords: one line, at most a
+/// blank after a comma or a colon. Small models ramble in blanks where they may.
 fn configured(schema: &Value) -> Result<Value, String> {
     within("the schema", schema.to_string().len(), MAX_BYTES)?;
     within_depth(schema, MAX_DEPTH)?;
