@@ -82,9 +82,8 @@ def test_log_likelihoods_are_those_of_sparamx_eval(folder, tiny):
     assert expected["acc"] > 0.27
 
 
-def test_they_are_on_a_model_that_knows_more(folder, smol):
-    expected = compare(folder, smol, SMOLLM2, 12, 2048, begin="")
-    assert expected["acc"] > 0.27
+def test_they_are_on_a_model_with_another_tokenizer(folder, smol):
+    compare(folder, smol, SMOLLM2, 12, 2048, begin="")
 
 
 def test_chat(folder, smol):
