@@ -100,8 +100,12 @@ struct AccessArgs {
     /// A name by which requests may call this server, beside localhost; may be given several times
     #[arg(long, value_name = "NAME")]
     allowed_host: Vec<String>,
-    /// An origin whose pages may use this server, such as https://chat.example.com, or * for all; may be given several times
-    #[arg(long, value_name = "ORIGIN")]
+    /// Origins whose pages may use this server.
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        help = "An origin whose pages may use this server, such as https://chat.example.com, or * for all; may be given several times"
+    )]
     allowed_origin: Vec<String>,
     /// Put what is asked into the log
     #[arg(long)]
