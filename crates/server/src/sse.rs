@@ -156,11 +156,16 @@ impl<S: Stream<Item = SseEvent>> hyper::body::Body for SseBody<S> {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::io::{Read, Write};
 
+    use axum::Router;
+    use axum::routing::get;
     use futures_util::stream::{self, StreamExt};
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::options::ServerOptions;
+    use crate::testing::paths;
 
     fn run<T>(future: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -214,6 +219,35 @@ mod tests {
                 COMMENT
             );
         });
+    }
+
+    #[test]
+    fn a_socket_gets_comments_in_silence() {
+        let quiet = || async { sse(stream::pending::<SseEvent>()) };
+        let server = paths(ServerOptions::default(), |app| {
+            Router::new()
+                .route("/quiet", get(quiet))
+                .with_state(app.clone())
+        });
+        let mut socket = server.connect();
+        socket
+            .write_all(b"GET /quiet HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            .unwrap();
+        let begin = Instant::now();
+        let (mut read, mut byte) = (Vec::new(), [0]);
+        while !read.ends_with(COMMENT.as_bytes()) {
+            assert_ne!(
+                socket.read(&mut byte).unwrap(),
+                0,
+                "the server hangs up: {}",
+                String::from_utf8_lossy(&read)
+            );
+            read.push(byte[0]);
+        }
+        assert!(begin.elapsed() >= KEEP_ALIVE);
+        let text = String::from_utf8(read).unwrap();
+        assert!(text.contains("text/event-stream"), "{text}");
+        assert!(text.contains("x-accel-buffering: no"), "{text}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::state::{App, Served};
 pub const MODEL: &str = "org/stories";
 
 /// A guard against tests that hang.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A thread of its own, which computes as `serve` lets it: tests compare texts.
 pub fn runtime() -> Arc<Runtime> {

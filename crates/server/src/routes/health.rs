@@ -24,13 +24,14 @@ pub async fn get(State(app): State<App>) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::time::Duration;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
 
     use serde_json::json;
     use sparamx_engine::{Event, GenerateParams, HostOptions, LogitsProcessor, Request};
 
-    use crate::options::ServerOptions;
-    use crate::testing::{loading, read_answer, server};
+    use crate::options::{Limits, ServerOptions};
+    use crate::testing::{PATIENCE, loading, read_answer, server, server_with};
 
     #[test]
     fn it_is_well_from_loading_to_shutdown() {
@@ -98,6 +99,60 @@ mod tests {
         let answer = server.post("/v1/completions", &body);
         assert_eq!(answer.status, 503);
         assert!(!answer.text().contains("on purpose"));
+    }
+
+    /// Holds a step up until its sender is gone.
+    #[derive(Debug)]
+    struct Waiting(mpsc::Receiver<()>);
+
+    impl LogitsProcessor for Waiting {
+        fn process(&mut self, _: &mut [f32]) {
+            let _ = self.0.recv();
+        }
+
+        fn accept(&mut self, _: u32) {}
+    }
+
+    #[test]
+    fn it_says_when_a_step_does_not_end() {
+        let limits = Limits {
+            stalled: Duration::from_millis(50),
+            ..Limits::default()
+        };
+        let options = ServerOptions {
+            limits,
+            ..ServerOptions::default()
+        };
+        let server = server_with(options, HostOptions::default());
+        let host = &server.server.app().model().unwrap().host;
+        let (go_on, waiting) = mpsc::channel();
+        let handle = host
+            .submit(Request {
+                prompt: vec![1, 2, 3],
+                params: GenerateParams {
+                    max_tokens: 1,
+                    ..GenerateParams::default()
+                },
+                processor: Some(Box::new(Waiting(waiting))),
+                ..Request::default()
+            })
+            .unwrap();
+        let end = Instant::now() + PATIENCE;
+        let answer = loop {
+            let answer = server.get("/health");
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(Instant::now() < end, "it is well without an end");
+        };
+        assert_eq!(answer.status, 503);
+        assert!(answer.text().contains("no step"), "{}", answer.text());
+        drop(go_on);
+        assert!(matches!(
+            handle.last(),
+            Some(Event::Finished { result: Ok(_), .. })
+        ));
+        assert_eq!(server.get("/health").status, 200);
     }
 
     #[test]
