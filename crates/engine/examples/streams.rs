@@ -29,10 +29,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, threads] = &args[..] else {
         return Err("usage: streams MODEL THREADS".into());
     };
-    let runtime = Arc::new(Runtime::new(
+    let runtime = Runtime::new(
         Cpu::detect_up_to(std::env::var_os(sparamx_cpu::ISA_VARIABLE).as_deref())?,
         threads.parse()?,
-    )?);
+    )?;
+    // As `serve` has it.
+    let runtime = Arc::new(runtime.batch_invariant(true));
     let options = HostOptions {
         engine: EngineOptions {
             speculation: Speculation::Off,

@@ -2,7 +2,8 @@
 //!
 //! For the model that ships and a random one of TinyLlama's shape (another shape as argument; `none` for none), by the number
 //! of streams: tokens a second of the engine alone, whose events are counted where they come, and through the server over
-//! loopback sockets, as server-sent events of chat. Both in turn, in one process, on one engine; medians, and their ratio.
+//! loopback sockets, as server-sent events of chat. In one process, on one engine; a round is engine, server, server, engine, so that
+//! a machine that gets slower or faster favours neither. Medians of the rounds, and of their ratios.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,13 +13,15 @@ use std::thread;
 use std::time::Instant;
 
 use sparamx_cpu::{Cpu, topology};
-use sparamx_engine::{Event, GenerateParams, Host, HostOptions, Loaded, Request, SamplingParams};
+use sparamx_engine::{
+    EngineOptions, Event, GenerateParams, Host, HostOptions, Loaded, Request, SamplingParams,
+    Speculation,
+};
 use sparamx_kernels::Runtime;
 use sparamx_model::{Model, Precision, RandomSpec, shapes};
 use sparamx_server::{Listen, Served, Server, ServerOptions};
 
 const STREAMS: [usize; 3] = [1, 8, 32];
-const ROUNDS: usize = 7;
 const PROMPT: &str = "Once upon a time";
 
 fn main() {
@@ -36,7 +39,7 @@ fn main() {
     let loaded =
         Loaded::open(&dir, Arc::clone(&runtime), None, &mut |_| ()).expect("the shipped model");
     let tokenizer = Arc::clone(&loaded.tokenizer);
-    measure("stories-5m-50", loaded, 256);
+    measure("stories-5m-50", loaded, 480, 11);
     if shape == "none" {
         return;
     }
@@ -47,11 +50,24 @@ fn main() {
         seed: 1,
     };
     let model = Model::random(&runtime, &config, spec).expect("memory");
-    measure(shape, Loaded::new(runtime, Arc::new(model), tokenizer), 24);
+    measure(
+        shape,
+        Loaded::new(runtime, Arc::new(model), tokenizer),
+        48,
+        5,
+    );
 }
 
-fn measure(name: &str, loaded: Loaded, tokens: usize) {
-    let host = Arc::new(Host::start(loaded, HostOptions::default()).expect("an engine"));
+fn measure(name: &str, loaded: Loaded, tokens: usize, rounds: usize) {
+    // Draft tokens would be taken or not as the texts are, which differ with the prompts.
+    let host = HostOptions {
+        engine: EngineOptions {
+            speculation: Speculation::Off,
+            ..EngineOptions::default()
+        },
+        ..HostOptions::default()
+    };
+    let host = Arc::new(Host::start(loaded, host).expect("an engine"));
     let options = ServerOptions {
         listen: Listen::Tcp {
             host: "127.0.0.1".to_owned(),
@@ -69,25 +85,24 @@ fn measure(name: &str, loaded: Loaded, tokens: usize) {
     ));
     println!("\n{name}: streams, tokens/s of the engine, through the server, ratio");
     for streams in STREAMS {
-        let (mut alone, mut served) = (Vec::new(), Vec::new());
-        for round in 0..=ROUNDS {
-            let pair = (
-                engine(&host, streams, tokens),
-                through(address, streams, tokens),
-            );
+        let (mut alone, mut served, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..=rounds {
+            let alone_1 = engine(&host, streams, tokens);
+            let served_both = through(address, streams, tokens) + through(address, streams, tokens);
+            let alone_both = alone_1 + engine(&host, streams, tokens);
             // The first round fills the cache with the prompt.
             if round > 0 {
-                alone.push(pair.0);
-                served.push(pair.1);
+                alone.push(alone_both);
+                served.push(served_both);
+                ratios.push(alone_both / served_both);
             }
         }
-        let (alone, served) = (median(&mut alone), median(&mut served));
-        let rate = |seconds: f64| (streams * tokens) as f64 / seconds;
+        let rate = |seconds: f64| (2 * streams * tokens) as f64 / seconds;
         println!(
             "{streams:4} {:9.1} {:9.1} {:6.3}",
-            rate(alone),
-            rate(served),
-            alone / served
+            rate(median(&mut alone)),
+            rate(median(&mut served)),
+            median(&mut ratios)
         );
     }
 }

@@ -8,6 +8,7 @@ pub mod format;
 pub mod head;
 pub mod logprobs;
 pub mod params;
+mod queue;
 mod sink;
 pub mod usage;
 
@@ -20,8 +21,8 @@ use serde_json::{Value, json};
 use sparamx_engine::{
     Cancel, EngineError, Event, GenerateParams, Grammar, Request, StoppedBy, Usage,
 };
-use tokio::sync::mpsc::{self, UnboundedReceiver};
 
+use self::queue::{Indexed, Receiver, queue};
 use self::sink::Feed;
 use crate::error::ApiError;
 use crate::extract::Caller;
@@ -66,16 +67,12 @@ impl Job {
 /// Events of the requests of one HTTP request, each with the index of its text: those of the first prompt come first. It ends
 /// after the last event of the last text. Dropping it cancels what has not ended.
 pub struct Running {
-    events: UnboundedReceiver<(usize, Event)>,
-    ready: Vec<(usize, Event)>,
-    next: VecDeque<(usize, Event)>,
+    events: Receiver,
+    next: VecDeque<Indexed>,
     /// Texts that have not ended.
     left: usize,
     _cancel: Cancel,
 }
-
-/// Events taken from the queue at a time.
-const BATCH: usize = 64;
 
 impl App {
     /// Starts the requests of `jobs`: all of them or none.
@@ -89,7 +86,7 @@ impl App {
         let texts = jobs.iter().map(|job| job.n).sum();
         // Each takes memory, which those that are refused do not need.
         refusals_counted(served, served.host.check(caller.tenant, texts))?;
-        let (sender, events) = mpsc::unbounded_channel();
+        let (sender, events) = queue();
         let mut requests = Vec::new();
         for job in &jobs {
             for choice in 0..job.n {
@@ -106,7 +103,6 @@ impl App {
         }
         Ok(Running {
             events,
-            ready: Vec::with_capacity(BATCH),
             next: VecDeque::new(),
             left,
             _cancel: cancel,
@@ -127,7 +123,7 @@ fn refusals_counted<T>(served: &Served, taken: Result<T, EngineError>) -> Result
 }
 
 impl Stream for Running {
-    type Item = (usize, Event);
+    type Item = Indexed;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
@@ -135,9 +131,9 @@ impl Stream for Running {
             return Poll::Ready(None);
         }
         if this.next.is_empty() {
-            match this.events.poll_recv_many(cx, &mut this.ready, BATCH) {
+            match this.events.poll_take(cx) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(_) => this.next.extend(this.ready.drain(..)),
+                Poll::Ready(events) => this.next = events.into(),
             }
         }
         let next = this.next.pop_front().unwrap_or_else(|| {

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sparamx_engine::{EngineError, Event, FinishReason, Sink};
-use tokio::sync::mpsc::UnboundedSender;
 
+use super::queue::Sender;
 use crate::extract::{Caller, Tally};
 use crate::metrics::{FinishedReason, Metrics};
 
 /// Where the events of one text go.
 pub struct Feed {
     index: usize,
-    events: UnboundedSender<(usize, Event)>,
+    events: Sender,
     tally: Arc<Tally>,
     metrics: Metrics,
     submitted: Instant,
@@ -21,12 +21,7 @@ pub struct Feed {
 
 impl Feed {
     /// Of the text `index` of a request by `caller`.
-    pub fn new(
-        index: usize,
-        events: UnboundedSender<(usize, Event)>,
-        caller: &Caller,
-        metrics: &Metrics,
-    ) -> Self {
+    pub fn new(index: usize, events: Sender, caller: &Caller, metrics: &Metrics) -> Self {
         Self {
             index,
             events,
@@ -43,26 +38,31 @@ impl Feed {
     }
 
     fn take(&mut self, event: Event) {
-        match &event {
+        let urgent = match &event {
             Event::Prompt { logprobs, .. } if logprobs.is_empty() => return,
-            Event::Prompt { .. } => {}
+            Event::Prompt { .. } => true,
             Event::Token { .. } => self.token(),
             Event::Finished { usage, result, .. } => {
                 self.tally.add_generated(usage.tokens);
                 self.metrics
                     .finished(reason(result), usage, self.submitted.elapsed());
+                true
             }
-        }
-        // Nobody reads the events of a client that is gone.
-        let _ = self.events.send((self.index, event));
+        };
+        self.events.send((self.index, event), urgent);
     }
 
-    fn token(&mut self) {
+    /// Counts a token; whether it is the first one.
+    fn token(&mut self) -> bool {
         let now = Instant::now();
         match self.last_token.replace(now) {
             None => self.metrics.first_token(now - self.submitted),
-            Some(last) => self.metrics.next_token(now - last),
+            Some(last) => {
+                self.metrics.next_token(now - last);
+                return false;
+            }
         }
+        true
     }
 }
 

@@ -4,12 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use socket2::SockRef;
 use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
 
 use super::socket::Socket;
 use crate::options::Listen;
+
+/// Connections that may wait to be taken.
+const BACKLOG: i32 = 4096;
 
 /// A socket that takes connections.
 pub enum Listener {
@@ -40,6 +44,8 @@ impl Listener {
         match listen {
             Listen::Tcp { host, port } => {
                 let listener = std::net::TcpListener::bind((host.as_str(), *port))?;
+                // The standard library lets 128 wait: clients that come together beyond that would lose a second.
+                SockRef::from(&listener).listen(BACKLOG)?;
                 listener.set_nonblocking(true)?;
                 Ok(Self::Tcp(listener))
             }
