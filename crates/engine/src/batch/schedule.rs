@@ -21,7 +21,7 @@ pub(crate) trait Requests {
     /// Tokens of a running request that are not in its cache, at least one, and the most that it takes in a step.
     fn pending(&self, id: RequestId) -> Pending;
 
-    /// Tokens of prompts that a step takes at most beside requests that decode, at least one.
+    /// Tokens of prompts that a step takes at most beside requests that decode, if no fewer decode than have prompts left: at least one.
     fn beside(&self) -> usize;
 
     /// Gets a running request the memory for so many tokens more; false if there is too little.
@@ -152,7 +152,9 @@ impl Schedule {
             .saturating_sub(decoding)
             .max(PAGE_TOKENS.min(self.step_tokens));
         if decoding > 0 {
-            left = left.min(requests.beside());
+            // Where more wait for their prompts than for their next tokens, as after a burst, prompts get more of the step.
+            let times = ((pending.len() - decoding) / decoding).max(1);
+            left = left.min(requests.beside().saturating_mul(times));
         }
         let mut tokens: Vec<usize> = pending.iter().map(|p| usize::from(decodes(p))).collect();
         let first = self.running.partition_point(|&id| id <= self.last_served);
@@ -323,19 +325,31 @@ mod tests {
 
     #[test]
     fn prompts_are_slower_beside_those_that_decode() {
-        let mut pages = Pages::new(1000, &[1, 2000, 100]);
+        let mut pages = Pages::new(1000, &[1, 1, 2000, 100]);
         pages.beside = 100;
-        let mut schedule = schedule(3);
+        let mut schedule = schedule(4);
         let turns = schedule.step(&mut pages);
-        assert_eq!(tokens(&turns), [(1, 1), (2, 64), (3, 36)]);
+        assert_eq!(tokens(&turns), [(1, 1), (2, 1), (3, 64), (4, 36)]);
         pages.run(&turns);
         // The rest of the page, and what is left after that.
         let turns = schedule.step(&mut pages);
-        assert_eq!(tokens(&turns), [(1, 1), (2, 72), (3, 28)]);
-        schedule.remove(RequestId(1));
-        pages.line.remove(&1);
+        assert_eq!(tokens(&turns), [(1, 1), (2, 1), (3, 72), (4, 28)]);
+        for id in [1, 2] {
+            schedule.remove(RequestId(id));
+            pages.line.remove(&id);
+        }
         let turns = schedule.step(&mut pages);
         assert_eq!(turns.iter().map(|turn| turn.tokens).sum::<usize>(), 512);
+    }
+
+    #[test]
+    fn a_burst_of_prompts_is_not_held_up_by_the_few_that_decode() {
+        let mut pages = Pages::new(1000, &[1, 90, 90, 90, 90]);
+        pages.beside = 50;
+        let mut schedule = schedule(5);
+        let prompts = |turns: &[Turn]| turns[1..].iter().map(|turn| turn.tokens).sum::<usize>();
+        let turns = schedule.step(&mut pages);
+        assert_eq!((turns[0].tokens, prompts(&turns)), (1, 200));
     }
 
     #[test]
