@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "server"))
 
 from client import Target, ask, together  # noqa: E402
-from process import SPARAMX, Process, free_port, sparamx  # noqa: E402
+from process import SPARAMX, Process, sparamx  # noqa: E402
 
 BUILD = HERE / ".build" / "serving"
 GGUF = BUILD / "tinyllama-q8_0.gguf"
@@ -189,9 +189,8 @@ class Engine:
 
 
 def llama_process(threads, streams):
-    port = free_port()
-    command = [sys.executable, __file__, "--llama-server", str(port), "--threads", str(threads), "--streams", str(streams)]
-    return Process(command, port)
+    options = ["--threads", str(threads), "--streams", str(streams)]
+    return Process(lambda port: [sys.executable, __file__, "--llama-server", str(port), *options])
 
 
 def main():

@@ -95,7 +95,7 @@ def test_a_system_prompt_is_followed(smol):
             model="smollm2",
             system="You answer in one short sentence.",
             messages=[{"role": "user", "content": "What is the capital of France?"}],
-            max_tokens=40,
+            max_tokens=80,
             extra_body=GREEDY,
         )
     assert "Paris" in message.content[0].text and message.stop_reason == "end_turn"

@@ -40,6 +40,8 @@ def test_counters_count(tiny):
     import urllib.request
 
     def counts():
+        # Whatever was asked before has ended.
+        tiny.rest()
         return [tiny.metric(f"vllm:{name}_total") for name in ("prompt_tokens", "generation_tokens", "request_success")]
 
     before = counts()

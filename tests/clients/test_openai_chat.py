@@ -5,9 +5,11 @@ from typing import Literal
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-GREEDY = {"temperature": 0, "max_tokens": 24}
+# No text ends before its tokens do.
+WHOLE = {"ignore_eos": True}
+GREEDY = {"temperature": 0, "max_tokens": 24, "extra_body": WHOLE}
 STORY = [{"role": "user", "content": "Once upon a time, there was a little girl named Lily."}]
 
 
@@ -66,7 +68,9 @@ def test_the_stream_helper_puts_the_answer_together(client):
 
 def test_n_answers_differ_and_a_seed_repeats_them(client):
     def ask():
-        answer = client.chat.completions.create(model="stories", messages=STORY, n=3, seed=7, temperature=1, max_tokens=24)
+        answer = client.chat.completions.create(
+            model="stories", messages=STORY, n=3, seed=7, temperature=1, max_tokens=24, extra_body=WHOLE
+        )
         assert [choice.index for choice in answer.choices] == [0, 1, 2]
         assert answer.usage.completion_tokens == 3 * 24
         return [choice.message.content for choice in answer.choices]
@@ -124,8 +128,10 @@ def test_penalties_and_bias_have_an_effect(client):
 
 
 class Person(BaseModel):
-    name: str
-    age: int
+    """All fields have bounds: in a free text or number a model of stories may ramble until the tokens end."""
+
+    name: Literal["Lily", "Tom"]
+    age: int = Field(ge=0, le=99)
     mood: Literal["happy", "sad"]
 
 
@@ -169,7 +175,7 @@ def test_a_question_with_a_known_answer(smart):
         model="smollm2",
         messages=[{"role": "user", "content": "What is the capital of France? Answer in one short sentence."}],
         temperature=0,
-        max_tokens=40,
+        max_tokens=80,
     )
     assert "Paris" in answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "stop"
@@ -202,4 +208,4 @@ def test_a_conversation_is_remembered(smart):
         {"role": "user", "content": "And of Italy?"},
     ]
     answer = smart.chat.completions.create(model="smollm2", messages=messages, temperature=0, max_tokens=30)
-    assert "capital of Italy is Rome" in answer.choices[0].message.content
+    assert "Rome" in answer.choices[0].message.content

@@ -61,7 +61,10 @@ REASONING = "The user wants to know about sparsity. I should say what is read, s
 
 
 class Fake(ThreadingHTTPServer):
-    """A fake on a port of its own. `plan` is a list of what the next requests get; then they get an answer."""
+    """A fake on a port of its own. `plan` is a list of what the next requests get; then they get an answer.
+
+    An answer by the plan "hold" has two words, and the others after `go` is set.
+    """
 
     daemon_threads = True
 
@@ -71,12 +74,14 @@ class Fake(ThreadingHTTPServer):
         self.plan, self.bodies, self.gone = [], [], 0
         self.answer, self.reasoning = ANSWER, ""
         self.loading = 0
+        self.go = threading.Event()
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        self.go.set()
         self.shutdown()
         self.server_close()
 
@@ -181,9 +186,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.event({"error": {"message": "a step of the engine failed", "type": "server_error", "code": 500}})
                 self.write("data: [DONE]\n\n")
                 return
+            while plan == "hold" and i == 2 and not self.server.go.wait(0.05):
+                # It fails once the client is gone.
+                self.write(": keep-alive\n\n")
             text = word if i == len(words) - 1 else word + " "
             self.event({"choices": [{"index": 0, **wrap("content", text), "finish_reason": None}]})
-            time.sleep(10 * self.server.delay if plan == "slow" else self.server.delay)
+            time.sleep(self.server.delay)
         finish = "length" if plan == "length" else "stop"
         self.event({"choices": [{"index": 0, **wrap("content", ""), "finish_reason": finish}]})
         usage = {"prompt_tokens": 41, "completion_tokens": len(words), "total_tokens": 41 + len(words)}

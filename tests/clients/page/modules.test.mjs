@@ -1,4 +1,4 @@
-// Those modules of the page that need no browser: node --test tests/clients/page
+// Those modules of the page that need no browser: node --test tests/clients/page/modules.test.mjs
 
 import assert from "node:assert/strict";
 import test from "node:test";
