@@ -151,10 +151,9 @@ impl Schedule {
             .step_tokens
             .saturating_sub(decoding)
             .max(PAGE_TOKENS.min(self.step_tokens));
-        if decoding > 0 {
-            // Where more wait for their prompts than for their next tokens, as after a burst, prompts get more of the step.
-            let times = ((pending.len() - decoding) / decoding).max(1);
-            left = left.min(requests.beside().saturating_mul(times));
+        // Where more wait for their prompts than for their next tokens, as after a burst, prompts get more of the step.
+        if let Some(times) = (pending.len() - decoding).checked_div(decoding) {
+            left = left.min(requests.beside().saturating_mul(times.max(1)));
         }
         let mut tokens: Vec<usize> = pending.iter().map(|p| usize::from(decodes(p))).collect();
         let first = self.running.partition_point(|&id| id <= self.last_served);
