@@ -19,20 +19,18 @@ fn read_all(bytes: &[u8]) -> Result<(), FormatError> {
         }
     }
     for tensor in file.tensors() {
-        let elements: usize = match tensor.kind {
-            // Its size is not known, so its shape may be any.
-            GgufType::Other(_) => continue,
-            _ => tensor.shape.iter().product(),
-        };
         let data = file.bytes(tensor);
         let levels = match tensor.kind {
             GgufType::Q8_0 => gguf::q8_0(data)?.levels.len(),
             GgufType::Q4_0 => gguf::q4_0(data)?.levels.len(),
+            GgufType::Q4_1 => gguf::q4_1(data)?.len(),
             GgufType::Q6K => gguf::q6_k(data)?.levels.len(),
             GgufType::F32 => data.len() / 4,
-            _ => data.len() / 2,
+            // Its size is not known, so its shape may be any.
+            GgufType::Other(_) => continue,
+            GgufType::F16 | GgufType::Bf16 => data.len() / 2,
         };
-        assert_eq!(levels, elements);
+        assert_eq!(levels, tensor.shape.iter().product::<usize>());
     }
     Ok(())
 }
