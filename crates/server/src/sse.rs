@@ -224,10 +224,8 @@ mod tests {
     #[test]
     fn a_socket_gets_comments_in_silence() {
         let quiet = || async { sse(stream::pending::<SseEvent>()) };
-        let server = paths(ServerOptions::default(), |app| {
-            Router::new()
-                .route("/quiet", get(quiet))
-                .with_state(app.clone())
+        let server = paths(ServerOptions::default(), |_| {
+            Router::new().route("/quiet", get(quiet))
         });
         let mut socket = server.connect();
         socket

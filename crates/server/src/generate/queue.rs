@@ -44,16 +44,18 @@ struct Shared {
     closed: bool,
 }
 
-impl Shared {
-    /// The waker, if it is time to use it.
-    fn due(&mut self) -> Option<Waker> {
-        let later = self.waits && !self.urgent;
-        if later { None } else { self.waker.take() }
-    }
-}
-
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Wakes the receiver, if it waits and it is time, once it can have the lock.
+fn wake(mut shared: MutexGuard<'_, Shared>) {
+    let later = shared.waits && !shared.urgent;
+    let waker = if later { None } else { shared.waker.take() };
+    drop(shared);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
 }
 
 /// The engine's end.
@@ -69,11 +71,7 @@ impl Sender {
         }
         shared.events.push(event);
         shared.urgent |= urgent;
-        let waker = shared.due();
-        drop(shared);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(shared);
     }
 }
 
@@ -89,11 +87,7 @@ impl Drop for Sender {
         let mut shared = lock(&self.0);
         shared.senders -= 1;
         shared.urgent |= shared.senders == 0;
-        let waker = shared.due();
-        drop(shared);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        wake(shared);
     }
 }
 

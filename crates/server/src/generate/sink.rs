@@ -56,13 +56,15 @@ impl Feed {
     fn token(&mut self) -> bool {
         let now = Instant::now();
         match self.last_token.replace(now) {
-            None => self.metrics.first_token(now - self.submitted),
+            None => {
+                self.metrics.first_token(now - self.submitted);
+                true
+            }
             Some(last) => {
                 self.metrics.next_token(now - last);
-                return false;
+                false
             }
         }
-        true
     }
 }
 
