@@ -80,7 +80,7 @@ def test_tokens_are_counted(client):
 
 def test_errors_have_their_class(client, tiny):
     with pytest.raises(anthropic.NotFoundError) as caught:
-        client.messages.create(model="claude", messages=STORY, max_tokens=1)
+        client.messages.create(model="another", messages=STORY, max_tokens=1)
     assert caught.value.body["type"] == "error" and caught.value.body["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.BadRequestError):
         client.messages.create(model="stories", messages=[], max_tokens=1)

@@ -247,7 +247,7 @@ mod tests {
                 400,
                 "invalid_request_error",
             ),
-            (json!({"model": "claude"}), 404, "not_found_error"),
+            (json!({"model": "another"}), 404, "not_found_error"),
         ] {
             for stream in [false, true] {
                 let mut body = body(more.clone());

@@ -7,7 +7,7 @@ use crate::wire::anthropic::{Block, InputMessage};
 use crate::wire::openai::chat::{ChatMessage, Content, FunctionCall, Part, ToolCall};
 use crate::wire::text_or::TextOr;
 
-/// How a block of the system message begins that Claude Code adds for billing. It changes with each request, and would keep
+/// How a block of the system message begins that some clients add for billing. It changes with each request, and would keep
 /// requests from sharing the prefix that follows it.
 const BILLING: &str = "x-anthropic-billing-header";
 
